@@ -1,0 +1,1 @@
+"""Recall, NDCG, legality and the most-popular floors."""

@@ -1,0 +1,1 @@
+"""The generative model: configuration, features, encoder, MoE decoder, constrained beam search."""

@@ -1,0 +1,1 @@
+"""P-Score: the learned preference reward."""

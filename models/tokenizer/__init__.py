@@ -1,0 +1,1 @@
+"""Semantic IDs: item representation, residual K-means, unique assignment, trie, daily refresh."""

@@ -1,0 +1,105 @@
+"""Item representations: content (tags, author, text) beside collaborative signal (PPMI-SVD of positive co-occurrence).
+
+The collaborative half is fitted on training interactions; a ridge map from content stands in for items nobody has
+liked yet, so that every item, also one with nothing but an author, gets a vector. Both halves have unit norm scaled by
+their weight. Content features are hashed, so the frozen representation codes items and words it has never seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import zlib
+
+import numpy as np
+import scipy.sparse as sp
+from sklearn.utils.extmath import randomized_svd
+
+CONTENT_BUCKETS = 4096
+_WORD = re.compile(r"\w+", re.UNICODE)
+_FIELD_WEIGHT = {"tag": 2.0, "author": 1.0, "word": 1.0}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RepresentationConfig:
+    """`collaborative_weight` against content's 1.0; dimensions after the two truncated SVDs."""
+
+    content_dim: int = 32
+    collaborative_dim: int = 64
+    collaborative_weight: float = 2.0
+    ridge: float = 1.0
+
+
+def content_matrix(tags: list[list[int]], authors: np.ndarray, texts: list[str]) -> sp.csr_matrix:
+    """Hashed bag of features [N, CONTENT_BUCKETS]; each row has unit norm unless the item has no content at all."""
+    rows, cols, values = [], [], []
+    for i, (item_tags, author, text) in enumerate(zip(tags, authors, texts)):
+        features = [("tag", str(t)) for t in item_tags] + ([("author", str(author))] if author >= 0 else [])
+        features += [("word", w) for w in _WORD.findall(text.lower())]
+        for kind, value in features:
+            rows.append(i)
+            cols.append(zlib.crc32(f"{kind}|{value}".encode()) % CONTENT_BUCKETS)
+            values.append(_FIELD_WEIGHT[kind])
+    x = sp.csr_matrix((values, (rows, cols)), shape=(len(tags), CONTENT_BUCKETS), dtype=np.float64)
+    norm = np.sqrt(x.multiply(x).sum(1).A1 if hasattr(x.multiply(x).sum(1), "A1") else np.asarray(x.multiply(x).sum(1)).ravel())
+    return sp.diags(1.0 / np.maximum(norm, 1e-12)) @ x
+
+
+def ppmi(users: np.ndarray, items: np.ndarray, num_items: int) -> sp.csr_matrix:
+    """Positive pointwise mutual information of items that share a user [N, N]. One vote a (user, item) pair.
+
+    Users are weighted 1/(number of items), so that a heavy user does not decide.
+    """
+    pairs = np.unique(np.stack([users, items], 1), axis=0)
+    users, items = np.unique(pairs[:, 0], return_inverse=True)[1], pairs[:, 1]
+    x = sp.csr_matrix((np.ones(len(items)), (users, items)), shape=(users.max() + 1 if len(users) else 0, num_items))
+    degree = np.maximum(np.asarray(x.sum(1)).ravel(), 1.0)
+    co = (x.T @ sp.diags(1.0 / degree) @ x).tocoo()
+    keep = co.row != co.col
+    row, col, value = co.row[keep], co.col[keep], co.data[keep]
+    marginal = np.bincount(row, value, num_items)
+    information = np.log(value * marginal.sum() / (marginal[row] * marginal[col]))
+    positive = information > 0
+    return sp.csr_matrix((information[positive], (row[positive], col[positive])), shape=(num_items, num_items))
+
+
+class Representation:
+    """Frozen after `fit`; `content_only` serves items that arrive later."""
+
+    def __init__(self, tensors: dict[str, np.ndarray]) -> None:
+        self.tensors = tensors
+
+    @classmethod
+    def fit(
+        cls, config: RepresentationConfig, content_NF: sp.csr_matrix, users: np.ndarray, items: np.ndarray, seed: int
+    ) -> tuple[Representation, np.ndarray]:
+        """Fit both halves; returns the representation and the vectors [N, content_dim + collaborative_dim] float32."""
+        N = content_NF.shape[0]
+        dim = max(1, min(config.content_dim, N - 1))
+        _, _, components = randomized_svd(content_NF, dim, random_state=seed)
+        content = _unit(content_NF @ components.T)
+        association = ppmi(users, items, N) if len(users) else sp.csr_matrix((N, N))
+        collaborative_dim = max(1, min(config.collaborative_dim, N - 1))
+        if association.nnz:
+            u, s, _ = randomized_svd(association, collaborative_dim, random_state=seed)
+            collaborative = _unit(u * np.sqrt(s))
+        else:
+            collaborative = np.zeros((N, collaborative_dim))
+        known = np.linalg.norm(collaborative, axis=1) > 0
+        a = content[known]
+        ridge = np.linalg.solve(a.T @ a + config.ridge * np.eye(dim), a.T @ collaborative[known])
+        collaborative[~known] = _unit(content[~known] @ ridge)
+        weight = np.array([config.collaborative_weight])
+        vectors = np.concatenate([content, weight * collaborative], 1).astype(np.float32)
+        tensors = {"components": components.astype(np.float32), "ridge": ridge.astype(np.float32), "weight": weight.astype(np.float32)}
+        return cls(tensors), vectors
+
+    def content_only(self, content_NF: sp.csr_matrix) -> np.ndarray:
+        """Vectors of items without interactions, in the same space, from the frozen maps."""
+        content = _unit(content_NF @ self.tensors["components"].T)
+        collaborative = _unit(content @ self.tensors["ridge"])
+        return np.concatenate([content, self.tensors["weight"] * collaborative], 1).astype(np.float32)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

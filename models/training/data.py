@@ -1,0 +1,136 @@
+"""Training sets (Parquet, one row a user and day with its point-in-time features) to padded batches.
+
+Everything is encoded once into flat arrays; a batch is a gather. Histories are right-aligned, so the newest event
+always has the same position. Batches are cut from length-sorted pools to spare padding; the order is seeded.
+
+Legend: B users, L events, M targets, S static features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from models.onerec.config import OneRecConfig
+from models.onerec.features import EVENT_FIELDS, NUM_FIELDS, POSITIVE_MASK, Catalogue, encode_events
+
+PATHWAYS = ("short", "positive", "lifelong")
+
+
+@dataclasses.dataclass
+class Ragged:
+    """Rows of different length, end to end: row i is values[offsets[i]:offsets[i + 1]]."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+    def row(self, i: int) -> np.ndarray:
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    def right_aligned(self, rows: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
+        """The last `longest` entries of the rows, padded on the left: [B, L, ...] and mask [B, L]; L fits the batch."""
+        length = np.minimum(self.offsets[rows + 1] - self.offsets[rows], longest)
+        L = int(length.max(initial=0))
+        back = np.arange(L)[None, ::-1]  # distance from the newest entry
+        mask = back < length[:, None]
+        at = np.where(mask, self.offsets[rows + 1][:, None] - 1 - back, 0)
+        if not len(self.values):
+            return np.zeros((len(rows), L, *self.values.shape[1:]), self.values.dtype), mask
+        return np.where(mask.reshape(*mask.shape, *[1] * (self.values.ndim - 1)), self.values[at], 0), mask
+
+
+def read_ragged(table: pa.Table, columns: list[str]) -> Ragged:
+    """Parallel list columns as one ragged array; one column gives [n], several [n, columns]. Null lists are empty."""
+    stacks, offsets = [], None
+    for name in columns:
+        chunk = table[name].combine_chunks()
+        if chunk.null_count:
+            chunk = pa.array([x or [] for x in chunk.to_pylist()], chunk.type)
+        stacks.append(chunk.flatten().to_numpy(zero_copy_only=False).astype(np.int64))
+        own = np.concatenate([[0], np.cumsum(chunk.value_lengths().to_numpy(zero_copy_only=False))]).astype(np.int64)
+        if offsets is not None and not np.array_equal(own, offsets):
+            raise ValueError(f"columns {columns[0]} and {name} have lists of different length; rebuild this day's features")
+        offsets = own
+    assert offsets is not None
+    return Ragged(stacks[0] if len(stacks) == 1 else np.stack(stacks, 1), offsets)
+
+
+class TrainingSet:
+    """All rows of some Parquet files, encoded for one catalogue and configuration."""
+
+    def __init__(self, paths: list[Path], catalogue: Catalogue, config: OneRecConfig) -> None:
+        table = pa.concat_tables([pq.read_table(p) for p in sorted(paths)])
+        if not len(table):
+            raise ValueError(f"no training rows in {', '.join(map(str, paths))}; run the features step of these days again")
+        self.config, self.catalogue = config, catalogue
+        self.user_id = table["user_id"].to_numpy()
+        self.now_s = table["event_timestamp"].cast(pa.timestamp("s", "UTC"), safe=False).cast(pa.int64()).to_numpy()
+        static = read_ragged(table, ["static_codes"])
+        if (static.lengths != config.static_features).any():
+            raise ValueError(
+                f"static_codes has {np.unique(static.lengths).tolist()} entries, the model wants {config.static_features}; "
+                "the users table has changed its columns: bootstrap a new model"
+            )
+        self.static = static.values.reshape(-1, config.static_features)
+        self.pathway: dict[str, Ragged] = {}
+        for name in PATHWAYS:
+            raw = read_ragged(table, [f"{name}_{field}" for field in EVENT_FIELDS])
+            now = np.repeat(self.now_s, raw.lengths)
+            values = raw.values.reshape(-1, NUM_FIELDS)
+            encoded = encode_events(values, now, catalogue, config.author_buckets, config.tag_buckets)
+            self.pathway[name] = Ragged(encoded.astype(np.int32), raw.offsets)
+        self.seen = read_ragged(table, ["seen_item_id"])
+        shown = read_ragged(table, ["item_id", "label", "label_known", "play_ms", "duration_ms"])
+        self.shown = Ragged(np.concatenate([catalogue.index(shown.values[:, :1]), shown.values[:, 1:]], 1), shown.offsets)
+        self.shown_item_id = Ragged(shown.values[:, 0], shown.offsets)
+        self.targets = self._positives()
+
+    def __len__(self) -> int:
+        return len(self.user_id)
+
+    def _positives(self) -> Ragged:
+        """Catalogue indices of each row's positive impressions, each item once, known items only."""
+        row = np.repeat(np.arange(len(self)), self.shown.lengths)
+        keep = ((self.shown.values[:, 1] & POSITIVE_MASK) > 0) & (self.shown.values[:, 0] < len(self.catalogue))
+        pairs = np.stack([row[keep], self.shown.values[keep, 0]], 1)
+        _, first = np.unique(pairs, axis=0, return_index=True)
+        pairs = pairs[np.sort(first)]
+        return Ragged(pairs[:, 1], np.concatenate([[0], np.cumsum(np.bincount(pairs[:, 0], minlength=len(self)))]))
+
+    def context(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """What the model's encoder takes: static, short, positive, lifelong and their masks."""
+        limit = {"short": self.config.short_len, "positive": self.config.positive_len, "lifelong": self.config.lifelong_len}
+        batch = {"static": torch.from_numpy(self.static[rows])}
+        for name in PATHWAYS:
+            events, mask = self.pathway[name].right_aligned(rows, limit[name])
+            batch[name] = torch.from_numpy(events.astype(np.int64))
+            batch[f"{name}_mask"] = torch.from_numpy(mask)
+        return batch
+
+    def batch(self, rows: np.ndarray, max_targets: int) -> dict[str, Tensor]:
+        """Context plus `targets` [B, M] (catalogue indices) and `target_mask` [B, M]; the newest M are kept."""
+        targets, mask = self.targets.right_aligned(rows, max_targets)
+        return {**self.context(rows), "targets": torch.from_numpy(targets), "target_mask": torch.from_numpy(mask)}
+
+    def batches(self, rows: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
+        """Seeded shuffle of `rows` into batches of similar history length (pools of 32 batches, then shuffled)."""
+        rng = np.random.default_rng(seed)
+        rows = rng.permutation(rows)
+        cost = self.pathway["short"].lengths + self.pathway["positive"].lengths
+        batches = []
+        for pool in np.array_split(rows, max(1, round(len(rows) / (32 * size)))):
+            ordered = pool[np.argsort(cost[pool], kind="stable")]
+            batches += [ordered[i : i + size] for i in range(0, len(ordered), size)]
+        for i in rng.permutation(len(batches)):
+            yield batches[i]

@@ -1,0 +1,33 @@
+"""Losses of pre-training: next-token prediction over the three codes, and the item-level softmax.
+
+Legend: B users, M targets a user, K codebook size, T context tokens, D model width, N items.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.onerec.model import OneRec
+
+
+def ntp_loss(model: OneRec, targets_BM: Tensor, weight_BM: Tensor, z_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy summed over the three levels (TR section 2.3), weighted mean over targets; and each level's [3].
+
+    weight_BM is 0 where a target is padding.
+    """
+    codes_BML = model.sid_NL[targets_BM]
+    total = weight_BM.sum().clamp_min(1e-6)
+    losses = []
+    for level, logits in enumerate(model.code_logits(codes_BML, z_BTD, mask_BT)):
+        nll = F.cross_entropy(logits.flatten(0, 1).float(), codes_BML[..., level].flatten(), reduction="none")
+        losses.append((nll.view_as(weight_BM) * weight_BM).sum() / total)
+    levels = torch.stack(losses)
+    return levels.sum(), levels.detach()
+
+
+def item_loss(model: OneRec, targets_BM: Tensor, weight_BM: Tensor, z_BTD: Tensor) -> Tensor:
+    """Full-softmax cross-entropy of the item head against every target of the user, weighted mean."""
+    logp = torch.log_softmax(model.item_logits(z_BTD).float(), -1)
+    return -(logp.gather(1, targets_BM) * weight_BM).sum() / weight_BM.sum().clamp_min(1e-6)
