@@ -1,0 +1,98 @@
+"""Channels: one small pointer object a name (`production`, `candidate`), moved by compare-and-swap.
+
+    promote(store, "2022-05-05-0123456789ab")          rollback(store, "production")
+
+The pointer names one release and keeps the stack of those it named before, so a rollback moves it back and retrains
+nothing. A reader sees the old or the new release, never a mixture: releases themselves never change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+
+from releases.manifest import canonical_json, check_release_id, load_release
+from releases.object_store import ConflictError, ObjectStore, digest_bytes
+
+CHANNELS = ("production", "candidate")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Channel:
+    """A pointer: the release in use, the ones before it (oldest first), and every move (when, what, why)."""
+
+    name: str
+    release_id: str
+    previous: list[str]
+    history: list[dict[str, str]]
+
+
+def read_channel(store: ObjectStore, name: str) -> Channel | None:
+    """Where a channel points, None when it was never moved. ValueError for an unknown name or an unreadable pointer."""
+    data = store.get(_key(name))
+    return None if data is None else _parse(name, data)
+
+
+def move_channel(store: ObjectStore, name: str, to: str, expect: str | None, reason: str = "moved") -> Channel:
+    """Point `name` at release `to` if it points at `expect` now (None: nowhere yet).
+
+    The release is verified first. Raises ConflictError when the channel points elsewhere, ValueError when the release
+    is unknown or damaged. Moving to where it points already changes nothing.
+    """
+    load_release(store, to)
+    return _swap(store, name, expect, lambda now: _pushed(now, to), reason)
+
+
+def promote(store: ObjectStore, release_id: str, *, channel: str = "production", reason: str = "promoted") -> Channel:
+    """Point the channel at a release, from wherever it points now; a concurrent move makes it fail, not overwrite."""
+    now = read_channel(store, channel)
+    return move_channel(store, channel, release_id, now.release_id if now else None, reason)
+
+
+def rollback(store: ObjectStore, channel: str = "production", *, reason: str = "rolled back") -> Channel:
+    """Point the channel at the release before the present one; again goes further back.
+
+    Raises ValueError when there is none before, or when that release is damaged.
+    """
+    now = read_channel(store, channel)
+    if now is None or not now.previous:
+        raise ValueError(f"channel {channel} has no earlier release to roll back to; promote one by its id instead")
+    load_release(store, now.previous[-1])
+    return _swap(store, channel, now.release_id, lambda c: (c.previous[-1], c.previous[:-1]), reason)
+
+
+def _swap(store: ObjectStore, name: str, expect: str | None, change, reason: str) -> Channel:
+    data = store.get(_key(name))
+    now = None if data is None else _parse(name, data)
+    found = now.release_id if now else None
+    if found != expect:
+        raise ConflictError(f"channel {name} points at {found}, not at {expect}; look at it again before moving it")
+    release_id, previous = change(now)
+    if now and release_id == now.release_id:
+        return now
+    at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    history = [*(now.history if now else []), {"release_id": release_id, "at": at, "reason": reason}]
+    moved = Channel(name=name, release_id=release_id, previous=previous, history=history)
+    etag = None if data is None else digest_bytes(data)
+    store.compare_and_swap(_key(name), canonical_json(dataclasses.asdict(moved)), etag)
+    return moved
+
+
+def _pushed(now: Channel | None, to: str) -> tuple[str, list[str]]:
+    return to, [*now.previous, now.release_id] if now else []
+
+
+def _key(name: str) -> str:
+    if name not in CHANNELS:
+        raise ValueError(f"unknown channel {name!r}; the channels are {', '.join(CHANNELS)}")
+    return f"channels/{name}.json"
+
+
+def _parse(name: str, data: bytes) -> Channel:
+    try:
+        channel = Channel(**json.loads(data))
+        check_release_id(channel.release_id)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the pointer of channel {name} is unreadable ({error}); remove it and promote") from None
+    return channel

@@ -1,0 +1,85 @@
+"""Gates stop what must not serve; list, show and diff say what is there."""
+
+from __future__ import annotations
+
+import pytest
+
+from releases.channels import promote
+from releases.describe import diff, diff_text, list_releases, show, show_text
+from releases.gates import decide, record_decision
+from tests.releases.conftest import publish_small, write_files
+
+SERVED = {"legal": 1.0, "unseen": 1.0}
+CLEAN = {"critical_failed": 0}
+
+
+def metrics(recall: float, floor: float = 0.10, production: float | None = None, legality: float = 1.0) -> dict:
+    rows = [
+        {"name": "onerec", "recall@50": recall},
+        {"name": "most_popular_all", "recall@50": floor / 2},
+        {"name": "most_popular_3d", "recall@50": floor},
+    ]
+    if production is not None:
+        rows.append({"name": "production", "recall@50": production})
+    return {"rows": rows, "legality": legality}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "passed"),
+    [
+        (metrics(0.10), True),  # a first release reaches the best floor
+        (metrics(0.099), False),
+        (metrics(0.095, production=0.10), True),  # later: 90 % of the floor and 95 % of production
+        (metrics(0.094, production=0.10), False),
+        (metrics(0.089, production=0.05), False),
+        (metrics(0.2, legality=0.999), False),
+        (metrics(float("nan")), False),
+    ],
+)
+def test_quality_gates(evaluation, passed):
+    decision = decide(metrics=evaluation, production_metrics=None, data_quality=CLEAN, serving_check=SERVED)
+    assert decision.passed is passed
+    assert bool(decision.failures()) is not passed
+
+
+def test_data_quality_and_serving_gates():
+    good = {"metrics": metrics(0.2), "production_metrics": None, "data_quality": CLEAN, "serving_check": SERVED}
+    assert decide(**good).passed
+    assert not decide(**good | {"data_quality": {"critical_failed": 1}}).passed
+    assert not decide(**good | {"serving_check": SERVED | {"unseen": 0.99}}).passed
+    assert not decide(**good | {"production_metrics": {"recall@50": 0.3}}).passed
+    with pytest.raises(ValueError, match="critical_failed"):
+        decide(**good | {"data_quality": {}})
+    with pytest.raises(ValueError, match="floor"):
+        decide(**good | {"metrics": {"rows": [{"name": "onerec", "recall@50": 1.0}], "legality": 1.0}})
+
+
+def test_list_show_and_diff(store, files, tmp_path):
+    old = publish_small(store, files, metrics=metrics(0.20))
+    changed = write_files(tmp_path / "next", 1)
+    changed["model/model.safetensors"].write_bytes(b"trained further")
+    changed["training_state/optimizer.safetensors"] = changed["items.parquet"]
+    new = publish_small(store, changed, day="2022-05-06", metrics=metrics(0.25), parents=[old], data={"d": "1"})
+    judged = decide(metrics=metrics(0.2), production_metrics=None, data_quality=CLEAN, serving_check=SERVED)
+    record_decision(store, old, judged)
+    promote(store, old)
+
+    listed = list_releases(store)
+    assert [(r["release_id"], r["gate"], r["channels"], r["recall@50"]) for r in listed] == [
+        (old, "passed", ["production"], 0.20),
+        (new, "open", [], 0.25),
+    ]
+    difference = diff(store, old, new)
+    assert difference["files"] == {
+        "added": ["training_state/optimizer.safetensors"],
+        "removed": [],
+        "changed": ["model/model.safetensors"],
+    }
+    assert difference["metrics"] == {"rows.onerec.recall@50": {"old": 0.20, "new": 0.25}}
+    assert difference["data"]["added"] == ["d"] and difference["other"]["parents"]["new"] == [old]
+    assert "recall@50: 0.2 -> 0.25  +0.05" in diff_text(difference)
+    assert diff_text(diff(store, old, old)).endswith("no difference")
+    text = show_text(show(store, old))
+    assert "channels  production" in text and "gate      passed legality" in text
+    with pytest.raises(ValueError, match="no release"):
+        show(store, "2022-05-05-000000000000")
