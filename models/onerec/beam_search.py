@@ -18,9 +18,7 @@ ILLEGAL = float("-inf")
 
 
 @torch.no_grad()
-def beam_search(
-    model: OneRec, z_BTD: Tensor, mask_BT: Tensor, width: int, trie: Trie | None
-) -> tuple[Tensor, Tensor]:
+def beam_search(model: OneRec, z_BTD: Tensor, mask_BT: Tensor, width: int, trie: Trie | None) -> tuple[Tensor, Tensor]:
     """The `width` best code tuples of each user, best first.
 
     Returns codes [B, W, 3] and log-probabilities [B, W]. With a trie and fewer than W items, the surplus beams have
@@ -31,8 +29,9 @@ def beam_search(
     prefix = torch.zeros(B, 1, 0, dtype=torch.int64, device=z_BTD.device)
     logp = torch.zeros(B, 1, device=z_BTD.device)
     node = torch.zeros(B, 1, dtype=torch.int64, device=z_BTD.device)
+    cache = None
     for level in range(model.config.levels):
-        hidden = model.decode(prefix, kv, mask_BT)[:, :, -1]
+        hidden, cache = model.decode_step(prefix[..., -1] if level else None, level, cache, kv, mask_BT)
         step = torch.log_softmax(model.level_logits(hidden, level).float(), -1)
         if trie is None:
             code = torch.arange(step.shape[-1], device=step.device).expand(step.shape)
@@ -43,11 +42,17 @@ def beam_search(
         total = (logp[..., None] + step).flatten(1)
         logp, best = total.topk(min(width, total.shape[1]), dim=1)
         beam = best // code.shape[-1]
+        cache = [tuple(_follow(t, beam) for t in pair) for pair in cache]
         prefix = torch.cat(
             [prefix.gather(1, beam[..., None].expand(-1, -1, level)), code.flatten(1).gather(1, best)[..., None]], -1
         )
         node = child.flatten(1).gather(1, best)
     return prefix, logp
+
+
+def _follow(cache_BMHPd: Tensor, beam_BW: Tensor) -> Tensor:
+    """The cache rows of the beams that were kept."""
+    return cache_BMHPd.gather(1, beam_BW[..., None, None, None].expand(-1, -1, *cache_BMHPd.shape[2:]))
 
 
 @torch.no_grad()
@@ -56,8 +61,9 @@ def sample_codes(model: OneRec, z_BTD: Tensor, mask_BT: Tensor, count: int, gene
     kv = model.context_kv(z_BTD)
     prefix = torch.zeros(len(z_BTD), count, 0, dtype=torch.int64, device=z_BTD.device)
     for level in range(model.config.levels):
-        hidden = model.decode(prefix, kv, mask_BT)[:, :, -1]
+        hidden = model.decode(prefix if level else prefix[:, :1], kv, mask_BT)[:, :, -1]
         p = torch.softmax(model.level_logits(hidden, level).float(), -1)
+        p = p.expand(-1, count, -1)
         code = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(*p.shape[:2], 1)
         prefix = torch.cat([prefix, code], -1)
     return prefix

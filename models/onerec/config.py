@@ -1,7 +1,7 @@
 """Sizes of a OneRec model: a frozen dataclass and the named functions that build one.
 
-    from models.onerec.config import onerec_laptop
-    onerec_laptop(codebook_size=64, items=7583, static_features=26)
+from models.onerec.config import onerec_laptop
+onerec_laptop(codebook_size=64, items=7583, static_features=26)
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ class OneRecConfig:
     author_buckets: int = 8192
     tag_buckets: int = 512
     static_buckets: int = 8192
-    dropout: float = 0.1
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.d_model % self.heads:
-            raise ValueError(f"d_model {self.d_model} is not a multiple of heads {self.heads}; choose heads that divide it")
+            raise ValueError(
+                f"d_model {self.d_model} is not a multiple of heads {self.heads}; choose heads that divide it"
+            )
         if not 1 <= self.experts_per_token <= self.experts:
             raise ValueError(f"experts_per_token {self.experts_per_token} must lie in 1..experts ({self.experts})")
         if self.levels != 3:

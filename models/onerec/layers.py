@@ -5,7 +5,6 @@ Legend: B batch, T tokens (queries), S tokens (keys), D model width, H heads, F 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,7 +25,9 @@ class Attention(nn.Module):
         k, v = self.kv(x_BSD).view(B, S, 2, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         return k, v
 
-    def forward(self, x_BTD: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
         """Attend from x to kv. mask: bool, True = may look, broadcastable to [B, H, T, S]."""
         B, T, D = x_BTD.shape
         q = self.q(x_BTD).view(B, T, self.heads, D // self.heads).transpose(1, 2)

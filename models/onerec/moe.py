@@ -19,7 +19,9 @@ class MoE(nn.Module):
     bias_E: Tensor
     load_E: Tensor
 
-    def __init__(self, d_model: int, experts: int, experts_per_token: int, expert_dim: int, balance_rate: float) -> None:
+    def __init__(
+        self, d_model: int, experts: int, experts_per_token: int, expert_dim: int, balance_rate: float
+    ) -> None:
         super().__init__()
         self.k, self.rate = experts_per_token, balance_rate
         self.router = nn.Linear(d_model, experts, bias=False)
@@ -45,7 +47,9 @@ class MoE(nn.Module):
         ends = load.cumsum(0).to(torch.int32)
         token = order // self.k
         x_sorted = x_ND[token]
-        hidden = F.silu(F.grouped_mm(x_sorted, self.gate_EDF, offs=ends)) * F.grouped_mm(x_sorted, self.up_EDF, offs=ends)
+        hidden = F.silu(F.grouped_mm(x_sorted, self.gate_EDF, offs=ends)) * F.grouped_mm(
+            x_sorted, self.up_EDF, offs=ends
+        )
         y_sorted = F.grouped_mm(hidden, self.down_EFD, offs=ends) * gate_NK.flatten()[order, None]
         return torch.zeros_like(x_ND).index_add(0, token, y_sorted).view(x.shape)
 

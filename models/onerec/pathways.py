@@ -52,7 +52,9 @@ class Pathways(nn.Module):
         self.positive_proj = FeedForward(self.event.width, d, d, drop)
         self.lifelong_proj = FeedForward(self.event.width, d, d, drop)
         self.query_QD = nn.Parameter(torch.randn(config.lifelong_queries, d) * 0.02)
-        self.qformer = nn.ModuleList(QFormerBlock(d, config.heads, config.ffn_dim, drop) for _ in range(config.lifelong_blocks))
+        self.qformer = nn.ModuleList(
+            QFormerBlock(d, config.heads, config.ffn_dim, drop) for _ in range(config.lifelong_blocks)
+        )
         self.position_TD = nn.Parameter(torch.randn(config.positions, d) * 0.02)
         self.no_life_D = nn.Parameter(torch.zeros(d))
 

@@ -43,7 +43,7 @@ def code_tree(codes_NL: np.ndarray, tags: list[list[int]], texts: list[str], bra
                 "items": len(members),
                 "top_tags": [{"tag": int(t), "share": n / len(members)} for t, n in top],
                 "example": example[:80],
-                "second_level_codes": int(len(np.unique(codes_NL[members, 1]))),
+                "second_level_codes": len(np.unique(codes_NL[members, 1])),
             }
         )
     return tree

@@ -57,7 +57,9 @@ def refresh_tokenizer(
         users, liked = _positives(training_sets, ids)
         representation, vectors = Representation.fit(RepresentationConfig(), content, users, liked, seed)
         books = [b.numpy() for b in rq_kmeans.fit(torch.from_numpy(vectors), LEVELS, size, seed)]
-        old = pa.table({"item_id": pa.array([], pa.int64()), **{f"c{i}": pa.array([], pa.int32()) for i in range(LEVELS)}})
+        old = pa.table(
+            {"item_id": pa.array([], pa.int64()), **{f"c{i}": pa.array([], pa.int32()) for i in range(LEVELS)}}
+        )
     else:
         tensors = load_file(previous / "codebooks.safetensors")
         books = [tensors.pop(f"codebook_{i}") for i in range(LEVELS)]
@@ -73,7 +75,9 @@ def refresh_tokenizer(
     order = np.concatenate([old["item_id"].to_numpy(), ids[new]])
     columns = {f"c{i}": pa.array(sid_NL[:, i], pa.int32()) for i in range(LEVELS)}
     pq.write_table(pa.table({"item_id": pa.array(order, pa.int64()), **columns}), out / "sid_table.parquet")
-    save_file({**{f"codebook_{i}": b for i, b in enumerate(books)}, **representation.tensors}, out / "codebooks.safetensors")
+    save_file(
+        {**{f"codebook_{i}": b for i, b in enumerate(books)}, **representation.tensors}, out / "codebooks.safetensors"
+    )
     Trie.build(sid_NL, size).save(out / "trie.safetensors")
     position = {int(i): row for row, i in enumerate(ids)}
     present = np.array([position.get(int(i), -1) for i in order])

@@ -41,7 +41,9 @@ def content_matrix(tags: list[list[int]], authors: np.ndarray, texts: list[str])
             cols.append(zlib.crc32(f"{kind}|{value}".encode()) % CONTENT_BUCKETS)
             values.append(_FIELD_WEIGHT[kind])
     x = sp.csr_matrix((values, (rows, cols)), shape=(len(tags), CONTENT_BUCKETS), dtype=np.float64)
-    norm = np.sqrt(x.multiply(x).sum(1).A1 if hasattr(x.multiply(x).sum(1), "A1") else np.asarray(x.multiply(x).sum(1)).ravel())
+    norm = np.sqrt(
+        x.multiply(x).sum(1).A1 if hasattr(x.multiply(x).sum(1), "A1") else np.asarray(x.multiply(x).sum(1)).ravel()
+    )
     return sp.diags(1.0 / np.maximum(norm, 1e-12)) @ x
 
 
@@ -91,7 +93,11 @@ class Representation:
         collaborative[~known] = _unit(content[~known] @ ridge)
         weight = np.array([config.collaborative_weight])
         vectors = np.concatenate([content, weight * collaborative], 1).astype(np.float32)
-        tensors = {"components": components.astype(np.float32), "ridge": ridge.astype(np.float32), "weight": weight.astype(np.float32)}
+        tensors = {
+            "components": components.astype(np.float32),
+            "ridge": ridge.astype(np.float32),
+            "weight": weight.astype(np.float32),
+        }
         return cls(tensors), vectors
 
     def content_only(self, content_NF: sp.csr_matrix) -> np.ndarray:

@@ -46,7 +46,9 @@ class Trie:
             levels_new.append(new)
         if not new.all():
             shared = rows[~new][0].tolist()
-            raise ValueError(f"code tuple {shared} belongs to several items; assign unique IDs before building the trie")
+            raise ValueError(
+                f"code tuple {shared} belongs to several items; assign unique IDs before building the trie"
+            )
         first, code = [], []
         parent_starts = np.zeros(1, np.int64)
         for level, is_new in enumerate(levels_new):
@@ -58,7 +60,10 @@ class Trie:
 
     def to(self, device: torch.device | str) -> Trie:
         return Trie(
-            [f.to(device) for f in self.first], [c.to(device) for c in self.code], self.item.to(device), self.codebook_size
+            [f.to(device) for f in self.first],
+            [c.to(device) for c in self.code],
+            self.item.to(device),
+            self.codebook_size,
         )
 
     def children(self, node: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,11 +91,15 @@ class Trie:
         return torch.where(self._keys[at] == key, self.item[at], -1)
 
     def save(self, path: Path) -> None:
-        tensors = {f"first_{i}": f for i, f in enumerate(self.first)} | {f"code_{i}": c for i, c in enumerate(self.code)}
+        tensors = {f"first_{i}": f for i, f in enumerate(self.first)} | {
+            f"code_{i}": c for i, c in enumerate(self.code)
+        }
         save_file({**tensors, "item": self.item}, path, metadata={"codebook_size": str(self.codebook_size)})
 
     @classmethod
     def load(cls, path: Path, codebook_size: int) -> Trie:
         t = load_file(path)
         levels = sum(name.startswith("code_") for name in t)
-        return cls([t[f"first_{i}"] for i in range(levels)], [t[f"code_{i}"] for i in range(levels)], t["item"], codebook_size)
+        return cls(
+            [t[f"first_{i}"] for i in range(levels)], [t[f"code_{i}"] for i in range(levels)], t["item"], codebook_size
+        )

@@ -22,7 +22,9 @@ def unique_codes(
     K, levels = len(codebooks[-1]), codes_NL.shape[1]
     given = np.empty((0, levels), np.int64) if taken is None else taken
     if len(codes_NL) + len(given) > K**levels:
-        raise ValueError(f"{len(codes_NL) + len(given)} items do not fit into {K}^{levels} code tuples; enlarge the codebook")
+        raise ValueError(
+            f"{len(codes_NL) + len(given)} items do not fit into {K}^{levels} code tuples; enlarge the codebook"
+        )
     used: dict[tuple[int, ...], set[int]] = {}
     for row in given.tolist():
         used.setdefault(tuple(row[:-1]), set()).add(row[-1])

@@ -42,7 +42,9 @@ class Tokenizer:
         trie = Trie.load(directory / "trie.safetensors", size)
         found = trie.lookup(torch.from_numpy(sid_NL)).numpy()
         if len(trie.item) != len(sid_NL) or not np.array_equal(found, np.arange(len(sid_NL))):
-            raise ValueError(f"{directory}: trie and SID table differ; they come from different tokenizers, do not mix releases")
+            raise ValueError(
+                f"{directory}: trie and SID table differ; they come from different tokenizers, do not mix releases"
+            )
         return cls(Catalogue(table["item_id"].to_numpy()), sid_NL, trie, size)
 
 
@@ -103,4 +105,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], path
             keys = ("step", "exp_avg", "exp_avg_sq")
             found = {k: saved[f"{k}/{names[id(p)]}"] for k in keys if f"{k}/{names[id(p)]}" in saved}
             if found:
-                optimizer.state[p] = {k: grow_items(names[id(p)], v, items) if k != "step" else v for k, v in found.items()}
+                optimizer.state[p] = {
+                    k: grow_items(names[id(p)], v, items) if k != "step" else v for k, v in found.items()
+                }

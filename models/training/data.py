@@ -60,7 +60,9 @@ def read_ragged(table: pa.Table, columns: list[str]) -> Ragged:
         stacks.append(chunk.flatten().to_numpy(zero_copy_only=False).astype(np.int64))
         own = np.concatenate([[0], np.cumsum(chunk.value_lengths().to_numpy(zero_copy_only=False))]).astype(np.int64)
         if offsets is not None and not np.array_equal(own, offsets):
-            raise ValueError(f"columns {columns[0]} and {name} have lists of different length; rebuild this day's features")
+            raise ValueError(
+                f"columns {columns[0]} and {name} have lists of different length; rebuild this day's features"
+            )
         offsets = own
     assert offsets is not None
     return Ragged(stacks[0] if len(stacks) == 1 else np.stack(stacks, 1), offsets)
@@ -72,7 +74,9 @@ class TrainingSet:
     def __init__(self, paths: list[Path], catalogue: Catalogue, config: OneRecConfig) -> None:
         table = pa.concat_tables([pq.read_table(p) for p in sorted(paths)])
         if not len(table):
-            raise ValueError(f"no training rows in {', '.join(map(str, paths))}; run the features step of these days again")
+            raise ValueError(
+                f"no training rows in {', '.join(map(str, paths))}; run the features step of these days again"
+            )
         self.config, self.catalogue = config, catalogue
         self.user_id = table["user_id"].to_numpy()
         self.now_s = table["event_timestamp"].cast(pa.timestamp("s", "UTC"), safe=False).cast(pa.int64()).to_numpy()
@@ -92,7 +96,9 @@ class TrainingSet:
             self.pathway[name] = Ragged(encoded.astype(np.int32), raw.offsets)
         self.seen = read_ragged(table, ["seen_item_id"])
         shown = read_ragged(table, ["item_id", "label", "label_known", "play_ms", "duration_ms"])
-        self.shown = Ragged(np.concatenate([catalogue.index(shown.values[:, :1]), shown.values[:, 1:]], 1), shown.offsets)
+        self.shown = Ragged(
+            np.concatenate([catalogue.index(shown.values[:, :1]), shown.values[:, 1:]], 1), shown.offsets
+        )
         self.shown_item_id = Ragged(shown.values[:, 0], shown.offsets)
         self.targets = self._positives()
 
@@ -110,7 +116,11 @@ class TrainingSet:
 
     def context(self, rows: np.ndarray) -> dict[str, Tensor]:
         """What the model's encoder takes: static, short, positive, lifelong and their masks."""
-        limit = {"short": self.config.short_len, "positive": self.config.positive_len, "lifelong": self.config.lifelong_len}
+        limit = {
+            "short": self.config.short_len,
+            "positive": self.config.positive_len,
+            "lifelong": self.config.lifelong_len,
+        }
         batch = {"static": torch.from_numpy(self.static[rows])}
         for name in PATHWAYS:
             events, mask = self.pathway[name].right_aligned(rows, limit[name])

@@ -12,7 +12,9 @@ from torch import Tensor
 from models.onerec.model import OneRec
 
 
-def ntp_loss(model: OneRec, targets_BM: Tensor, weight_BM: Tensor, z_BTD: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+def ntp_loss(
+    model: OneRec, targets_BM: Tensor, weight_BM: Tensor, z_BTD: Tensor, mask_BT: Tensor
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy summed over the three levels (TR section 2.3), weighted mean over targets; and each level's [3].
 
     weight_BM is 0 where a target is padding.

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from models.onerec.config import onerec_laptop
@@ -30,7 +31,7 @@ DAY_S = 86_400
 class PretrainConfig:
     """Knobs of pre-training. Learning rates: sparse = embedding tables, dense = the rest."""
 
-    epochs: int = 3
+    epochs: int = 1
     epochs_daily: int = 2
     batch_size: int = 128
     max_targets: int = 8
@@ -66,7 +67,9 @@ def pretrain(
     if previous is None:
         model = OneRec(
             onerec_laptop(
-                codebook_size=tok.codebook_size, items=len(tok.catalogue), static_features=_static_features(training_sets[0])
+                codebook_size=tok.codebook_size,
+                items=len(tok.catalogue),
+                static_features=static_features(training_sets[0]),
             ),
             torch.from_numpy(tok.sid_NL),
         )
@@ -76,7 +79,9 @@ def pretrain(
     data = TrainingSet(training_sets, tok.catalogue, model.config)
     rows = np.flatnonzero(data.targets.lengths > 0)
     if not len(rows):
-        raise ValueError("no positive impression (long_view, like, follow, forward) in the training rows: nothing to learn")
+        raise ValueError(
+            "no positive impression (long_view, like, follow, forward) in the training rows: nothing to learn"
+        )
     epochs = config.epochs if previous is None else config.epochs_daily
     batches = _schedule(data, rows, epochs, config, seed)
     weight = _recency(data.now_s, config)
@@ -95,7 +100,9 @@ def pretrain(
         ntp, levels = ntp_loss(model, batch["targets"], w_BM, z, mask)
         loss = ntp + config.item_loss_weight * item_loss(model, batch["targets"], w_BM, z)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} at step {step}; lower lr_dense or look at the rows of this batch")
+            raise FloatingPointError(
+                f"loss is {loss.item()} at step {step}; lower lr_dense or look at the rows of this batch"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -113,7 +120,9 @@ def pretrain(
         if time.monotonic() - said > 5:
             said = time.monotonic()
             rate = targets / (said - begun)
-            progress(f"step {step + 1}/{len(batches)}  loss {curve[-1]['loss'] if curve else ntp.item():.3f}  {rate:,.0f} targets/s")
+            progress(
+                f"step {step + 1}/{len(batches)}  loss {curve[-1]['loss'] if curve else ntp.item():.3f}  {rate:,.0f} targets/s"
+            )
     save_model(model, out)
     save_optimizer(optimizer, names, out)
     metrics = {
@@ -130,9 +139,8 @@ def pretrain(
     return metrics
 
 
-def _static_features(path: Path) -> int:
-    import pyarrow.parquet as pq
-
+def static_features(path: Path) -> int:
+    """Number of static codes a user has in this training set."""
     column = pq.read_table(path, columns=["static_codes"])["static_codes"].combine_chunks()
     return int(column.value_lengths()[0].as_py())
 
@@ -164,8 +172,14 @@ def make_optimizer(model: OneRec, config: PretrainConfig) -> tuple[torch.optim.A
     """AdamW in two groups (sparse tables without weight decay), and the name of each parameter by id."""
     sparse = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     groups = [
-        {"params": [p for p in model.parameters() if id(p) in sparse], "base_lr": config.lr_sparse, "weight_decay": 0.0},
+        {
+            "params": [p for p in model.parameters() if id(p) in sparse],
+            "base_lr": config.lr_sparse,
+            "weight_decay": 0.0,
+        },
         {"params": [p for p in model.parameters() if id(p) not in sparse], "base_lr": config.lr_dense},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr_dense, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        groups, lr=config.lr_dense, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
+    )
     return optimizer, {id(p): name for name, p in model.named_parameters()}

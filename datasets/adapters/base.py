@@ -1,0 +1,56 @@
+"""What an adapter is: the few questions the ingest asks of a source in its own layout.
+
+To bring your own logs in a new layout, subclass `Adapter`, answer the questions with SQL that DuckDB runs, and add the
+class to ADAPTERS in `datasets/adapters/__init__.py`. `kuairand.py` is the example. An adapter only renames and casts: the
+ingest drops duplicates, judges times and play times, and counts, for every source alike. An adapter raises DataError.
+"""
+
+from abc import ABC, abstractmethod
+from datetime import date
+from pathlib import Path
+from typing import ClassVar
+
+import duckdb
+
+
+class Adapter(ABC):
+    """A source folder, read through SQL. Queries give the columns of `datasets.contract`, by name.
+
+    Times in the queries are UTC and without a zone (TIMESTAMP); ids are BIGINT; an absent column is CAST(NULL AS type).
+    """
+
+    name: ClassVar[str]
+    layout: ClassVar[str]  # one line: the files that this layout consists of, for the error about an unknown one
+    timezone: str = "UTC"  # the zone whose midnight ends a log day
+
+    def __init__(self, source: Path) -> None:
+        self.source = source
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, source: Path) -> bool:
+        """Whether the folder's file names are those of this layout. Opens no file."""
+
+    @abstractmethod
+    def days(self, con: duckdb.DuckDBPyConnection) -> list[date]:
+        """The log days that the source has. A source without a folder a day scans its log here, once, into a table."""
+
+    @abstractmethod
+    def files(self, day: date) -> list[Path]:
+        """The files that the impressions of a day come from: unchanged files mean an unchanged partition."""
+
+    @abstractmethod
+    def impressions(self, con: duckdb.DuckDBPyConnection, days: list[date]) -> str:
+        """Query: the impressions of these log days, with one more column, `dt` DATE, the log day."""
+
+    @abstractmethod
+    def items(self, con: duckdb.DuckDBPyConnection, day: date) -> str:
+        """Query: the items as known on a day."""
+
+    @abstractmethod
+    def users(self, con: duckdb.DuckDBPyConnection, day: date) -> str:
+        """Query: the users as known on a day: user_id and categorical feature columns (VARCHAR or an integer)."""
+
+    def history(self, con: duckdb.DuckDBPyConnection) -> str | None:
+        """Query: interactions from before the first day of which only the order is known; None without any."""
+        return None

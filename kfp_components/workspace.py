@@ -1,0 +1,102 @@
+"""Where everything of a run lies: the one place that knows the folders.
+
+    workspace = Workspace(root="var", source="simulated")
+    workspace.step_dir("2022-05-05", "pretrain")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import re
+from pathlib import Path
+
+PIPELINES: dict[str, tuple[str, ...]] = {
+    "features": ("ingest", "validate", "pathways", "materialize"),
+    "tokenizer": ("tokenize",),
+    "training": ("pretrain", "reward", "align", "evaluate", "publish"),
+    "release": ("serve", "promote", "report"),
+}
+STEPS = tuple(step for steps in PIPELINES.values() for step in steps)
+OUTCOME = "_outcome.json"
+_SOURCE = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """The folders of one source below a root (both are created by whoever writes into them)."""
+
+    root: str = "var"
+    source: str = "simulated"
+
+    def __post_init__(self) -> None:
+        if not _SOURCE.fullmatch(self.source):
+            raise ValueError(f"source {self.source!r} is no folder name; use small letters, digits, '.', '_' and '-'")
+
+    @property
+    def base(self) -> Path:
+        return Path(self.root).resolve() / self.source
+
+    @property
+    def lake(self) -> Path:
+        return self.base / "lake"
+
+    @property
+    def features(self) -> Path:
+        return self.base / "features"
+
+    @property
+    def feature_store(self) -> Path:
+        return self.base / "feature_store"
+
+    @property
+    def store(self) -> Path:
+        return self.base / "store"
+
+    def step_dir(self, day: str, step: str) -> Path:
+        """The output of one step of one day; whole or absent."""
+        if step not in STEPS:
+            raise ValueError(f"unknown step {step!r}; the steps are {', '.join(STEPS)}")
+        return self.base / "days" / check_day(day) / step
+
+    def outcome(self, day: str, step: str) -> Path:
+        return self.step_dir(day, step) / OUTCOME
+
+    def run_dir(self, day: str) -> Path:
+        """What a person reads about a day: report, recommendations, logs."""
+        return Path(self.root).resolve() / "runs" / check_day(day)
+
+    def log(self, day: str, step: str) -> Path:
+        return self.run_dir(day) / "logs" / f"{step}.log"
+
+    def progress(self, day: str) -> Path:
+        """One JSON object a line: what the steps of the day do, as they do it."""
+        return self.run_dir(day) / "progress.jsonl"
+
+    def partition(self, table: str, day: str) -> Path:
+        """The Parquet file of a lake table or feature view of one day."""
+        base = self.lake if table in ("impressions", "items", "users") else self.features
+        return base / table / f"dt={day}" / "part-0.parquet"
+
+    def training_sets(self, day: str, *, bootstrap: bool) -> list[Path]:
+        """The training partitions a day learns from: all up to the day at bootstrap, else only its own."""
+        name = f"dt={check_day(day)}"
+        folders = sorted((self.features / "training").glob("dt=*")) if bootstrap else [self.features / "training" / name]
+        files = [f / "part-0.parquet" for f in folders if f.name <= name]
+        if missing := [f for f in files if not f.is_file()] or (not files and [self.features / "training"]):
+            raise ValueError(f"{missing[0]} does not exist; run the day again from pathways")
+        return files
+
+
+def check_day(day: str) -> str:
+    """The day itself when it reads YYYY-MM-DD, else ValueError."""
+    try:
+        if dt.date.fromisoformat(day).isoformat() == day:
+            return day
+    except ValueError:
+        pass
+    raise ValueError(f"{day!r} is not a day; write it as YYYY-MM-DD")
+
+
+def day_before(day: str) -> str:
+    return (dt.date.fromisoformat(check_day(day)) - dt.timedelta(days=1)).isoformat()

@@ -1,0 +1,95 @@
+"""The loaded model of one release: raw feature arrays of one user in, item ids out. Triton's `onerec` model calls it.
+
+recommender = Recommender.load(Path("var/simulated/store/releases/<id>"))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.onerec.features import NUM_FIELDS, encode_events
+from models.onerec.ranking import rank_items
+from models.training.checkpoint import Tokenizer, load_model
+from models.training.data import PATHWAYS
+
+MAX_BEAM = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendation:
+    """Items best first: ids [k] int64, scores [k] float32 (log-probability), codes [k, 3] int32. k may be less than asked."""
+
+    item_ids: np.ndarray
+    scores: np.ndarray
+    sids: np.ndarray
+
+
+class Recommender:
+    """Tokenizer and model that belong together, ready to answer. Safe to call from one thread at a time."""
+
+    def __init__(self, model, tokenizer: Tokenizer) -> None:
+        self.model, self.tokenizer = model.eval(), tokenizer
+        self.lengths = {
+            "short": model.config.short_len,
+            "positive": model.config.positive_len,
+            "lifelong": model.config.lifelong_len,
+        }
+
+    @classmethod
+    def load(cls, release: Path) -> Recommender:
+        """From a release directory (tokenizer/ and model/). Raises ValueError when the two do not match."""
+        tokenizer = Tokenizer.load(release / "tokenizer")
+        return cls(load_model(release / "model", tokenizer), tokenizer)
+
+    def recommend(
+        self,
+        *,
+        static: np.ndarray,
+        short: np.ndarray,
+        positive: np.ndarray,
+        lifelong: np.ndarray,
+        now_s: int,
+        exclude: np.ndarray,
+        k: int,
+        beam: int,
+    ) -> Recommendation:
+        """Up to k items that are not in `exclude`. static: int64 [S]; short, positive, lifelong: int64 [n, 7], oldest first.
+
+        The beam is widened (up to MAX_BEAM) while exclusions leave fewer than k items. Raises ValueError on a wrong
+        shape, a negative length or a k or beam outside 1..MAX_BEAM.
+        """
+        c = self.model.config
+        if static.shape != (c.static_features,):
+            raise ValueError(
+                f"static has shape {static.shape}, the release wants ({c.static_features},); use its feature service"
+            )
+        for name, value in (("k", k), ("beam", beam)):
+            if not 1 <= value <= MAX_BEAM:
+                raise ValueError(f"{name} is {value}; it must lie in 1..{MAX_BEAM}")
+        if (static < 0).any() or (static >= c.static_buckets).any():
+            raise ValueError(f"static codes must lie in 0..{c.static_buckets - 1}")
+        batch = {"static": torch.from_numpy(static.astype(np.int64))[None]}
+        for name, raw in zip(PATHWAYS, (short, positive, lifelong)):
+            if raw.ndim != 2 or raw.shape[1] != NUM_FIELDS:
+                raise ValueError(f"{name} has shape {raw.shape}; it must be [n, {NUM_FIELDS}]")
+            raw = raw[-self.lengths[name] :]
+            now = np.full(len(raw), now_s, np.int64)
+            events = encode_events(raw, now, self.tokenizer.catalogue, c.author_buckets, c.tag_buckets)
+            batch[name] = torch.from_numpy(events)[None]
+            batch[f"{name}_mask"] = torch.ones(1, len(raw), dtype=torch.bool)
+        catalogue = self.tokenizer.catalogue
+        while True:
+            index, score, codes = (
+                t[0].numpy() for t in rank_items(self.model, batch, self.tokenizer.trie, max(beam, k))
+            )
+            keep = np.isfinite(score)
+            keep[keep] &= ~np.isin(catalogue.item_ids[index[keep]], exclude)
+            if keep.sum() >= k or beam >= min(MAX_BEAM, len(catalogue)):
+                break
+            beam = min(4 * beam, MAX_BEAM)
+        at = np.flatnonzero(keep)[:k]
+        return Recommendation(catalogue.item_ids[index[at]], score[at].astype(np.float32), codes[at].astype(np.int32))
