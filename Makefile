@@ -27,5 +27,5 @@ $(ML)/.ready: locks/ml.txt locks/dev-ml.txt locks/torch-cpu.txt locks/cuda.txt l
 		echo "setup   the CUDA build of PyTorch"; $(call INSTALL,$(ML),-r locks/cuda.txt); fi
 	@$(call INSTALL,$(ML),-r locks/ml.txt -r locks/dev-ml.txt)
 	@$(call INSTALL,$(ML),-r locks/triton.txt)
-	@$(ML)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(ML)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
 	@touch $@
