@@ -1,7 +1,7 @@
 """The data contract: the tables every source is brought into, as pyarrow schemas, and the label masks as SQL.
 
-Sources differ; everything after `datasets.ingest` reads only these tables. A signal that a source lacks is null: nothing
-invents it. An id of 0 is an ordinary id. Times are UTC; the day (`dt`) of a partition is the source's own log day.
+Sources differ; everything after `datasets.ingest` reads only these tables. A signal that a source lacks is null:
+nothing invents it. An id of 0 is an ordinary id. Times are UTC; the day (`dt`) of a partition is the source's own log day.
 
 The SQL fragments use CASE and + only, so that DuckDB and Spark read them alike.
 Print the tables: python -c "from datasets import contract; print(contract.IMPRESSIONS)"
@@ -72,12 +72,14 @@ ITEMS = pa.schema(
 )
 
 USERS = pa.schema([pa.field("user_id", pa.int64(), nullable=False)])
-"""The least a users table holds. Every further column is a static categorical feature: a string or an int, null = missing."""
+"""The least a users table holds. Each further column is a static category: a string or an int, null = missing."""
 
 
 def label_mask(prefix: str = "") -> str:
     """SQL for the int mask whose bit i says that LABELS[i] is 1. `prefix` goes before each column, e.g. "i."."""
-    return "CAST(" + " + ".join(f"CASE WHEN {prefix}{c} = 1 THEN {1 << i} ELSE 0 END" for i, c in _bits()) + " AS BIGINT)"
+    return (
+        "CAST(" + " + ".join(f"CASE WHEN {prefix}{c} = 1 THEN {1 << i} ELSE 0 END" for i, c in _bits()) + " AS BIGINT)"
+    )
 
 
 def label_known_mask(prefix: str = "") -> str:

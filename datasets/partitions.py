@@ -1,8 +1,8 @@
 """Partitions of the lake: folders of Parquet files with a manifest, written whole or not at all.
 
 A partition is `<table>/dt=YYYY-MM-DD/{part-0.parquet, _manifest.json}` (a table without days has no `dt=` level). It is
-written to a hidden folder beside its place, flushed to disk and renamed into place; an existing one is exchanged for the
-new one in a single system call. So a reader sees the old partition or the new one, and a process killed at any point
+written to a hidden folder beside its place, flushed to disk and renamed into place; an existing one is exchanged for
+the new one in a single system call. So a reader sees the old partition or the new one, and a process killed at any point
 leaves a hidden folder that the next write of that partition clears away.
 
 The same rows give the same bytes and the same digest: no clock and no path is written, and the caller sorts the rows.
@@ -44,7 +44,11 @@ def partition_days(table: Path) -> list[date]:
 
 
 def write_partition(
-    path: Path, table: pa.Table, *, counts: Mapping[str, int] | None = None, extra_files: Mapping[str, pa.Table] | None = None,
+    path: Path,
+    table: pa.Table,
+    *,
+    counts: Mapping[str, int] | None = None,
+    extra_files: Mapping[str, pa.Table] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
     """Write `table` as the partition at `path`, replacing the one that is there, and return its manifest.
@@ -81,7 +85,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"no partition {path.parent.name}/{path.name} ({file} is missing): run the ingest of that day") from None
+        raise DataError(
+            f"no partition {path.parent.name}/{path.name} ({file} is missing): run the ingest of that day"
+        ) from None
     except json.JSONDecodeError as error:
         raise DataError(f"{file} is not JSON ({error}): delete {path} and run the ingest of that day again") from None
 
@@ -93,7 +99,7 @@ def sha256(file: Path) -> str:
 
 
 def _into_place(staged: Path, path: Path) -> None:
-    """Rename `staged` to `path`; an old partition ends up under the staged name, or under a hidden one, and is deleted."""
+    """Rename `staged` to `path`; an old partition ends up under a hidden name and is deleted."""
     if not path.exists():
         staged.rename(path)
         return

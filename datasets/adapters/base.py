@@ -1,8 +1,9 @@
 """What an adapter is: the few questions the ingest asks of a source in its own layout.
 
 To bring your own logs in a new layout, subclass `Adapter`, answer the questions with SQL that DuckDB runs, and add the
-class to ADAPTERS in `datasets/adapters/__init__.py`. `kuairand.py` is the example. An adapter only renames and casts: the
-ingest drops duplicates, judges times and play times, and counts, for every source alike. An adapter raises DataError.
+class to ADAPTERS in `datasets/adapters/__init__.py`. `kuairand.py` is the example. An adapter only renames and casts:
+the ingest drops duplicates, judges times and play times, and counts, for every source alike. An adapter raises
+DataError. It reads a result to its end (fetchall), as DuckDB holds the connection until then.
 """
 
 from abc import ABC, abstractmethod

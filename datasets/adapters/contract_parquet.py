@@ -92,14 +92,22 @@ def _read(files: list[Path], schema: pa.Schema) -> str:
             raise DataError(f"{file} is no whole Parquet file ({str(error).splitlines()[0]}): copy it again") from None
         for name in schema.names:
             if name not in names:
-                raise DataError(f"{file} has no column {name!r}: add it, filled with nulls if your source lacks the signal")
-    return f"read_parquet([{', '.join(quoted(str(file)) for file in files)}], union_by_name=true, hive_partitioning=false)"
+                raise DataError(
+                    f"{file} has no column {name!r}: add it, filled with nulls if your source lacks the signal"
+                )
+    return (
+        f"read_parquet([{', '.join(quoted(str(file)) for file in files)}], union_by_name=true, hive_partitioning=false)"
+    )
 
 
 def _cast(schema: pa.Schema) -> str:
     # epoch_ms twice: a timestamp with or without a zone becomes UTC without a zone, at the contract's resolution.
     types = {"int64": "BIGINT", "int32": "INTEGER", "int8": "TINYINT", "string": "VARCHAR"}
-    types |= {"list<element: int32>": "INTEGER[]", "list<element: string>": "VARCHAR[]", "list<element: float>": "FLOAT[]"}
+    types |= {
+        "list<element: int32>": "INTEGER[]",
+        "list<element: string>": "VARCHAR[]",
+        "list<element: float>": "FLOAT[]",
+    }
     columns = []
     for field in schema:
         kind = str(field.type).replace("item:", "element:")

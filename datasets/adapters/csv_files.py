@@ -1,7 +1,7 @@
 """Strict reading of CSV files: every fault is a DataError that names the file, the line, the value and the mend.
 
-DuckDB does the reading, in one pass into a typed table. The text is checked first (encoding, a cut last line), because a
-reader that guesses would take a damaged file for a shorter or a stranger one.
+DuckDB does the reading, in one pass into a typed table. The text is checked first (encoding, a cut last line), because
+a reader that guesses would take a damaged file for a shorter or a stranger one.
 """
 
 import codecs
@@ -19,13 +19,17 @@ _BLOCK = 8 << 20
 
 
 def load_csv(
-    con: duckdb.DuckDBPyConnection, table: str, files: Sequence[Path], columns: Mapping[str, str], required: Sequence[str]
+    con: duckdb.DuckDBPyConnection,
+    table: str,
+    files: Sequence[Path],
+    columns: Mapping[str, str],
+    required: Sequence[str],
 ) -> None:
     """Create the temporary table `table` from CSV files with a header line.
 
-    columns: DuckDB type of each column to read; further columns of the files are left out. Empty values are null, except
-    in the `required` columns, where they are a fault. Raises DataError for a missing column, another encoding, a cut
-    file, a line with too few or too many columns, and a value that is not of the column's type.
+    columns: DuckDB type of each column to read; further columns of the files are left out. Empty values are null,
+    except in the `required` columns, where they are a fault. Raises DataError for a missing column, another encoding, a
+    cut file, a line with too few or too many columns, and a value that is not of the column's type.
     """
     for number, file in enumerate(files):
         header = _check(file, columns)
@@ -39,7 +43,7 @@ def load_csv(
         except duckdb.InvalidInputException as error:
             _raise_for_line(file, header, error)
     empty = " OR ".join(f'"{name}" IS NULL' for name in required)
-    if con.execute(f"SELECT 1 FROM {table} WHERE {empty} LIMIT 1").fetchone():
+    if con.execute(f"SELECT 1 FROM {table} WHERE {empty} LIMIT 1").fetchall():
         for file in files:
             _raise_for_value(con, file, _header(file), columns, required)
 
@@ -50,14 +54,14 @@ def _check(file: Path, columns: Mapping[str, str]) -> list[str]:
     lines, last, at = 1, b"", 0
     with file.open("rb") as stream:
         while block := stream.read(_BLOCK):
-            if at == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in block:
+            if (at == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))) or b"\0" in block:
                 raise DataError(f"{file} is not UTF-8 but looks like UTF-16: run iconv -f UTF-16 -t UTF-8 on it first")
             try:
                 decoder.decode(block)
             except UnicodeDecodeError as error:
                 line = lines + block[: error.start].count(b"\n")
                 raise DataError(
-                    f"{file} line {line} is not UTF-8 (byte 0x{error.object[error.start]:02x}): if the file is in Latin-1, "
+                    f"{file} line {line} is not UTF-8 (byte 0x{error.object[error.start]:02x}): if it is in Latin-1, "
                     "run iconv -f LATIN1 -t UTF-8 on it first"
                 ) from None
             lines, last, at = lines + block.count(b"\n"), block[-1:], at + len(block)
@@ -97,7 +101,11 @@ def quoted(text: str) -> str:
 def _raise_for_line(file: Path, header: list[str], error: duckdb.Error) -> None:
     found = re.search(r"Line:\s*(\d+)", str(error))
     counts = re.search(r"Expected Number of Columns:\s*(\d+)\s*Found:\s*(\d+)", str(error))
-    fault = f"has {counts[2]} columns in place of {len(header)}" if counts else f"cannot be read ({str(error).splitlines()[0]})"
+    fault = (
+        f"has {counts[2]} columns in place of {len(header)}"
+        if counts
+        else f"cannot be read ({str(error).splitlines()[0]})"
+    )
     where = f"line {found[1]}" if found else "somewhere"
     raise DataError(f"{file} {where} {fault}: the file was cut or damaged. Copy it again from its origin") from None
 
@@ -105,13 +113,12 @@ def _raise_for_line(file: Path, header: list[str], error: duckdb.Error) -> None:
 def _raise_for_value(
     con: duckdb.DuckDBPyConnection, file: Path, header: list[str], columns: Mapping[str, str], required: Sequence[str]
 ) -> None:
-    """Raise for the first value of the file that is not of its type, or is empty in a required column, if there is one."""
+    """Raise for the first value of the file that is not of its type, or is empty in a required column, if any."""
     for name, kind in columns.items():
         fault = f'("{name}" IS NOT NULL AND TRY_CAST("{name}" AS {kind}) IS NULL)'
         if name in required:
             fault += f' OR "{name}" IS NULL'
         numbered = f'SELECT row_number() OVER () + 1 AS line, "{name}" FROM {_scan(file, header)}'
-        row = con.execute(f"SELECT * FROM ({numbered}) WHERE {fault} ORDER BY line LIMIT 1").fetchone()
-        if row:
-            value = "empty" if row[1] is None else f"{row[1]!r}, not a {kind}"
-            raise DataError(f"{file} line {row[0]}, column {name!r} is {value}: mend or remove that line")
+        for line, text in con.execute(f"SELECT * FROM ({numbered}) WHERE {fault} ORDER BY line LIMIT 1").fetchall():
+            value = "empty" if text is None else f"{text!r}, not a {kind}"
+            raise DataError(f"{file} line {line}, column {name!r} is {value}: mend or remove that line")

@@ -17,8 +17,14 @@ from datasets.errors import DataError
 
 SIGNALS = {name: name for name in LABELS} | {"is_long_view": "long_view"}
 LOG = {"user_id": "BIGINT", "video_id": "BIGINT", "date": "INTEGER", "time_ms": "BIGINT", "play_time_ms": "BIGINT"}
-LOG |= {"duration_ms": "BIGINT", "tab": "VARCHAR"} | {column: "TINYINT" for column in SIGNALS.values()}
-VIDEOS = {"video_id": "BIGINT", "author_id": "BIGINT", "upload_dt": "DATE", "video_duration": "DOUBLE", "tag": "VARCHAR"}
+LOG |= {"duration_ms": "BIGINT", "tab": "VARCHAR"} | dict.fromkeys(SIGNALS.values(), "TINYINT")
+VIDEOS = {
+    "video_id": "BIGINT",
+    "author_id": "BIGINT",
+    "upload_dt": "DATE",
+    "video_duration": "DOUBLE",
+    "tag": "VARCHAR",
+}
 RANGES = ("follow_user_num_range", "fans_user_num_range", "friend_user_num_range", "register_days_range")
 FLAGS = ("user_active_degree", "is_lowactive_period", "is_live_streamer", "is_video_author")
 USER_COLUMNS = (*FLAGS, *RANGES, *(f"onehot_feat{i}" for i in range(18)))
@@ -33,13 +39,15 @@ class KuaiRand(Adapter):
 
     @classmethod
     def matches(cls, source: Path) -> bool:
-        return all(any(source.glob(f"{stem}_*.csv")) for stem in ("log_standard", "user_features", "video_features_basic"))
+        return all(
+            any(source.glob(f"{stem}_*.csv")) for stem in ("log_standard", "user_features", "video_features_basic")
+        )
 
     def files(self, day: date) -> list[Path]:
         return sorted(self.source.glob("log_standard_*.csv"))
 
     def days(self, con: duckdb.DuckDBPyConnection) -> list[date]:
-        load_csv(con, "kuairand_log", self.files(date.min), LOG, required=("user_id", "video_id", "date", "time_ms"))
+        load_csv(con, "kuairand_log", self.files(date.min), LOG, required=("date",))
         found = [str(row[0]) for row in con.execute("SELECT DISTINCT date FROM kuairand_log ORDER BY date").fetchall()]
         try:
             return [datetime.strptime(text, "%Y%m%d").date() for text in found]
@@ -66,7 +74,7 @@ class KuaiRand(Adapter):
 
     def users(self, con: duckdb.DuckDBPyConnection, day: date) -> str:
         files = sorted(self.source.glob("user_features_*.csv"))
-        columns = {"user_id": "BIGINT"} | {name: "VARCHAR" for name in USER_COLUMNS}
+        columns = {"user_id": "BIGINT"} | dict.fromkeys(USER_COLUMNS, "VARCHAR")
         load_csv(con, "kuairand_users", files, columns, required=("user_id",))
         return "SELECT * FROM kuairand_users"
 
@@ -76,4 +84,5 @@ class KuaiRand(Adapter):
             return None
         known = {"is_long_view": "long_view", "is_like": "is_like"}
         signals = ", ".join(f"{known.get(name, 'CAST(NULL AS TINYINT)')} AS {name}" for name in LABELS)
-        return f"SELECT user_id, video_id AS item_id, pos, {signals} FROM read_parquet([{', '.join(quoted(str(f)) for f in files)}])"
+        names = ", ".join(quoted(str(file)) for file in files)
+        return f"SELECT user_id, video_id AS item_id, pos, {signals} FROM read_parquet([{names}])"
