@@ -1,6 +1,6 @@
 """Digests that decide whether a step has to run again.
 
-    python -c "from kfp_components.digest import code_digest; print(code_digest('models'))"
+python -c "from kfp_components.digest import code_digest; print(code_digest('models'))"
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+RUNTIME_LOCKS = ("ml.txt", "torch-cpu.txt", "cuda.txt", "triton.txt")
 
 
 def digest_value(value: Any) -> str:
@@ -30,11 +31,19 @@ def code_digest(*rooms: str) -> str:
     found: dict[str, str] = {}
     for room in rooms:
         place = REPOSITORY / room
-        files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in (".py", ".sql", ".pbtxt"))
+        suffixes = (".py", ".sql", ".pbtxt", ".html", ".j2", ".css")
+        files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.suffix in suffixes)
         if not files:
             raise ValueError(f"{room} holds no code; name a folder or file of the repository")
         found |= {str(p.relative_to(REPOSITORY)): digest_file(p) for p in files}
     return digest_value(found)
+
+
+@functools.cache
+def environment_locks() -> dict[str, str]:
+    """sha256 of each lock file that the runtime environment is built from; empty in an image without them."""
+    files = [REPOSITORY / "locks" / name for name in RUNTIME_LOCKS]
+    return {file.name: digest_file(file) for file in files if file.is_file()}
 
 
 def data_fingerprint(folder: Path) -> dict[str, list[int]]:

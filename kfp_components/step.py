@@ -1,9 +1,11 @@
 """One step of a day: runs its body once, keeps the outcome, and is reused while its key stays the same.
 
-    outcome = run_step(workspace=w, day="2022-05-05", step="tokenize", inputs=[...], rooms=("models/tokenizer",), body=...)
+    outcome = run_step(workspace=w, day="2022-05-05", step="tokenize", inputs=[...], body=..., ...)
 
-The key covers the outcome digests of the inputs, the settings and the code of the rooms the step calls. The body writes
-into a temporary folder that is renamed into place with `_outcome.json` inside: a killed step leaves nothing visible.
+The key covers the outcome digests of the inputs, the settings, the code of the rooms the step calls and the locked
+environment. The body writes into a temporary folder that is renamed into place with `_outcome.json` inside: a killed
+step leaves nothing visible. An outcome's digest covers the bytes of its files only, never times: equal results of
+different runs have equal digests, and what comes after them is reused.
 """
 
 from __future__ import annotations
@@ -25,15 +27,19 @@ from typing import Any
 
 import psutil
 
-from kfp_components.digest import code_digest, digest_file, digest_value
+from kfp_components.digest import code_digest, digest_file, digest_value, environment_locks
 from kfp_components.workspace import OUTCOME, Workspace
 
 Body = Callable[[Path, Callable[[str], None]], Mapping[str, Any]]
+LOG_NOTE = "log of the step: "
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a step left: `digest` covers everything deterministic about it; times and memory stand beside."""
+    """What a step left. `files` lie in `path`, `outside` elsewhere in the workspace: name -> size and sha256.
+
+    `digest` covers them; metrics, times and memory stand beside it.
+    """
 
     step: str
     day: str
@@ -41,6 +47,7 @@ class Outcome:
     digest: str
     inputs: dict[str, str]
     files: dict[str, dict[str, Any]]
+    outside: dict[str, dict[str, Any]]
     metrics: dict[str, Any]
     seconds: float
     peak_mib: float
@@ -62,7 +69,9 @@ class Outcome:
 
     def whole(self) -> bool:
         """Do the files it lists still exist with their sizes?"""
-        return all(Path(p).is_file() and Path(p).stat().st_size == f["size"] for p, f in _absolute(self).items())
+        base = self.path.parent.parent.parent  # <base>/days/<day>/<step>
+        entries = [(self.path / n, f) for n, f in self.files.items()] + [(base / n, f) for n, f in self.outside.items()]
+        return all(p.is_file() and p.stat().st_size == f["size"] for p, f in entries)
 
 
 def run_step(
@@ -74,24 +83,33 @@ def run_step(
     rooms: Sequence[str],
     settings: Mapping[str, Any],
     body: Body,
-    partitions: Callable[[Mapping[str, Any]], list[Path]] = lambda _: [],
+    outside: Callable[[Mapping[str, Any]], list[Path]] | None = None,
+    state: Sequence[Path] = (),
+    fresh: bool = False,
 ) -> Outcome:
-    """Run `body(out, progress) -> metrics`, or reuse what it left.
+    """Run `body(out, progress) -> metrics`, or reuse what it left; `fresh` runs it whatever it left.
 
-    `settings` and the metrics must be JSON; `partitions(metrics)` names files that the body wrote outside `out` (lake,
-    features), which then belong to the outcome. The error of the body is raised again after it was logged.
+    `settings` and the metrics must be JSON. `outside(metrics)` names files that the body wrote elsewhere in the
+    workspace (lake, features, releases), which then belong to the outcome. `state` are folders or files that the step
+    keeps up to date and that must exist for a reuse, but whose bytes tell nothing (a database). The error of the body
+    is raised again after it was logged, with a note that names the log.
     """
     names = {f"{o.day}/{o.step}": o.digest for o in inputs}
     settings = json.loads(json.dumps(settings, default=str))
-    key = digest_value({"inputs": names, "settings": settings, "code": code_digest(*rooms), "step": step, "day": day})
+    code = {"code": code_digest(*rooms), "locks": environment_locks()}
+    key = digest_value({"inputs": names, "settings": settings, **code, "step": step, "day": day})
     target, events = workspace.step_dir(day, step), Events(workspace.progress(day), step)
-    if (found := _reusable(target, key)) is not None:
+    found = None if fresh else _reusable(target, key)
+    if found is not None and all(p.exists() for p in state):
         events.write("reused", seconds=found.seconds)
         print(f"{step}: reused")
         return found
     # Only one process runs a day, so what lies beside the target was left by a killed one.
     for left in target.parent.glob(f".{step}-*"):
         shutil.rmtree(left)
+    if outside is not None:
+        # Killed while it rewrites files that the old outcome vouches for, the step must not be taken for done.
+        (target / OUTCOME).unlink(missing_ok=True)
     stage = target.parent / f".{step}-{uuid.uuid4().hex}"
     stage.mkdir(parents=True)
     started, clock = _now(), time.monotonic()
@@ -102,18 +120,19 @@ def run_step(
             metrics = json.loads(json.dumps(metrics, allow_nan=False))
         except BaseException as error:
             traceback.print_exc()
-            events.write("failed", error=_message(error), log=str(log), user=isinstance(error, ValueError))
+            events.failed(error, log)
+            error.add_note(f"{LOG_NOTE}{log}")
             raise
     files = {str(p.relative_to(stage)): _entry(p) for p in sorted(stage.rglob("*")) if p.is_file()}
-    files |= {os.path.relpath(p, workspace.base): _entry(p) for p in partitions(metrics)}
-    body_digest = digest_value({"key": key, "files": files})
+    elsewhere = {os.path.relpath(p, workspace.base): _entry(p) for p in (outside(metrics) if outside else [])}
     outcome = Outcome(
         step=step,
         day=day,
         key=key,
-        digest=body_digest,
+        digest=digest_value({"step": step, "day": day, "files": files, "outside": elsewhere}),
         inputs=names,
         files=files,
+        outside=elsewhere,
         metrics=metrics,
         seconds=round(time.monotonic() - clock, 2),
         peak_mib=round(memory.peak / 2**20, 1),
@@ -145,6 +164,12 @@ class Events:
         line = json.dumps({"step": self.step, "event": event, "at": time.time(), **more}) + "\n"
         with open(self.path, "a") as f:
             f.write(line)
+
+    def failed(self, error: BaseException, log: Path) -> None:
+        """`user` tells an error that the reader can mend from one of ours."""
+        text = str(error).strip() or type(error).__name__
+        user = isinstance(error, ValueError)
+        self.write("failed", error=text if user else f"{type(error).__name__}: {text}", log=str(log), user=user)
 
     def progress(self, text: str) -> None:
         print(text, flush=True)
@@ -184,22 +209,8 @@ def _reusable(target: Path, key: str) -> Outcome | None:
     return dataclasses.replace(found, reused=True) if found.key == key and found.whole() else None
 
 
-def _absolute(outcome: Outcome) -> dict[str, dict[str, Any]]:
-    base = outcome.path.parent.parent.parent  # <base>/days/<day>/<step>
-    return {
-        str(outcome.path / n if not entry["partition"] else base / n): entry
-        for n, entry in outcome.files.items()
-        for entry in [entry | {"partition": n.split("/")[0] in ("lake", "features")}]
-    }
-
-
 def _entry(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": digest_file(path)}
-
-
-def _message(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 def _now() -> str:

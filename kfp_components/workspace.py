@@ -1,14 +1,16 @@
 """Where everything of a run lies: the one place that knows the folders.
 
-    workspace = Workspace(root="var", source="simulated")
-    workspace.step_dir("2022-05-05", "pretrain")
+workspace = Workspace(root="var", source="simulated")
+workspace.step_dir("2022-05-05", "pretrain")
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import os
 import re
+import shutil
 from pathlib import Path
 
 PIPELINES: dict[str, tuple[str, ...]] = {
@@ -81,7 +83,9 @@ class Workspace:
     def training_sets(self, day: str, *, bootstrap: bool) -> list[Path]:
         """The training partitions a day learns from: all up to the day at bootstrap, else only its own."""
         name = f"dt={check_day(day)}"
-        folders = sorted((self.features / "training").glob("dt=*")) if bootstrap else [self.features / "training" / name]
+        folders = (
+            sorted((self.features / "training").glob("dt=*")) if bootstrap else [self.features / "training" / name]
+        )
         files = [f / "part-0.parquet" for f in folders if f.name <= name]
         if missing := [f for f in files if not f.is_file()] or (not files and [self.features / "training"]):
             raise ValueError(f"{missing[0]} does not exist; run the day again from pathways")
@@ -100,3 +104,11 @@ def check_day(day: str) -> str:
 
 def day_before(day: str) -> str:
     return (dt.date.fromisoformat(check_day(day)) - dt.timedelta(days=1)).isoformat()
+
+
+def put_file(source: Path, target: Path) -> None:
+    """Copy a file for people to find; a reader sees the old or the new one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(source, staged)
+    os.replace(staged, target)

@@ -1,0 +1,1 @@
+"""The `ingest` component: its KFP interface (component.py) and what it does (step.py)."""

@@ -1,0 +1,42 @@
+"""Ingest a day: the source's logs into the contract tables of the lake."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kfp_components.context import Run
+from kfp_components.digest import data_fingerprint
+from kfp_components.lineage import release_before
+from kfp_components.step import Outcome
+
+
+def run(run: Run, *, data: str) -> Outcome:
+    """On a first day all log days up to it, later the day alone. Writes ingest.json (days, rows, counts by rule)."""
+    bootstrap = release_before(run.workspace, run.day) is None
+    source, lake = Path(data), run.workspace.lake
+
+    def body(out: Path, progress) -> dict[str, Any]:
+        from datasets.ingest import ingest
+
+        found = ingest(
+            source=source, day=dt.date.fromisoformat(run.day), lake=lake, bootstrap=bootstrap, progress=progress
+        )
+        (out / "ingest.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        return {"bootstrap": bootstrap, **found}
+
+    def tables(metrics: Mapping[str, Any]) -> list[Path]:
+        return [lake / table / "part-0.parquet" for table in metrics["tables"]]
+
+    return run.step(
+        "ingest",
+        inputs=[],
+        rooms=("datasets",),
+        # Names, sizes and times of the files, not the folder's own name: a moved source is the same source.
+        settings={"files": data_fingerprint(source), "bootstrap": bootstrap},
+        body=body,
+        outside=tables,
+    )

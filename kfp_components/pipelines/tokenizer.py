@@ -1,0 +1,25 @@
+"""The tokenizer pipeline: semantic IDs for the items of the day."""
+
+from kfp import dsl
+
+from kfp_components.pipelines.wiring import imported
+from kfp_components.tokenize.component import tokenize
+
+
+@dsl.pipeline(name="onerec-tokenizer", description="Semantic IDs for the items of a day")
+def tokenizer(
+    day: str,
+    root: str,
+    source: str,
+    seed: int,
+    fresh_from: str,
+    tables_uri: str,
+    tables_digest: str,
+    features_uri: str,
+    features_digest: str,
+):
+    """The artifacts come from the features pipeline; their digests let KFP's cache see other contents."""
+    run = {"day": day, "root": root, "source": source, "seed": seed, "fresh_from": fresh_from}
+    tables = imported("tables", tables_uri, tables_digest)
+    features = imported("features", features_uri, features_digest)
+    tokenize(**run, **tables, **features)

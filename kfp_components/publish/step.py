@@ -1,0 +1,81 @@
+"""Publish a day: tokenizer, model, reward, items and training state as one immutable release."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kfp_components.context import Run
+from kfp_components.digest import environment_locks
+from kfp_components.lineage import code_commit, open_store, partition_digests, release_before
+from kfp_components.step import Outcome
+from releases.manifest import load_release
+from releases.publish import publish
+
+FEATURE_SERVICE = "onerec_v1"
+PARTS: dict[str, tuple[str, ...]] = {
+    "tokenizer": ("tokenizer.json", "codebooks.safetensors", "sid_table.parquet", "trie.safetensors"),
+    "model": ("model.safetensors", "config.json"),
+    "reward": ("reward.safetensors", "config.json"),
+    "training_state": ("optimizer.safetensors",),
+}
+
+
+def run(
+    run: Run,
+    *,
+    tables: Outcome,
+    quality: Outcome,
+    features: Outcome,
+    tokenizer: Outcome,
+    model: Outcome,
+    reward: Outcome,
+    evaluation: Outcome,
+) -> Outcome:
+    """Writes release.json (the release's id). Metrics and warnings go into the manifest, not into the release's id."""
+    w, before = run.workspace, release_before(run.workspace, run.day)
+    store, items = open_store(run.workspace), run.workspace.partition("items", run.day)
+    folders = {"tokenizer": tokenizer.path, "model": model.path, "reward": reward.path, "training_state": model.path}
+    files = {f"{part}/{name}": folders[part] / name for part, names in PARTS.items() for name in names}
+
+    def body(out: Path, progress) -> dict[str, Any]:
+        learned = w.training_sets(run.day, bootstrap=before is None)
+        release_id = publish(
+            store=store,
+            day=run.day,
+            source=w.source,
+            files={**files, "items.parquet": items},
+            summaries={
+                "feature_service": {"name": FEATURE_SERVICE, "features": features.digest},
+                "tokenizer": scalars(tokenizer.metrics),
+                "model": scalars(model.metrics),
+                "reward": scalars(reward.metrics),
+            },
+            metrics={
+                "evaluation": evaluation.metrics,
+                "data_quality_warnings": quality.metrics["warning_failed"],
+                "reward": {"p_score_auc": reward.metrics["p_score_auc"]},
+            },
+            data=partition_digests([items, *learned]),
+            parents=[before.release_id] if before else [],
+            seed=run.seed,
+            code_commit=code_commit(),
+            environment=environment_locks(),
+        )
+        progress(f"release {release_id}")
+        (out / "release.json").write_text(json.dumps({"release_id": release_id}) + "\n")
+        return {"release_id": release_id, "parents": [before.release_id] if before else []}
+
+    def published(metrics: Mapping[str, Any]) -> list[Path]:
+        folder, manifest = load_release(store, metrics["release_id"])
+        return [folder / entry.path for entry in manifest.files]
+
+    inputs = [tables, quality, features, tokenizer, model, reward, evaluation, before.publish if before else None]
+    return run.step("publish", inputs=inputs, rooms=("releases",), body=body, outside=published)
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers and words of a step's metrics; curves and times are of the run, not of the release."""
+    return {k: v for k, v in metrics.items() if isinstance(v, int | float | str | bool) and k != "seconds"}

@@ -1,0 +1,1 @@
+"""The `reward` component: its KFP interface (component.py) and what it does (step.py)."""

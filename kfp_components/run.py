@@ -1,0 +1,109 @@
+"""Run one pipeline of a day on this machine: compile it, then execute the compiled pipeline with KFP's local runner.
+
+    python -m kfp_components.run --pipeline features --day 2022-05-05 --source kuairand-pure --data DATA --seed 0
+
+Each component is a process of its own in this environment (SubprocessRunner without a venv). Exit status 1 on failure;
+which step failed, why, and its log stand in var/runs/<day>/progress.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+from kfp_components.artifacts import end_with_parent, report_failure
+from kfp_components.context import Run
+from kfp_components.digest import data_fingerprint, digest_value
+from kfp_components.lock import held
+from kfp_components.step import Outcome
+from kfp_components.workspace import PIPELINES, STEPS, Workspace
+
+# Parameters `<name>_uri` and `<name>_digest` of a pipeline, and the earlier step whose outcome they name.
+IMPORTS: dict[str, dict[str, str]] = {
+    "features": {},
+    "tokenizer": {"tables": "ingest", "features": "pathways"},
+    "training": {"tables": "ingest", "quality": "validate", "features": "pathways", "tokenizer": "tokenize"},
+    "release": {
+        "release": "publish",
+        "quality": "validate",
+        "features": "pathways",
+        "online": "materialize",
+        "evaluation": "evaluate",
+    },
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    end_with_parent()
+    try:
+        workspace = Workspace(root=args.root, source=args.source)
+        run = Run(workspace=workspace, day=args.day, seed=args.seed, fresh_from=args.fresh_from)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    try:
+        with held(workspace.base / ".pipeline.lock", f"pipeline {args.pipeline} of {args.day}"):
+            execute(args.pipeline, arguments(run, args.pipeline, args.data))
+    except ValueError as error:
+        report_failure(workspace, args.day, PIPELINES[args.pipeline][0], error)
+        return 1
+    except RuntimeError as error:
+        # KFP's word that a task failed; the task has reported its own error.
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def arguments(run: Run, pipeline: str, data: str) -> dict[str, str | int]:
+    """The arguments of a pipeline. ValueError names the step of an earlier pipeline that has to run first."""
+    w = run.workspace
+    values: dict[str, str | int] = {
+        "day": run.day,
+        "root": str(Path(w.root).resolve()),
+        "source": w.source,
+        "seed": run.seed,
+        "fresh_from": run.fresh_from,
+    }
+    if pipeline == "features":
+        if not data:
+            raise ValueError("the features pipeline reads logs: give --data <folder in a known layout>")
+        folder = Path(data).resolve()
+        values |= {"data": str(folder), "data_digest": digest_value(data_fingerprint(folder))}
+    for name, step in IMPORTS[pipeline].items():
+        outcome = Outcome.read(w.step_dir(run.day, step))
+        values |= {f"{name}_uri": str(outcome.path), f"{name}_digest": outcome.digest}
+    return values
+
+
+def execute(pipeline: str, values: dict[str, str | int]) -> None:
+    """Compile and run; RuntimeError names the task that failed. What KFP keeps of a run is thrown away after it."""
+    from kfp import components, local
+
+    from kfp_components.compile import compile_pipeline
+
+    # Components run in this very environment, whatever image they name for a cluster.
+    warnings.filterwarnings("ignore", message="You may be attemping to run a task that uses custom or non-Python")
+    with tempfile.TemporaryDirectory(prefix="onerec-kfp-") as folder:
+        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=folder, raise_on_error=True)
+        components.load_component_from_file(str(compile_pipeline(pipeline, Path(folder))))(**values)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", required=True, choices=PIPELINES)
+    parser.add_argument("--day", required=True, help="YYYY-MM-DD")
+    parser.add_argument("--root", default=os.environ.get("ONEREC_ROOT", "var"), help="workspace folder (default: var)")
+    parser.add_argument("--source", default="simulated", help="name of the source in the workspace")
+    parser.add_argument("--data", default="", help="folder with the logs (features pipeline only)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fresh-from", default="", choices=("", *STEPS), help="from this step on reuse nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The `serve` component: its KFP interface (component.py) and what it does (step.py)."""
