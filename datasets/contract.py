@@ -1,11 +1,14 @@
 """The data contract: the tables every source is brought into, as pyarrow schemas, and the label masks as SQL.
 
 Sources differ; everything after `datasets.ingest` reads only these tables. A signal that a source lacks is null:
-nothing invents it. An id of 0 is an ordinary id. Times are UTC; the day (`dt`) of a partition is the source's own log day.
+nothing invents it. An id of 0 is an ordinary id. Times are UTC; the day (`dt`) of a partition is the source's own log
+day.
 
 The SQL fragments use CASE and + only, so that DuckDB and Spark read them alike.
 Print the tables: python -c "from datasets import contract; print(contract.IMPRESSIONS)"
 """
+
+from __future__ import annotations
 
 import pyarrow as pa
 

@@ -2,12 +2,14 @@
 
 A partition is `<table>/dt=YYYY-MM-DD/{part-0.parquet, _manifest.json}` (a table without days has no `dt=` level). It is
 written to a hidden folder beside its place, flushed to disk and renamed into place; an existing one is exchanged for
-the new one in a single system call. So a reader sees the old partition or the new one, and a process killed at any point
-leaves a hidden folder that the next write of that partition clears away.
+the new one in a single system call. So a reader sees the old partition or the new one, and a process killed at any
+point leaves a hidden folder that the next write of that partition clears away.
 
 The same rows give the same bytes and the same digest: no clock and no path is written, and the caller sorts the rows.
 Write order inside a table is the caller's. Show a manifest: python -m json.tool <partition>/_manifest.json
 """
+
+from __future__ import annotations
 
 import ctypes
 import errno
@@ -72,7 +74,7 @@ def write_partition(
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _flush(staged / MANIFEST)
         _flush(staged)
-        _into_place(staged, path)
+        replace_folder(staged, path)
         _flush(path.parent)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -98,8 +100,8 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _into_place(staged: Path, path: Path) -> None:
-    """Rename `staged` to `path`; an old partition ends up under a hidden name and is deleted."""
+def replace_folder(staged: Path, path: Path) -> None:
+    """Rename `staged` to `path`; an old folder there ends up under the staged name, or is deleted."""
     if not path.exists():
         staged.rename(path)
         return

@@ -1,5 +1,7 @@
 """The known layouts, and which of them a folder is in. A new adapter is added to ADAPTERS."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from datasets.adapters.base import Adapter

@@ -6,6 +6,8 @@ the ingest drops duplicates, judges times and play times, and counts, for every 
 DataError. It reads a result to its end (fetchall), as DuckDB holds the connection until then.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from datetime import date
 from pathlib import Path

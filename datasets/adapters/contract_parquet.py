@@ -9,6 +9,8 @@
 A signal that you lack is a column of nulls. Times are timestamps in UTC.
 """
 
+from __future__ import annotations
+
 import json
 from datetime import date
 from pathlib import Path

@@ -4,6 +4,8 @@ DuckDB does the reading, in one pass into a typed table. The text is checked fir
 a reader that guesses would take a damaged file for a shorter or a stranger one.
 """
 
+from __future__ import annotations
+
 import codecs
 import csv
 import io

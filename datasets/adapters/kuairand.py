@@ -5,6 +5,8 @@ Not read: video_features_statistic, whose aggregates span the whole period and s
 exposure is another policy's. `date` is the log day, in Asia/Shanghai; `tab` becomes the surface.
 """
 
+from __future__ import annotations
+
 from datetime import date, datetime
 from pathlib import Path
 
