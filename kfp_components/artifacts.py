@@ -6,7 +6,6 @@ A component's body is one call: `return run_component(step, day=..., inputs={"ta
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 import signal
 import sys
@@ -21,9 +20,6 @@ from kfp_components.context import Run
 from kfp_components.step import LOG_NOTE, Events, Outcome
 from kfp_components.workspace import Workspace
 
-# The image holds the `ml` environment and this repository, so a component installs nothing when it starts.
-IMAGE = "onerec-ml-python:0.1.0"
-component = functools.partial(dsl.component, base_image=IMAGE, install_kfp_package=False)
 _PR_SET_PDEATHSIG = 1
 
 

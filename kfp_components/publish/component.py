@@ -2,7 +2,7 @@
 
 from kfp.dsl import Dataset, Input, Model, Output
 
-from kfp_components.artifacts import component
+from kfp_components.image import component
 
 
 @component

@@ -2,7 +2,7 @@
 
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
-from kfp_components.artifacts import component
+from kfp_components.image import component
 
 
 @component
