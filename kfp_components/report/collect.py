@@ -1,0 +1,247 @@
+"""Gather the numbers of a day from what its steps left: one JSON-able dict, the content of report.json.
+
+    report = collect(Workspace(root="var", source="simulated"), "2022-05-05")
+
+A section is the metrics of its step, unchanged, or None; `missing` then says why. Nothing is invented, and nothing is
+mixed: a step that failed in the newest run, or whose inputs have been made anew since, counts as missing.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import Any
+
+from kfp_components.step import Outcome
+from kfp_components.workspace import PIPELINES, STEPS, Workspace
+from releases.channels import CHANNELS, read_channel
+from releases.describe import read_manifest
+from releases.gates import METRIC, read_decision
+from releases.object_store import DirectoryStore
+
+SCHEMA = 1
+SECTIONS = {  # section of the report -> the step whose metrics it holds
+    "data": "ingest",
+    "quality": "validate",
+    "pathways": "pathways",
+    "materialize": "materialize",
+    "tokenizer": "tokenize",
+    "pretrain": "pretrain",
+    "reward": "reward",
+    "align": "align",
+    "evaluation": "evaluate",
+    "serving": "serve",
+}
+REPORTED = tuple(step for step in STEPS if step != "report")  # the report cannot time itself
+MEMORY_LIMIT_MIB = 8192
+TIME_LIMIT_S = {"first": 720, "later": 360}  # on 2 cores; a first day learns from every day before it
+AIM_OVER_FLOOR = 1.1  # the aim: recall 10 % above the better of the most-popular floors
+
+
+def collect(workspace: Workspace, day: str) -> dict[str, Any]:
+    """Everything known about a day, also when it stopped half-way. Reads only; ValueError for an impossible day."""
+    events = _last_events(workspace, day)
+    outcomes, why = _outcomes(workspace, day, events)
+    sections = {name: dict(outcomes[s].metrics) if s in outcomes else None for name, s in SECTIONS.items()}
+    missing = {name: why[step] for name, step in SECTIONS.items() if step in why}
+    release = None
+    if "publish" in why:
+        missing["release"] = why["publish"]
+    else:
+        try:
+            release = _release(workspace, outcomes["publish"].metrics)
+        except ValueError as error:
+            missing["release"] = str(error)
+    simulated = workspace.source == "simulated" or bool((sections["data"] or {}).get("simulated"))
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "day": day,
+        "source": workspace.source,
+        "simulated": simulated,
+        "data_label": "simulated logs" if simulated else "real logs",
+        "written_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "first_day": None if release is None else not release["parents"],
+        **sections,
+        "release": release,
+        "steps": [_step(step, outcomes.get(step), events.get(step, {}), why) for step in REPORTED],
+        "missing": missing,
+    }
+    report["totals"] = _totals(report["steps"], report["first_day"])
+    report["verdict"] = _verdict(report, why)
+    return report
+
+
+def _outcomes(workspace: Workspace, day: str, events: dict) -> tuple[dict[str, Outcome], dict[str, str]]:
+    """The outcomes that belong together, and for every other step of the day why it has none."""
+    found: dict[str, Outcome] = {}
+    why: dict[str, str] = {}
+    for step in REPORTED:
+        last = events.get(step, {"event": None})
+        if last["event"] == "failed":
+            why[step] = f"the step {step} failed: {last.get('error', 'no message')} (log: logs/{step}.log)"
+        elif last["event"] in ("started", "progress"):
+            why[step] = f"the step {step} was cut off before it ended (log: logs/{step}.log)"
+        elif not workspace.outcome(day, step).is_file():
+            why[step] = f"the step {step} did not run"
+        else:
+            try:
+                found[step] = Outcome.read(workspace.step_dir(day, step))
+            except ValueError as error:
+                why[step] = str(error)
+    for step in REPORTED:  # in the order of the day, so that what follows a stale step is stale as well
+        for name, digest in found[step].inputs.items() if step in found else ():
+            of_day, _, source = name.partition("/")
+            if of_day == day and source in REPORTED and (source not in found or found[source].digest != digest):
+                why[step] = f"its result belongs to an earlier run of {source}; run the day again from {step}"
+                del found[step]
+                break
+    return found, why
+
+
+def _last_events(workspace: Workspace, day: str) -> dict[str, dict[str, Any]]:
+    """The newest line of the progress file a step; the line that a killed run left half written is passed over."""
+    path, last = workspace.progress(day), {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            event = json.loads(line)
+            last[event["step"]] = event
+        except (json.JSONDecodeError, KeyError, TypeError):
+            continue
+    return last
+
+
+def _release(workspace: Workspace, published: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest, the gates and the channels say about the release that the publish step made."""
+    if "release_id" not in published:
+        raise ValueError(f"the publish step names no release_id (it left {sorted(published)}); run again from publish")
+    store, release_id = DirectoryStore(workspace.store), published["release_id"]
+    manifest = read_manifest(store, release_id)
+    channels = {name: read_channel(store, name) for name in CHANNELS}
+    production = channels["production"]
+    return {
+        "release_id": release_id,
+        "created_at": manifest.created_at,
+        "parents": manifest.parents,
+        "seed": manifest.seed,
+        "code_commit": manifest.code_commit,
+        "environment": manifest.environment,
+        "summaries": manifest.summaries,
+        "data": manifest.data,
+        "files": len(manifest.files),
+        "bytes": sum(f.size for f in manifest.files),
+        "gate": read_decision(store, release_id),
+        "channels": {name: c.release_id if c else None for name, c in channels.items()},
+        "was_in_production": bool(production and any(m["release_id"] == release_id for m in production.history)),
+    }
+
+
+def _step(step: str, outcome: Outcome | None, last: dict[str, Any], why: dict[str, str]) -> dict[str, Any]:
+    pipeline = next(name for name, steps in PIPELINES.items() if step in steps)
+    if outcome is None:
+        return {"step": step, "pipeline": pipeline, "missing": why[step]}
+    return {
+        "step": step,
+        "pipeline": pipeline,
+        "seconds": outcome.seconds,
+        "peak_mib": outcome.peak_mib,
+        "reused": last.get("event") == "reused",
+        "started_at": outcome.started_at,
+        "ended_at": outcome.ended_at,
+        "digest": outcome.digest,
+    }
+
+
+def _totals(steps: list[dict[str, Any]], first_day: bool | None) -> dict[str, Any]:
+    """Seconds of all steps (reused ones count what they once took), wall clock when all ran now, highest memory."""
+    ran = [s for s in steps if "missing" not in s]
+    whole = len(ran) == len(steps) and not any(s["reused"] for s in ran)
+    elapsed = None
+    if whole:
+        begun, ended = (
+            f(dt.datetime.fromisoformat(s[k]) for s in ran) for f, k in ((min, "started_at"), (max, "ended_at"))
+        )
+        elapsed = (ended - begun).total_seconds()
+    peak = max(ran, key=lambda s: s["peak_mib"], default=None)
+    return {
+        "seconds": round(sum(s["seconds"] for s in ran), 2),
+        "seconds_reused": round(sum(s["seconds"] for s in ran if s["reused"]), 2),
+        "seconds_elapsed": elapsed,
+        "seconds_limit": None if first_day is None else TIME_LIMIT_S["first" if first_day else "later"],
+        "peak_mib": peak["peak_mib"] if peak else None,
+        "peak_step": peak["step"] if peak else None,
+        "peak_limit_mib": MEMORY_LIMIT_MIB,
+    }
+
+
+def _verdict(report: dict[str, Any], why: dict[str, str]) -> dict[str, Any]:
+    """One sentence and the numbers of the top line. `mark`: good, warn, bad or none (not known)."""
+    mark, headline, reasons = _headline(report["release"], why)
+    return {
+        "mark": mark,
+        "headline": headline,
+        "reasons": reasons,
+        "recall": _recall(report["evaluation"], report["release"]),
+        "legality": _legality(report["evaluation"], report["serving"]),
+        "quality": _quality(report["quality"]),
+    }
+
+
+def _headline(release: dict[str, Any] | None, why: dict[str, str]) -> tuple[str, str, list[str]]:
+    if release is None:
+        return (
+            "bad",
+            "No release: the day is not finished",
+            [next(iter(why.values()), "the publish step left no release")],
+        )
+    gate, in_production = release["gate"], release["channels"]["production"] == release["release_id"]
+    if gate is None:
+        state = "it is in production without a judgement" if in_production else "not yet judged by the gates"
+        return "warn", f"Published; {state}", list(why.values())[:1]
+    failed = [f"{c['name']} is {c['value']}, the limit is {c['limit']}" for c in gate["checks"] if not c["passed"]]
+    if in_production:
+        if gate["passed"]:
+            return "good", "Released and promoted to production", []
+        return "warn", "In production although a gate failed", failed
+    if not gate["passed"]:
+        return "bad", "Published, not promoted: a gate failed", failed
+    if release["was_in_production"]:
+        return "warn", f"It was in production; {release['channels']['production']} is now", []
+    return "warn", "Published, gates passed, not promoted yet", list(why.values())[:1]
+
+
+def _recall(evaluation: dict[str, Any] | None, release: dict[str, Any] | None) -> dict[str, Any]:
+    rows = {row["name"]: row for row in (evaluation or {}).get("rows", ())}
+    floors = {name: row[METRIC] for name, row in rows.items() if name.startswith("most_popular")}
+    if "onerec" not in rows or not floors:
+        return {"mark": "none", "value": None, "floor": None}
+    value, name = rows["onerec"][METRIC], max(floors, key=lambda n: floors[n])
+    gate = (release or {}).get("gate")
+    # Later days may fall a little below the floor by daily noise: there the gate decides, and the page says by how much.
+    failed = any(METRIC in c["name"] and not c["passed"] for c in gate["checks"]) if gate else value < floors[name]
+    aim = AIM_OVER_FLOOR * floors[name]
+    return {
+        "mark": "bad" if failed else "good" if value >= aim else "warn",
+        "value": value,
+        "floor": floors[name],
+        "floor_name": name,
+        "over_floor": value / floors[name] - 1 if floors[name] else None,
+        "aim": aim,
+        "production": rows["production"][METRIC] if "production" in rows else None,
+    }
+
+
+def _legality(evaluation: dict[str, Any] | None, serving: dict[str, Any] | None) -> dict[str, Any]:
+    ranked = (evaluation or {}).get("legality")
+    served, unseen = ((serving or {}).get(k) for k in ("legal", "unseen"))
+    known = [v for v in (ranked, served, unseen) if v is not None]
+    mark = "none" if not known else "bad" if min(known) < 1 else "good" if len(known) == 3 else "warn"
+    return {"mark": mark, "ranked": ranked, "served": served, "served_unseen": unseen}
+
+
+def _quality(quality: dict[str, Any] | None) -> dict[str, Any]:
+    if quality is None:
+        return {"mark": "none", "checks": None, "critical_failed": None, "warning_failed": None}
+    critical, warning = quality.get("critical_failed"), quality.get("warning_failed")
+    mark = "none" if critical is None else "bad" if critical else "warn" if warning else "good"
+    checks = len(quality.get("results", ()))
+    return {"mark": mark, "checks": checks, "critical_failed": critical, "warning_failed": warning}
