@@ -87,7 +87,7 @@ class Representation:
             collaborative = _unit(u * np.sqrt(s))
         else:
             collaborative = np.zeros((N, collaborative_dim))
-        known = np.linalg.norm(collaborative, axis=1) > 0
+        known = np.diff(association.indptr) > 0  # by the data: the SVD leaves rounding noise in empty rows
         a = content[known]
         ridge = np.linalg.solve(a.T @ a + config.ridge * np.eye(dim), a.T @ collaborative[known])
         collaborative[~known] = _unit(content[~known] @ ridge)
