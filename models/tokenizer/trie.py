@@ -84,11 +84,13 @@ class Trie:
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Catalogue index of each code tuple [..., L], -1 where the tuple is illegal."""
+        codes = codes.long()  # three codes of 8192 do not fit into 32 bits
         key = torch.zeros_like(codes[..., 0])
         for level in range(self.levels):
             key = key * self.codebook_size + codes[..., level]
         at = torch.searchsorted(self._keys, key).clamp_max(len(self._keys) - 1)
-        return torch.where(self._keys[at] == key, self.item[at], -1)
+        inside = ((codes >= 0) & (codes < self.codebook_size)).all(-1)
+        return torch.where(inside & (self._keys[at] == key), self.item[at], -1)
 
     def save(self, path: Path) -> None:
         tensors = {f"first_{i}": f for i, f in enumerate(self.first)} | {
