@@ -1,0 +1,92 @@
+"""Training and evaluation sets: what users were shown, joined with what was known of them just before.
+
+    build(features=Path("var/simulated/features"), feature_store=..., day=date(2022, 5, 5), kind="training")
+
+`labels/dt=D` becomes `training/dt=D`, `evaluation_labels/dt=D` becomes `evaluation/dt=D`. The join is Feast's: of each
+view the newest row at or before the time stamp of the label row, never a later one. Nobody is lost: a user of whom
+nothing was known has empty lists, and static codes of zero.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.errors import DataError
+from datasets.partitions import PART, partition_days, partition_path, write_partition
+from feature_repo.services import SERVICE
+from feature_repo.sources import TIMESTAMP
+from feature_repo.store import open_store, quiet
+from feature_repo.views import VIEW_COLUMNS
+
+LABEL_TABLES = {"training": "labels", "evaluation": "evaluation_labels"}
+LABEL_COLUMNS = ("item_id", "label", "label_known", "play_ms", "duration_ms")
+_LIST = pa.list_(pa.int64())
+_KEYS = [pa.field("user_id", pa.int64()), pa.field(TIMESTAMP, pa.timestamp("ms", "UTC"))]
+LABELS_SCHEMA = pa.schema([*_KEYS, *(pa.field(c, _LIST) for c in LABEL_COLUMNS)])
+FEATURE_COLUMNS = [column for columns in VIEW_COLUMNS.values() for column in columns]
+SCHEMA = pa.schema([*LABELS_SCHEMA, *(pa.field(c, _LIST) for c in FEATURE_COLUMNS)])
+"""A row of a training or evaluation set. Every list is oldest first."""
+
+
+def build(
+    *, features: Path, feature_store: Path, day: date, kind: Literal["training", "evaluation"] = "training"
+) -> dict[str, Any]:
+    """Write the set of one day and return the manifest of its partition, counts included.
+
+    Rows keep the order of the label rows. Raises DataError when the labels or the feature definitions are missing.
+    """
+    path = partition_path(features / LABEL_TABLES[kind], day)
+    if not (path / PART).is_file():
+        raise DataError(f"{path} is missing: run the pathways step of {day} before its {kind} set")
+    labels = pq.read_table(path / PART, columns=LABELS_SCHEMA.names).cast(LABELS_SCHEMA)
+    history = _history(labels, features, feature_store) if len(labels) else SCHEMA.empty_table()
+    unknown = history["seen_item_id"].null_count
+    columns = {name: _filled(history[name], 0) for name in FEATURE_COLUMNS if name != "static_codes"}
+    columns["static_codes"] = _filled(history["static_codes"], _static_length(features, day))
+    table = pa.table({**dict(zip(labels.column_names, labels.columns)), **columns}).select(SCHEMA.names).cast(SCHEMA)
+    counts = {"users_without_history": unknown, "impressions": len(labels["item_id"].combine_chunks().flatten())}
+    return write_partition(partition_path(features / kind, day), table, counts=counts)
+
+
+def _history(labels: pa.Table, features: Path, feature_store: Path) -> pa.Table:
+    """The feature columns for each label row, in the order of the label rows; null where nothing was known."""
+    store = open_store(features, feature_store)
+    keys = labels.select(["user_id", TIMESTAMP]).to_pandas()
+    keys["label_row"] = np.arange(len(keys))
+    with quiet():
+        job = store.get_historical_features(entity_df=keys, features=store.get_feature_service(SERVICE))
+        found = job.to_arrow().sort_by("label_row")
+    # Feast's offline stores differ in what they do with rows that match nothing; losing one would shift all behind it.
+    assert np.array_equal(found["label_row"].to_numpy(), np.arange(len(labels))), "the join lost or repeated label rows"
+    return found
+
+
+def _filled(column: pa.ChunkedArray, zeros: int) -> pa.Array:
+    """The lists with nulls replaced by `zeros` zeros."""
+    lists = column.combine_chunks().cast(_LIST)
+    if not lists.null_count:
+        return lists
+    known = lists.is_valid().to_numpy(zero_copy_only=False)
+    lengths = lists.value_lengths().fill_null(zeros).to_numpy()
+    values = np.zeros(lengths.sum(), np.int64)
+    values[np.repeat(known, lengths)] = lists.flatten().to_numpy()
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), pa.array(values))
+
+
+def _static_length(features: Path, day: date) -> int:
+    """How many static codes a user has: that of the newest users that are known on `day`, else of the oldest."""
+    days = [d for d in partition_days(features / "user_static") if pq.read_metadata(_static(features, d)).num_rows]
+    if not days:
+        raise DataError(f"{features / 'user_static'} holds no row: run the pathways step of {day}")
+    newest = max((d for d in days if d <= day), default=days[0])
+    return len(pq.read_table(_static(features, newest), columns=["static_codes"])["static_codes"][0])
+
+
+def _static(features: Path, day: date) -> Path:
+    return partition_path(features / "user_static", day) / PART

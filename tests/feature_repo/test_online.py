@@ -1,0 +1,134 @@
+"""Materialization and online reads: explicit intervals, never back in time, an unknown user is no failure."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from datasets.errors import DataError
+from feature_repo.online import FeatureStoreError, OnlineFeatures
+from feature_repo.store import apply, materialize, open_store
+from feature_repo.views import EVENT_VIEWS, VIEW_COLUMNS
+from tests.feature_repo.conftest import DAYS, STATIC_FEATURES, STRANGERS, USERS, end_of, write_days
+
+START = end_of(DAYS[0]) - timedelta(days=1)
+
+
+@pytest.fixture
+def fresh(folders, tmp_path):
+    """The session's feature tables with an online store of the test's own."""
+    apply(features=folders[0], feature_store=tmp_path / "store")
+    return {"features": folders[0], "feature_store": tmp_path / "store"}
+
+
+def newest(features: Path, view: str, until: datetime) -> dict[int, dict]:
+    """The newest row of each user, straight from the partitions."""
+    rows = [row for path in features.glob(f"{view}/dt=*/*.parquet") for row in pq.read_table(path).to_pylist()]
+    rows = sorted((row for row in rows if row["event_timestamp"] <= until), key=lambda row: row["event_timestamp"])
+    return {row["user_id"]: row for row in rows}
+
+
+def assert_as_of(fresh: dict, until: datetime, users=USERS) -> None:
+    online = OnlineFeatures(**fresh)
+    expected_rows = {view: newest(fresh["features"], view, until) for view in VIEW_COLUMNS}
+    for user in users:
+        found = online.read(user)
+        rows = {view: by_user.get(user) for view, by_user in expected_rows.items()}
+        assert found.known == (rows["user_seen"] is not None)
+        if not found.known:
+            continue
+        assert found.static.tolist() == rows["user_static"]["static_codes"]
+        assert found.seen.tolist() == rows["user_seen"]["seen_item_id"]
+        assert found.feature_time_s == int(rows["user_seen"]["event_timestamp"].timestamp())
+        for view, prefix in EVENT_VIEWS.items():
+            events = getattr(found, prefix)
+            expected = [] if rows[view] is None else list(zip(*(rows[view][c] for c in VIEW_COLUMNS[view])))
+            assert events.dtype == np.int64
+            assert events.shape == (len(expected), 7)
+            assert [tuple(event) for event in events.tolist()] == expected
+
+
+def test_the_newest_row_in_the_interval_is_served(fresh):
+    done = materialize(**fresh, start=START, end=end_of(DAYS[3]))
+    assert done["users"]["user_seen"] > done["users"]["user_positive"] > 0
+    assert_as_of(fresh, end_of(DAYS[3]))
+    done = materialize(**fresh, start=end_of(DAYS[3]), end=end_of(DAYS[4]))
+    assert_as_of(fresh, end_of(DAYS[4]))
+    record = json.loads((fresh["feature_store"] / "materialized.json").read_text())["intervals"]
+    assert [i["end"] for i in record] == [end_of(DAYS[3]).isoformat(), end_of(DAYS[4]).isoformat()]
+
+
+def test_an_earlier_day_again_does_not_go_back_in_time(fresh):
+    materialize(**fresh, start=START, end=end_of(DAYS[5]))
+    done = materialize(**fresh, start=end_of(DAYS[1]), end=end_of(DAYS[2]))
+    assert done["online_until"] == end_of(DAYS[5]).isoformat()
+    assert_as_of(fresh, end_of(DAYS[5]))
+
+
+def test_a_killed_write_can_be_run_again(fresh):
+    """Feast marks a view while it is written; a process that died there must not block the day."""
+    from feast.feature_view import FeatureViewState
+
+    store = open_store(**fresh)
+    view = store.get_feature_view("user_seen")
+    view.state = FeatureViewState.MATERIALIZING
+    store.registry.apply_feature_view(view, store.project, commit=True)
+    apply(**fresh)
+    materialize(**fresh, start=START, end=end_of(DAYS[5]))
+    assert_as_of(fresh, end_of(DAYS[5]), users=[1, 2, 3])
+
+
+def test_unknown_users(fresh):
+    materialize(**fresh, start=START, end=end_of(DAYS[0]))
+    for user in (*STRANGERS, -1, 2**63 - 1):
+        found = OnlineFeatures(**fresh).read(user)
+        assert not found.known
+        assert found.feature_time_s == 0
+        assert [len(x) for x in (found.static, found.short, found.positive, found.lifelong, found.seen)] == [0] * 5
+        assert found.short.shape == (0, 7)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "message"),
+    [
+        (datetime(2022, 4, 25), datetime(2022, 4, 26, tzinfo=UTC), "no time zone"),
+        (datetime(2022, 4, 26, tzinfo=UTC), datetime(2022, 4, 26, tzinfo=UTC), "is empty"),
+        (datetime(2022, 4, 26, tzinfo=UTC), datetime.now(UTC) + timedelta(minutes=5), "in the future"),
+        (datetime(2021, 4, 26, tzinfo=UTC), datetime(2021, 4, 27, tzinfo=UTC), "no feature row"),
+    ],
+)
+def test_bad_intervals_are_refused(fresh, start, end, message):
+    with pytest.raises(DataError, match=message):
+        materialize(**fresh, start=start, end=end)
+    assert not (fresh["feature_store"] / "materialized.json").exists()
+    assert not OnlineFeatures(**fresh).read(1).known
+
+
+def test_a_failing_store_is_one_error_and_heals(fresh):
+    materialize(**fresh, start=START, end=end_of(DAYS[5]))
+    online = OnlineFeatures(**fresh)
+    assert online.read(1).static.shape == (STATIC_FEATURES,)
+    with sqlite3.connect(fresh["feature_store"] / "online.db") as connection:
+        connection.execute("ALTER TABLE onerec_user_seen RENAME TO away")
+    with pytest.raises(FeatureStoreError, match="features of user 1"):
+        online.read(1)
+    with sqlite3.connect(fresh["feature_store"] / "online.db") as connection:
+        connection.execute("ALTER TABLE away RENAME TO onerec_user_seen")
+    assert online.read(1).known
+    with pytest.raises(FeatureStoreError, match=r"holds no registry\.db"):
+        OnlineFeatures(fresh["features"], fresh["feature_store"] / "nowhere").read(1)
+
+
+def test_tables_must_exist(tmp_path):
+    write_days(tmp_path / "features", np.random.default_rng(2))
+    apply(features=tmp_path / "elsewhere", feature_store=tmp_path / "store")
+    with pytest.raises(DataError, match="there is no partition at"):
+        materialize(features=tmp_path / "elsewhere", feature_store=tmp_path / "store", start=START, end=end_of(DAYS[5]))
+    with pytest.raises(DataError, match="apply it again"):
+        materialize(features=tmp_path / "features", feature_store=tmp_path / "store", start=START, end=end_of(DAYS[5]))
