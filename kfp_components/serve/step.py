@@ -38,7 +38,7 @@ def run(run: Run, *, release: Outcome, features: Outcome, online: Outcome) -> Ou
         )
         kept = {"release_id": release_id, **{key: found[key] for key in ("legal", "unseen", "users")}}
         (out / FILE).write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-        return {key: value for key, value in found.items() if key != "users"}
+        return found
 
     outcome = run.step(
         "serve", inputs=[release, features, online], rooms=("serving", "models/inference.py", "feature_repo"), body=body

@@ -1,0 +1,1 @@
+"""The `onerec` command: thin, one file a command group."""

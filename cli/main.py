@@ -1,0 +1,42 @@
+"""The `onerec` command.
+
+onerec daily            onerec release list            onerec recommend 42
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from cli import backfill, daily, recommend, release, report, simulate
+
+GROUPS = (daily, backfill, release, recommend, report, simulate)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; errors a user can mend are one line on stderr and status 1 (2 for wrong arguments)."""
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except (ValueError, ConnectionError, TimeoutError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="onerec",
+        description="One day of OneRec, its releases and its recommendations.",
+        epilog="example: onerec daily --data logs/kuairand-pure --date 2022-05-05",
+    )
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for group in GROUPS:
+        group.add(commands)
+    return top
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""`onerec recommend`: the next items of a user, over gRPC from Triton.
+
+onerec recommend 42            onerec recommend 42 --url 127.0.0.1:8001
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+
+from cli.options import add_workspace, command, workspace
+from cli.summary import title
+from releases.channels import CHANNELS, read_channel
+from releases.manifest import load_release
+from releases.object_store import DirectoryStore
+
+
+def add(commands) -> None:
+    parser = command(commands, "recommend", "the next items of a user", "onerec recommend 42 --k 5")
+    parser.add_argument("user", type=int, help="user id")
+    parser.add_argument("--k", type=int, default=10, help="number of items (default: 10)")
+    parser.add_argument("--url", default="", help="gRPC address of a running server (default: start one for this)")
+    parser.add_argument("--channel", default="production", choices=CHANNELS, help="release to serve without --url")
+    add_workspace(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from serving.client import RecommendClient
+
+    w = workspace(args)
+    store = DirectoryStore(w.store)
+    with contextlib.ExitStack() as stack:
+        url = args.url
+        if not url:
+            from serving.triton_server import TritonServer
+
+            channel = read_channel(store, args.channel)
+            if channel is None:
+                raise ValueError(
+                    f"channel {args.channel} names no release; promote one: onerec release promote RELEASE"
+                )
+            folder, _ = load_release(store, channel.release_id)
+            print(f"starting Triton on {channel.release_id} (use --url to ask a running server)")
+            server = TritonServer(
+                release=folder,
+                features=w.features,
+                feature_store=w.feature_store,
+                log=Path(args.root).resolve() / "runs" / "recommend-triton.log",
+            )
+            url = stack.enter_context(server).grpc_url
+        answer = stack.enter_context(RecommendClient(url)).recommend(args.user, args.k, deadline_s=30.0)
+    flags = [name for name in ("cold_start", "degraded") if getattr(answer, name)]
+    print(f"user {args.user}, release {answer.release_id}" + (f" ({', '.join(flags)})" if flags else ""))
+    names = item_names(load_release(store, answer.release_id)[0] / "items.parquet", answer.item_ids)
+    for place, (item, score) in enumerate(zip(answer.item_ids, answer.scores, strict=True), 1):
+        print(f"{place:>3}  {score:8.3f}  {item:>12}  {names.get(item, '')}")
+
+
+def item_names(items: Path, wanted: list[int]) -> dict[int, str]:
+    """Title or tags of items, from the release's own catalogue."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(items, filters=[("item_id", "in", wanted)])
+    columns = [c for c in ("item_id", "caption", "tags") if c in table.column_names]
+    rows = table.select(columns).to_pylist()
+    return {
+        r["item_id"]: title({"item_id": r["item_id"], "title": r.get("caption"), "tags": r.get("tags")}) for r in rows
+    }
