@@ -178,7 +178,7 @@ class _Lake:
         self, name: str, rows: pa.Table, bad: pa.Table, counts: dict[str, int], sources: dict[str, str] | None = None
     ) -> None:
         extra = {QUARANTINE: bad} if bad.num_rows else None
-        fields = {"sources": sources} if sources else {}
+        fields = {"sources": sources, "timezone": self.adapter.timezone} if sources else {}
         manifest = write_partition(self.lake / name, rows, counts=counts, extra_files=extra, **fields)
         self.tables[name] = {key: manifest[key] for key in ("rows", "digest", "counts")}
 

@@ -5,8 +5,8 @@ A caricature, not a claim about people. All of it is drawn from one seed, and al
     preference(user u, item i, day d) = 3.5 <taste_u,d , vector_i> + 0.4 quality_i
 
 Tastes and item vectors are unit vectors in DIM dimensions around topic centres. What a user does with an impression is
-a noisy function of the preference; what is shown is a noisy function of it too, mixed with popularity and freshness, as a
-production recommender would do. Call it through `datasets.simulator`.
+a noisy function of the preference; what is shown is a noisy function of it too, mixed with popularity and freshness, as
+a production recommender would do. Call it through `datasets.simulator`.
 
 Legend of shapes: U users, I items, T topics, D dimensions, R requests, P positions, N impressions.
 """
