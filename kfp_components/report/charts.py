@@ -1,9 +1,9 @@
 """Charts of the report as inline SVG: lines over steps, and horizontal bars with intervals and a reference line.
 
-    bar_chart(title="recall@50", x_label="recall@50, mean over users", bars=[Bar(label="OneRec", value=0.19, text="0.190")])
+    bar_chart(title="recall", x_label="recall@50", bars=[Bar(label="OneRec", value=0.19, text="0.190")])
 
-Colours come from CSS classes of the page, so that one drawing serves light, dark and print. All text is escaped. The view
-box is 460 wide, which keeps the text readable both in half a laptop page and on a phone.
+Colours come from CSS classes of the page, so that one drawing serves light, dark and print. All text is escaped. The
+view box is 460 wide, which keeps the text readable both in half a laptop page and on a phone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-WIDTH, CHAR = 460, 7.0  # CHAR: width allowed for a letter at 12 px, to keep labels inside the drawing
+WIDTH, CHAR = 460, 7.4  # CHAR: width allowed for a letter at 12 px, to keep labels inside the drawing
 LABEL_GAP = 14  # px between the labels at the ends of lines
 
 
@@ -58,7 +58,7 @@ def line_chart(
     from_zero: bool = False,
     smooth: int = 1,
 ) -> Markup:
-    """Lines over training steps; with `smooth` > 1 the points stay faint and a centred running mean is drawn over them."""
+    """Lines over steps; with `smooth` > 1 the points stay faint and a centred running mean is drawn over them."""
     left, right, top, bottom, height = 46, 96, 26, 42, 250
     drawn = [(s, list(s.steps), list(s.values)) for s in series if len(s.values)]
     if not drawn:
@@ -75,7 +75,7 @@ def line_chart(
             top + (high - y) / (high - low) * (height - top - bottom),
         )
 
-    parts = [_text(left - 38, 12, y_label, "axis-title")]
+    parts = [_text(2, 12, y_label, "axis-title")]
     for tick in ticks:
         y = at(first, tick)[1]
         parts.append(_line(left, y, WIDTH - right, y, "grid"))
@@ -107,20 +107,20 @@ def bar_chart(
     reference: Reference | None = None,
     maximum: float | None = None,
 ) -> Markup:
-    """Horizontal bars from zero, with whiskers where an interval is given. `maximum` widens the axis at least that far."""
+    """Horizontal bars from zero, whiskers where an interval is given. `maximum`: the axis reaches at least that far."""
     if not bars:
         return Markup("")
     left = 12 + CHAR * max(len(b.label) for b in bars)
     right = 14 + CHAR * max(len(b.text) for b in bars)
-    row, top = 25, 24 if reference else 8
+    row, top = 25, 20
     height = top + row * len(bars) + 22
     reach = [v for b in bars for v in (b.value, b.high) if v is not None]
     high = max([*reach, maximum or 0.0, reference.value if reference else 0.0]) or 1.0
     scale = (WIDTH - left - right) / high
-    parts = []
+    parts, texts = [], []  # texts last, so that no line runs over them
     for i, b in enumerate(bars):
         y = top + row * i
-        parts.append(_text(left - 8, y + 16, b.label, "bar-label" + (" strong" if b.kind == "main" else ""), "end"))
+        texts.append(_text(left - 8, y + 16, b.label, "bar-label" + (" strong" if b.kind == "main" else ""), "end"))
         end = left
         if b.value is not None:
             width = max(b.value * scale, 0.0)
@@ -131,18 +131,18 @@ def bar_chart(
             parts += [_line(a, middle, z, middle, "whisker")]
             parts += [_line(x, middle - 4, x, middle + 4, "whisker") for x in (a, z)]
             end = max(end, z)
-        parts.append(_text(end + 6, y + 16, b.text, "value" + (" strong" if b.kind == "main" else "")))
+        texts.append(_text(end + 6, y + 16, b.text, "value" + (" strong" if b.kind == "main" else "")))
     floor = top + row * len(bars)
     parts.append(_line(left, top, left, floor, "base"))
     if reference:
         x = left + reference.value * scale
         parts.append(_line(x, top - 4, x, floor, "reference"))
         half = CHAR * len(reference.label) / 2
-        parts.append(_text(min(max(x, half), WIDTH - half), 13, reference.label, "reference-label", "middle"))
-    parts.append(_text(left, floor + 16, x_label, "axis-title"))
+        texts.append(_text(min(max(x, half), WIDTH - half), 13, reference.label, "reference-label", "middle"))
+    texts.append(_text(left, floor + 16, x_label, "axis-title"))
     said = "; ".join(f"{b.label} {b.text}" for b in bars)
     line = f" {reference.label}." if reference else ""
-    return _svg(height, title, f"{title}. {x_label}: {said}.{line}", parts)
+    return _svg(height, title, f"{title}. {x_label}: {said}.{line}", parts + texts)
 
 
 def _svg(height: float, title: str, described: str, parts: Sequence[Markup]) -> Markup:

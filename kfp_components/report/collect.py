@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 from typing import Any
 
 from kfp_components.step import Outcome
@@ -42,8 +43,12 @@ def collect(workspace: Workspace, day: str) -> dict[str, Any]:
     """Everything known about a day, also when it stopped half-way. Reads only; ValueError for an impossible day."""
     events = _last_events(workspace, day)
     outcomes, why = _outcomes(workspace, day, events)
-    sections = {name: dict(outcomes[s].metrics) if s in outcomes else None for name, s in SECTIONS.items()}
-    missing = {name: why[step] for name, step in SECTIONS.items() if step in why}
+    sections: dict[str, Any] = {n: dict(outcomes[s].metrics) if s in outcomes else None for n, s in SECTIONS.items()}
+    if sections["serving"] is not None:
+        sections["serving"]["users"] = _users(outcomes["serve"])
+    if sections["quality"] is None:
+        sections["quality"] = _stopping_results(workspace, day, events.get("validate", {}))
+    missing = {name: why[step] for name, step in SECTIONS.items() if sections[name] is None}
     release = None
     if "publish" in why:
         missing["release"] = why["publish"]
@@ -58,7 +63,7 @@ def collect(workspace: Workspace, day: str) -> dict[str, Any]:
         "day": day,
         "source": workspace.source,
         "simulated": simulated,
-        "data_label": "simulated logs" if simulated else "real logs",
+        "data_label": "simulated logs" if simulated else f"logs of {workspace.source}",
         "written_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "first_day": None if release is None else not release["parents"],
         **sections,
@@ -99,15 +104,34 @@ def _outcomes(workspace: Workspace, day: str, events: dict) -> tuple[dict[str, O
 
 
 def _last_events(workspace: Workspace, day: str) -> dict[str, dict[str, Any]]:
-    """The newest line of the progress file a step; the line that a killed run left half written is passed over."""
-    path, last = workspace.progress(day), {}
+    """The newest line of the progress file a step, with the time it `began`; half a line of a killed run is skipped."""
+    path, last, begun = workspace.progress(day), {}, {}
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             event = json.loads(line)
-            last[event["step"]] = event
+            if event["event"] == "started":
+                begun[event["step"]] = event["at"]
+            last[event["step"]] = event | {"began": begun.get(event["step"])}
         except (json.JSONDecodeError, KeyError, TypeError):
             continue
     return last
+
+
+def _users(serve: Outcome) -> list[dict[str, Any]]:
+    """The served users and their items, which the step keeps in a file, not among its metrics."""
+    try:
+        return json.loads((serve.path / "recommendations.json").read_text())["users"]
+    except (OSError, KeyError, json.JSONDecodeError):
+        return []
+
+
+def _stopping_results(workspace: Workspace, day: str, last: dict[str, Any]) -> dict[str, Any] | None:
+    """The results of the checks that stopped the day: a failed validate step leaves no outcome, only this file."""
+    path = workspace.run_dir(day) / "data_quality" / "results.json"
+    if last.get("event") != "failed" or not path.is_file() or path.stat().st_mtime < (last["began"] or math.inf):
+        return None
+    found = json.loads(path.read_text())
+    return found if "critical_failed" in found else None
 
 
 def _release(workspace: Workspace, published: dict[str, Any]) -> dict[str, Any]:
@@ -183,6 +207,10 @@ def _verdict(report: dict[str, Any], why: dict[str, str]) -> dict[str, Any]:
         "recall": _recall(report["evaluation"], report["release"]),
         "legality": _legality(report["evaluation"], report["serving"]),
         "quality": _quality(report["quality"]),
+        "time": _within(
+            report["totals"]["seconds_elapsed"] or report["totals"]["seconds"], report["totals"]["seconds_limit"]
+        ),
+        "memory": _within(report["totals"]["peak_mib"], report["totals"]["peak_limit_mib"]),
     }
 
 
@@ -216,7 +244,7 @@ def _recall(evaluation: dict[str, Any] | None, release: dict[str, Any] | None) -
         return {"mark": "none", "value": None, "floor": None}
     value, name = rows["onerec"][METRIC], max(floors, key=lambda n: floors[n])
     gate = (release or {}).get("gate")
-    # Later days may fall a little below the floor by daily noise: there the gate decides, and the page says by how much.
+    # A later day may fall a little below the floor by noise: the gate decides, and the page says by how much.
     failed = any(METRIC in c["name"] and not c["passed"] for c in gate["checks"]) if gate else value < floors[name]
     aim = AIM_OVER_FLOOR * floors[name]
     return {
@@ -236,6 +264,10 @@ def _legality(evaluation: dict[str, Any] | None, serving: dict[str, Any] | None)
     known = [v for v in (ranked, served, unseen) if v is not None]
     mark = "none" if not known else "bad" if min(known) < 1 else "good" if len(known) == 3 else "warn"
     return {"mark": mark, "ranked": ranked, "served": served, "served_unseen": unseen}
+
+
+def _within(value: float | None, limit: float | None) -> dict[str, str]:
+    return {"mark": "none" if not value or limit is None else "good" if value <= limit else "warn"}
 
 
 def _quality(quality: dict[str, Any] | None) -> dict[str, Any]:

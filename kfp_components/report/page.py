@@ -2,7 +2,7 @@
 
     write_report(collect(workspace, day), workspace.run_dir(day))
 
-The page is one file: no script, no font, no image from elsewhere. Every text is escaped, since captions come from users.
+The page is one file: no script, no font, no image from elsewhere. All text is escaped: captions come from users.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup
 
+from datasets import cleaning
 from kfp_components.report.charts import Bar, Reference, Series, bar_chart, line_chart
 from releases.describe import flatten
 from releases.gates import METRIC
@@ -58,7 +59,7 @@ def render(report: dict[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=ChainableUndefined,
     )
-    filters = (number, share, count, duration, gib, words, by_positives)
+    filters = (number, share, count, duration, gib, words, fate, by_positives)
     env.filters |= {function.__name__: function for function in filters}
     return env.get_template("template.html").render(
         r=report,
@@ -107,6 +108,14 @@ def gib(mib: Any) -> str:
 
 def words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def fate(rule: str) -> str:
+    """What the ingest does with the rows that a rule of datasets.cleaning counts; the rule may stand behind a table."""
+    name = rule.rpartition(".")[2]
+    if name == "rows_read":
+        return ""
+    return "dropped" if name == "duplicates" else "set aside" if name in cleaning.QUARANTINED else "kept"
 
 
 def by_positives(objectives: dict[str, Any]) -> list[tuple[str, Any]]:
