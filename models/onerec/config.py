@@ -70,6 +70,8 @@ class OneRecConfig:
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(set(raw) - known):
             raise ValueError(f"{path}: unknown fields {unknown}; the file was written by another version of the model")
+        if missing := sorted(known - set(raw)):
+            raise ValueError(f"{path}: fields {missing} are missing; the file was written by another version of the model")
         return cls(**raw)
 
 
