@@ -1,0 +1,48 @@
+"""Configurations: impossible sizes are refused by name, files are read back exactly or not at all."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from models.onerec.config import OneRecConfig, onerec_laptop
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"d_model": 30, "heads": 4}, "d_model 30 is not a multiple of heads 4"),
+        ({"experts": 2, "experts_per_token": 3}, "experts_per_token 3"),
+        ({"experts_per_token": 0}, "experts_per_token 0"),
+        ({"levels": 4}, "levels is 4"),
+    ],
+)
+def test_impossible_sizes(changes, message):
+    with pytest.raises(ValueError, match=message):
+        OneRecConfig(codebook_size=16, items=10, static_features=3, **changes)
+
+
+def test_save_and_load(tmp_path):
+    config = onerec_laptop(codebook_size=64, items=7583, static_features=26)
+    config.save(tmp_path / "config.json")
+    assert OneRecConfig.load(tmp_path / "config.json") == config
+
+
+def test_an_unknown_field_is_named(tmp_path):
+    onerec_laptop(codebook_size=64, items=5, static_features=3).save(tmp_path / "config.json")
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"d_modle": 8}))
+    with pytest.raises(ValueError, match="d_modle"):
+        OneRecConfig.load(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize("field", ["items", "d_model"])
+def test_a_missing_field_is_named(tmp_path, field):
+    """Also one that has a default: the default of today need not be the size that was trained."""
+    onerec_laptop(codebook_size=64, items=5, static_features=3).save(tmp_path / "config.json")
+    raw = json.loads((tmp_path / "config.json").read_text())
+    del raw[field]
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=field):
+        OneRecConfig.load(tmp_path / "config.json")

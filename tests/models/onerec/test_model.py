@@ -1,0 +1,144 @@
+"""Encoder and decoder: padding changes nothing, targets do not see each other, one step equals the whole prefix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.onerec.config import OneRecConfig
+from models.onerec.model import OneRec
+from tests.models.conftest import random_batch, small_model
+
+LENGTHS = [(5, 6, 7), (2, 0, 3), (0, 0, 0), (1, 4, 0)]
+
+
+def _alone(batch: dict[str, torch.Tensor], user: int, lengths: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+    """One user's row without any padding."""
+    out = {"static": batch["static"][user : user + 1]}
+    for name, n in zip(("short", "positive", "lifelong"), lengths):
+        L = batch[name].shape[1]
+        out[name] = batch[name][user : user + 1, L - n :]
+        out[f"{name}_mask"] = torch.ones(1, n, dtype=torch.bool)
+    return out
+
+
+@torch.no_grad()
+def _outputs(model: OneRec, batch: dict[str, torch.Tensor], codes: torch.Tensor) -> torch.Tensor:
+    z, mask = model.encode(batch)
+    levels = model.code_logits(codes.expand(len(z), -1, -1), z, mask)
+    return torch.cat([model.item_logits(z), *(x.flatten(1) for x in levels)], 1)
+
+
+def test_a_batch_of_mixed_lengths_equals_each_user_alone():
+    model, _ = small_model()
+    batch, codes = random_batch(model, LENGTHS), torch.randint(4, (1, 3, 3))
+    together = _outputs(model, batch, codes)
+    for user, lengths in enumerate(LENGTHS):
+        alone = _outputs(model, _alone(batch, user, lengths), codes)
+        torch.testing.assert_close(together[user], alone[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_stands_in_the_padding_changes_nothing_and_real_events_do():
+    model, _ = small_model()
+    batch, codes = random_batch(model, LENGTHS), torch.randint(4, (1, 2, 3))
+    reference = _outputs(model, batch, codes)
+    other = random_batch(model, LENGTHS, seed=9)
+    padded = {**batch}
+    for name in ("short", "positive", "lifelong"):
+        padded[name] = torch.where(batch[f"{name}_mask"][..., None], batch[name], other[name])
+    assert any(not torch.equal(padded[n], batch[n]) for n in ("short", "positive", "lifelong"))
+    torch.testing.assert_close(_outputs(model, padded, codes), reference, rtol=0, atol=0)
+    for name in ("static", "short", "positive", "lifelong"):
+        changed = _outputs(model, {**batch, name: other[name]}, codes)
+        assert not torch.allclose(changed[0], reference[0], atol=1e-4), name
+
+
+@pytest.mark.parametrize("field", range(7))
+def test_every_event_field_reaches_the_output(field):
+    model, _ = small_model()
+    batch, other = random_batch(model, [(5, 6, 7)]), random_batch(model, [(5, 6, 7)], seed=3)
+    changed = {**batch, "short": batch["short"].clone()}
+    changed["short"][..., field] = other["short"][..., field]
+    codes = torch.randint(4, (1, 2, 3))
+    assert not torch.allclose(_outputs(model, batch, codes), _outputs(model, changed, codes), atol=1e-5)
+
+
+def test_the_order_of_events_matters_and_the_newest_keeps_its_position():
+    model, _ = small_model()
+    batch, codes = random_batch(model, [(5, 6, 7)]), torch.randint(4, (1, 2, 3))
+    turned = {**batch, "short": batch["short"].flip(1)}
+    assert not torch.allclose(_outputs(model, batch, codes), _outputs(model, turned, codes), atol=1e-5)
+
+
+@torch.no_grad()
+def test_targets_of_one_user_do_not_see_each_other_nor_later_codes():
+    model, _ = small_model()
+    batch, codes = random_batch(model, LENGTHS), torch.randint(4, (len(LENGTHS), 3, 3))
+    z, mask = model.encode(batch)
+    levels = model.code_logits(codes, z, mask)
+    single = model.code_logits(codes[:, 1:2], z, mask)
+    for level in range(3):
+        torch.testing.assert_close(levels[level][:, 1:2], single[level], rtol=1e-4, atol=1e-5)
+    for changed_level in range(3):
+        other = codes.clone()
+        other[..., changed_level] = (other[..., changed_level] + 1) % 4
+        new = model.code_logits(other, z, mask)
+        for level in range(3):
+            same = torch.allclose(new[level], levels[level], atol=1e-6)
+            assert same == (level <= changed_level), (level, changed_level)
+
+
+@torch.no_grad()
+def test_decode_step_equals_decode():
+    model, _ = small_model(decoder_layers=3)
+    z, mask = model.encode(random_batch(model, LENGTHS))
+    kv = model.context_kv(z)
+    codes = torch.randint(4, (len(LENGTHS), 5, 2))
+    whole = model.decode(codes, kv, mask)
+    hidden, past = model.decode_step(None, 0, None, kv, mask)
+    torch.testing.assert_close(hidden.expand(-1, 5, -1), whole[:, :, 0], rtol=1e-4, atol=1e-5)
+    past = [tuple(t.expand(-1, 5, -1, -1, -1) for t in pair) for pair in past]
+    for level in (1, 2):
+        hidden, past = model.decode_step(codes[..., level - 1], level, past, kv, mask)
+        torch.testing.assert_close(hidden, whole[:, :, level], rtol=1e-4, atol=1e-5)
+
+
+def test_item_vectors_are_sums_of_code_embeddings_and_the_unknown_item_has_its_own():
+    model, tokenizer = small_model()
+    vector = model.item_vector(torch.tensor([3, 20]))
+    expected = sum(t.weight[c] for t, c in zip(model.code, tokenizer.sid_NL[3].tolist()))
+    torch.testing.assert_close(vector[0], expected)
+    torch.testing.assert_close(vector[1], sum(t.weight[4] for t in model.code))
+
+
+@torch.no_grad()
+def test_item_logits_by_hand():
+    model, _ = small_model()
+    z, _ = model.encode(random_batch(model, LENGTHS))
+    query = z[:, 0].double() @ model.item_query.weight.double().T + model.item_query.bias.double()
+    table = (model.item_vector(torch.arange(20)) + model.item_residual.weight[:20]).double()
+    expected = query @ table.T + model.item_bias_N.double()
+    torch.testing.assert_close(model.item_logits(z).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_gets_a_gradient():
+    """None is dead weight. (The last item row belongs to the unknown item and is never a target.)"""
+    model, _ = small_model(experts_per_token=4)
+    batch, codes = random_batch(model, LENGTHS), torch.randint(4, (len(LENGTHS), 3, 3))
+    z, mask = model.train().encode(batch)
+    loss = model.item_logits(z).square().sum() + sum(x.square().sum() for x in model.code_logits(codes, z, mask))
+    loss.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_a_sid_table_of_another_size_is_refused():
+    config = OneRecConfig(codebook_size=4, items=5, static_features=3)
+    with pytest.raises(ValueError, match=r"SID table is \(4, 3\)"):
+        OneRec(config, torch.zeros(4, 3, dtype=torch.int64))
+
+
+def test_positions_at_the_published_sizes():
+    config = OneRecConfig(
+        codebook_size=8192, items=1, static_features=3, positive_len=256, lifelong_len=2000, lifelong_queries=128
+    )
+    assert config.positions == 405
