@@ -32,7 +32,7 @@ def add(commands) -> None:
         commands, "daily", "run one day: logs to a served release", "onerec daily --data logs --date 2022-05-05"
     )
     add_data(parser)
-    parser.add_argument("--date", type=day, default="", help="the day (default: the last but one of the logs)")
+    parser.add_argument("--date", type=day, help="the day (default: the last but one of the logs)")
     parser.add_argument("--from", dest="fresh_from", default="", choices=STEPS, metavar="STEP",
                         help=f"run again from this step on, reuse nothing: {', '.join(STEPS)}")  # fmt: skip
     parser.set_defaults(run=run)
@@ -41,7 +41,7 @@ def add(commands) -> None:
 def run(args: argparse.Namespace) -> int:
     """One day. ValueError for what the user can mend before anything has run; status 1 when a step fails."""
     root, source = Path(args.root), source_of(args.data, args.source)
-    with held(root / ".daily.lock", f"onerec daily {args.date}".strip()), terminations():
+    with held(root / ".daily.lock", f"onerec daily {args.date or ''}".strip()), terminations():
         data = args.data or simulated(root)
         date = args.date or default_day(data)
         return run_day(root=root, source=source, data=data, date=date, seed=args.seed, fresh_from=args.fresh_from)
