@@ -71,7 +71,9 @@ class OneRecConfig:
         if unknown := sorted(set(raw) - known):
             raise ValueError(f"{path}: unknown fields {unknown}; the file was written by another version of the model")
         if missing := sorted(known - set(raw)):
-            raise ValueError(f"{path}: fields {missing} are missing; the file was written by another version of the model")
+            raise ValueError(
+                f"{path}: fields {missing} are missing; the file was written by another version of the model"
+            )
         return cls(**raw)
 
 
