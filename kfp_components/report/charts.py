@@ -3,7 +3,7 @@
     bar_chart(title="recall", x_label="recall@50", bars=[Bar(label="OneRec", value=0.19, text="0.190")])
 
 Colours come from CSS classes of the page, so that one drawing serves light, dark and print. All text is escaped. The
-view box is 460 wide, which keeps the text readable both in half a laptop page and on a phone.
+view box is 420 wide, which keeps the text readable both in half a laptop page and on a phone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-WIDTH, CHAR = 460, 7.4  # CHAR: width allowed for a letter at 12 px, to keep labels inside the drawing
+WIDTH, CHAR = 420, 7.4  # CHAR: width allowed for a letter at 12 px, to keep labels inside the drawing
 LABEL_GAP = 14  # px between the labels at the ends of lines
 
 
@@ -139,7 +139,7 @@ def bar_chart(
         parts.append(_line(x, top - 4, x, floor, "reference"))
         half = CHAR * len(reference.label) / 2
         texts.append(_text(min(max(x, half), WIDTH - half), 13, reference.label, "reference-label", "middle"))
-    texts.append(_text(left, floor + 16, x_label, "axis-title"))
+    texts.append(_text(max(2, min(left, WIDTH - CHAR * len(x_label))), floor + 16, x_label, "axis-title"))
     said = "; ".join(f"{b.label} {b.text}" for b in bars)
     line = f" {reference.label}." if reference else ""
     return _svg(height, title, f"{title}. {x_label}: {said}.{line}", parts + texts)

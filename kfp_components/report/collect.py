@@ -194,12 +194,14 @@ def _totals(steps: list[dict[str, Any]], first_day: bool | None) -> dict[str, An
         "peak_mib": peak["peak_mib"] if peak else None,
         "peak_step": peak["step"] if peak else None,
         "peak_limit_mib": MEMORY_LIMIT_MIB,
+        "steps_missing": len(steps) - len(ran),
     }
 
 
 def _verdict(report: dict[str, Any], why: dict[str, str]) -> dict[str, Any]:
     """One sentence and the numbers of the top line. `mark`: good, warn, bad or none (not known)."""
     mark, headline, reasons = _headline(report["release"], why)
+    totals, whole = report["totals"], not report["totals"]["steps_missing"]
     return {
         "mark": mark,
         "headline": headline,
@@ -207,10 +209,8 @@ def _verdict(report: dict[str, Any], why: dict[str, str]) -> dict[str, Any]:
         "recall": _recall(report["evaluation"], report["release"]),
         "legality": _legality(report["evaluation"], report["serving"]),
         "quality": _quality(report["quality"]),
-        "time": _within(
-            report["totals"]["seconds_elapsed"] or report["totals"]["seconds"], report["totals"]["seconds_limit"]
-        ),
-        "memory": _within(report["totals"]["peak_mib"], report["totals"]["peak_limit_mib"]),
+        "time": _within(totals["seconds_elapsed"] or totals["seconds"], totals["seconds_limit"], whole),
+        "memory": _within(totals["peak_mib"], totals["peak_limit_mib"], whole),
     }
 
 
@@ -266,8 +266,10 @@ def _legality(evaluation: dict[str, Any] | None, serving: dict[str, Any] | None)
     return {"mark": mark, "ranked": ranked, "served": served, "served_unseen": unseen}
 
 
-def _within(value: float | None, limit: float | None) -> dict[str, str]:
-    return {"mark": "none" if not value or limit is None else "good" if value <= limit else "warn"}
+def _within(value: float | None, limit: float | None, whole: bool) -> dict[str, str]:
+    if value is None or limit is None:
+        return {"mark": "none"}
+    return {"mark": "warn" if value > limit else "good" if whole else "none"}
 
 
 def _quality(quality: dict[str, Any] | None) -> dict[str, Any]:

@@ -74,8 +74,8 @@ def render(report: dict[str, Any]) -> str:
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """0.1957; a dash when unknown."""
-    return "–" if _unknown(value) else f"{value:.{digits}f}"
+    """0.1957, a whole number as it is, a dash when unknown."""
+    return "–" if _unknown(value) else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
 
 
 def share(value: Any) -> str:

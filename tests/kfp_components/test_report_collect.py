@@ -86,7 +86,7 @@ def test_an_empty_day_and_half_a_progress_line(tmp_path):
     report = collect(w, DAY)
     assert report["missing"]["data"].startswith("the step ingest was cut off")
     assert all("missing" in step for step in report["steps"]) and report["data_label"] == "logs of mine"
-    assert render(report).count("Missing.") == len(report["missing"])
+    assert render(report).count("Missing:") == len(report["missing"])
 
 
 def test_the_checks_that_stopped_the_day_are_shown(tmp_path):

@@ -55,7 +55,7 @@ def report(tmp_path_factory) -> dict:
 def test_every_section_is_there_and_described(report):
     page = Page(render(report))
     assert [i for i in page.ids if i in SECTIONS] == list(SECTIONS)
-    assert "Missing." not in page.text and "Released and promoted to production" in page.text
+    assert "Missing:" not in page.text and "Released and promoted to production" in page.text
     assert [tag for tag, _ in page.tags].count("table") == [tag for tag, _ in page.tags].count("caption") >= 9
     drawings = [a for tag, a in page.tags if tag == "svg"]
     assert len(drawings) == 10 and all(a["role"] == "img" and len(a["aria-label"]) > 40 for a in drawings)
@@ -122,13 +122,13 @@ def test_simulated_numbers_say_so_in_every_section_and_others_never(report):
 @pytest.mark.parametrize("section", ["data", "quality", "tokenizer", "pretrain", "reward", "align", "evaluation"])
 def test_a_missing_section_says_why_and_a_missing_number_is_a_dash(report, section):
     page = Page(render(report | {section: None, "missing": {section: f"because of {section}"}}))
-    assert f"Missing. because of {section}." in page.text
+    assert f"Missing: because of {section}." in page.text
     assert "–" in Page(render(report | {section: {"other": 1}})).text
 
 
 def test_a_report_without_release_or_serving_renders(report):
     page = Page(render(report | {"release": None, "serving": None, "missing": {"release": "no", "serving": "no"}}))
-    assert page.text.count("Missing. no.") == 2
+    assert page.text.count("Missing: no.") == 2
 
 
 def test_a_write_that_fails_leaves_the_old_report_whole(report, tmp_path):
