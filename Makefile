@@ -1,13 +1,47 @@
-# make daily [DATA=<folder> DATE=<day>]   set up, then run one day        make test   set up, then run the tests
-# make up / make down                     local Airflow UI and Triton     make lint   ruff and mypy
+# make daily [DATA=<folder> DATE=<day> FROM=<step>]   set up, then run one day     make test   set up, then run the tests
+# make up / make down                                 local Airflow UI and Triton  make lint   ruff and mypy
+# make lock   resolve the environments anew           make clean   caches only: var/ holds releases and is left alone
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 ML := .venv/ml
 ORCH := .venv/orchestrate
 INSTALL = $(1)/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes $(2)
 
-.PHONY: daily test lint lock up down bench setup clean
+.PHONY: daily test lint lock up down setup clean
 .DELETE_ON_ERROR:
+
+ROOT ?= var
+ROOMS = cli datasets data_quality feature_repo kfp_components models releases serving
+
+daily: setup
+	@$(ML)/bin/onerec daily --root $(ROOT) \
+		$(if $(DATA),--data "$(DATA)") $(if $(DATE),--date $(DATE)) $(if $(FROM),--from $(FROM)) $(if $(SEED),--seed $(SEED))
+
+# tests/dags needs Airflow, all others the ml environment. The summary of each stands at the end.
+test: setup
+	@status=0; mkdir -p build; \
+	$(ORCH)/bin/python -m pytest tests/dags 2>&1 | tee build/test-orchestrate.txt || status=1; \
+	$(ML)/bin/python -m pytest 2>&1 | tee build/test-ml.txt || status=1; \
+	echo; for env in orchestrate ml; do echo "$$env: $$(tail -n 1 build/test-$$env.txt)"; done; exit $$status
+
+lint: setup
+	@$(ML)/bin/ruff check . && $(ML)/bin/ruff format --check .
+	@$(ML)/bin/mypy $(ROOMS)
+	@MYPYPATH=dags $(ORCH)/bin/mypy dags
+
+up: setup
+	@$(ML)/bin/python -m cli.local up --root $(ROOT)
+
+down:
+	@test ! -x $(ML)/bin/python || $(ML)/bin/python -m cli.local down --root $(ROOT)
+
+lock:
+	@locks/lock.sh
+
+clean:
+	@rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	@find $(ROOMS) dags tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 setup: $(ML)/.ready $(ORCH)/.ready
 

@@ -1,0 +1,20 @@
+"""These tests run in the orchestrate environment: `.venv/orchestrate/bin/python -m pytest tests/dags`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+DAGS = Path(__file__).resolve().parents[2] / "dags"
+
+# Without Airflow (in the ml environment) there is nothing here to collect; `make test` runs both environments.
+collect_ignore_glob = [] if importlib.util.find_spec("airflow") else ["test_*.py"]
+
+# Airflow reads these when it is imported. It must find neither a home of this machine nor examples.
+os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="onerec-airflow-")
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(DAGS)
+sys.path.insert(0, str(DAGS))
