@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader, Undefined
 from markupsafe import Markup
 
 from datasets import cleaning
@@ -29,6 +29,7 @@ NAMES = {
     "most_popular_all": "Most popular, all days",
     "most_popular_3d": "Most popular, 3 days",
 }
+BOUNDS = {"min_value": "at least", "max_value": "at most"}
 FEW_POSITIVES = 30  # below it an AUC says little
 LAST_DAYS = 14  # log days drawn
 RUNNING_MEAN = 9  # alignment steps
@@ -59,7 +60,7 @@ def render(report: dict[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=ChainableUndefined,
     )
-    filters = (number, share, count, duration, gib, words, fate, by_positives)
+    filters = (number, share, count, duration, gib, words, fate, said, observed, by_positives, by_rule)
     env.filters |= {function.__name__: function for function in filters}
     return env.get_template("template.html").render(
         r=report,
@@ -116,6 +117,32 @@ def fate(rule: str) -> str:
     if name == "rows_read":
         return ""
     return "dropped" if name == "duplicates" else "set aside" if name in cleaning.QUARANTINED else "kept"
+
+
+def said(value: Any) -> str:
+    """A small mapping or the first of several, as words: "user_id 3, item_id 5"."""
+    if isinstance(value, list | tuple):
+        value = value[0] if value else None
+    if isinstance(value, dict):
+        return ", ".join(f"{BOUNDS.get(key, words(key))} {one}" for key, one in value.items())
+    return "–" if value is None or isinstance(value, Undefined) else str(value)
+
+
+def observed(result: dict[str, Any]) -> str:
+    """What a check saw: the share of unexpected rows where it looks at rows, else the value itself."""
+    value = result.get("observed")
+    if _unknown(value):
+        return said(value)
+    return f"{share(value)} of the rows" if result.get("unexpected_count") is not None else f"{value:,}"
+
+
+def by_rule(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One result a rule, with the number of `days` it was checked on."""
+    rules: dict[tuple, dict[str, Any]] = {}
+    for result in results:
+        key = tuple(result.get(k) for k in ("table", "column", "rule", "expectation", "severity"))
+        rules.setdefault(key, {**result, "days": 0})["days"] += 1
+    return list(rules.values())
 
 
 def by_positives(objectives: dict[str, Any]) -> list[tuple[str, Any]]:

@@ -119,7 +119,14 @@ def metrics_of(step: str, recall: float = 0.1987) -> dict:
         "pathways": lambda: {"rows": {"user_short": 9_100, "user_seen": 9_100}, "evaluation": "day 2024-03-08"},
         "materialize": lambda: {"users": 2_000},
         "publish": dict,
-        "serve": lambda: {"legal": 1.0, "unseen": 1.0, "ready_seconds": 6.4, "latency_ms": {"p50": 31.2, "p99": 58.8}},
+        "serve": lambda: {
+            "legal": 1.0,
+            "unseen": 1.0,
+            "ready_seconds": 6.4,
+            "latency_ms": {"p50": 31.2, "p99": 58.8, "max": 60.1, "requests": 29},
+            "short": 0,
+            "degraded": 0,
+        },
         "promote": dict,
     }[step]()
 
@@ -153,19 +160,23 @@ def _ingest() -> dict:
 
 
 def _quality() -> dict:
-    good = {"table": "impressions", "expectation": "column exists", "severity": "critical", "success": True}
-    none = {"observed": None, "unexpected_count": None, "example": None}
+    good = {"table": "impressions", "rule": "it is never null", "severity": "critical", "success": True}
+    seen = {"expectation": "not_null", "expected": {}, "observed": 0, "unexpected_count": 0, "example": []}
     bad = {
         "table": "impressions",
-        "expectation": "values between 0 and 86400000",
+        "day": DAY,
+        "rule": "play times are believable",
+        "expectation": "between",
+        "expected": {"min_value": 0, "max_value": 86_400_000},
         "column": "play_time_ms",
         "severity": "warning",
         "success": False,
-        "observed": "0.2 % unexpected",
+        "observed": 0.002,
         "unexpected_count": 33,
-        "example": EVIL,
+        "example": [{"user_id": 7, "surface": EVIL}, {"user_id": 8, "surface": "feed"}],
     }
-    checks = [good | none | {"column": c} for c in ("user_id", "item_id", "event_time")]
+    columns, days = ("user_id", "item_id", "event_time"), ("2024-03-06", DAY)
+    checks = [good | seen | {"column": c, "day": d} for d in days for c in columns]
     return {"critical_failed": 0, "warning_failed": 1, "results": [*checks, bad]}
 
 

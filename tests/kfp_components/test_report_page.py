@@ -82,6 +82,8 @@ def test_the_page_shows_the_numbers_of_report_json(report, tmp_path):
         ("items.author missing", "3", "kept"),
     ):
         assert f"{rule} {rows} {fate}" in text
+    assert "impressions 2024-03-07 play_time_ms play times are believable at most 86400000, at least 0" in text
+    assert f"0.2 % of the rows 33 surface {EVIL}, user id 7" in text and "it is never null critical 2" in text
     for key in ("reward_before", "reward_after", "recall_probe_before", "recall_probe_after"):
         assert number(saved["align"][key]) in text
     for value in (*saved["tokenizer"]["utilization"], saved["tokenizer"]["collision_rate_before"]):
