@@ -16,7 +16,7 @@ from pathlib import Path
 from datasets.partitions import read_manifest
 from kfp_components.digest import REPOSITORY
 from kfp_components.step import Outcome
-from kfp_components.workspace import OUTCOME, Workspace, check_day, day_before
+from kfp_components.workspace import Workspace, check_day, day_before
 from releases.channels import read_channel
 from releases.manifest import load_release
 from releases.object_store import DirectoryStore
@@ -47,7 +47,7 @@ def release_before(workspace: Workspace, day: str) -> Before | None:
     Raises ValueError when there are earlier releases but none of the day before: a gap would go unnoticed.
     """
     yesterday = day_before(day)
-    if (workspace.step_dir(yesterday, "publish") / OUTCOME).is_file():
+    if workspace.outcome(yesterday, "publish").is_file():
         publish = Outcome.read(workspace.step_dir(yesterday, "publish"))
         pathways = Outcome.read(workspace.step_dir(yesterday, "pathways"))
         release_id = publish.metrics["release_id"]
@@ -56,11 +56,12 @@ def release_before(workspace: Workspace, day: str) -> Before | None:
     earlier = [d for d in released_days(workspace) if d < day]
     if not earlier:
         return None
-    first = (dt.date.fromisoformat(earlier[-1]) + dt.timedelta(days=1)).isoformat()
-    missing = first if first >= yesterday else f"{first} to {yesterday}"
+    whole = [d for d in earlier if workspace.outcome(d, "publish").is_file()]
+    first = (dt.date.fromisoformat(whole[-1]) + dt.timedelta(days=1)).isoformat() if whole else earlier[0]
+    missing = yesterday if first == yesterday else f"{first} to {yesterday}"
     raise ValueError(
-        f"{day} starts from the release of {yesterday}, but the newest release before it is of {earlier[-1]}: run the"
-        f" missing {missing} first (onerec backfill --from {min(first, yesterday)} --to {day}), or bootstrap {day} anew"
+        f"{day} starts from the release of {yesterday}, which is not whole here (releases: {', '.join(earlier[-3:])}):"
+        f" run the missing {missing} first (onerec backfill --from {first} --to {day}), or bootstrap {day} anew"
         f" in an empty workspace (another --root, or remove {workspace.base})"
     )
 

@@ -1,0 +1,126 @@
+"""The pipelines compile, are wired as the day goes, cache only what may be cached, and run for real."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kfp_components.compile import COMPILED, compile_pipeline
+from kfp_components.context import Run
+from kfp_components.digest import REPOSITORY
+from kfp_components.run import IMPORTS, arguments, main
+from kfp_components.workspace import PIPELINES, STEPS, Workspace
+
+HEAVY = ("torch", "feast", "great_expectations", "duckdb", "pyarrow", "tritonclient")
+CACHED = {"tokenize", "pretrain", "reward", "align", "evaluate"}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory) -> dict[str, dict]:
+    out = tmp_path_factory.mktemp("pipelines")
+    return {name: yaml.safe_load(compile_pipeline(name, out).read_text()) for name in COMPILED}
+
+
+def tasks(spec: dict) -> dict[str, dict]:
+    found = spec["root"]["dag"]["tasks"]
+    return {name: task for name, task in found.items() if not name.startswith("importer")}
+
+
+def test_every_step_is_a_task_of_its_pipeline(compiled) -> None:
+    assert {name: set(tasks(spec)) for name, spec in compiled.items()} == {n: set(s) for n, s in PIPELINES.items()}
+
+
+def test_steps_depend_only_on_earlier_ones(compiled) -> None:
+    for spec in compiled.values():
+        for name, task in tasks(spec).items():
+            before = [t for t in task.get("dependentTasks", []) if not t.startswith("importer")]
+            assert all(STEPS.index(t) < STEPS.index(name) for t in before), name
+
+
+def test_only_pure_steps_are_cached(compiled) -> None:
+    cached = {
+        name for spec in compiled.values() for name, t in tasks(spec).items() if t["cachingOptions"].get("enableCache")
+    }
+    assert cached == CACHED
+
+
+def test_every_input_artifact_comes_with_its_digest_and_every_step_returns_one(compiled) -> None:
+    for spec in compiled.values():
+        for name, task in tasks(spec).items():
+            inputs = task["inputs"]
+            for artifact in inputs.get("artifacts", {}):
+                assert f"{artifact}_digest" in inputs["parameters"], (name, artifact)
+            outputs = spec["components"][task["componentRef"]["name"]]["outputDefinitions"]
+            assert outputs["parameters"]["Output"]["parameterType"] == "STRING"
+            types = {a["artifactType"]["schemaTitle"] for a in outputs["artifacts"].values()}
+            assert types <= {"system.Dataset", "system.Model", "system.Metrics", "system.HTML", "system.Artifact"}
+
+
+def test_components_install_nothing(compiled) -> None:
+    for spec in compiled.values():
+        for executor in spec["deploymentSpec"]["executors"].values():
+            assert "pip install" not in json.dumps(executor)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_component_bodies_are_one_call_and_import_nothing_heavy(step) -> None:
+    tree = ast.parse((REPOSITORY / "kfp_components" / step / "component.py").read_text())
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
+    assert function.name == step
+    kinds = [type(node).__name__ for node in function.body]
+    assert kinds == ["Expr", "ImportFrom", "ImportFrom", "Return"]
+
+
+def test_compiling_imports_nothing_heavy() -> None:
+    code = f"import sys, kfp_components.compile, kfp_components.run; print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_imports_name_steps_of_earlier_pipelines(compiled) -> None:
+    done: set[str] = set()
+    for name, steps in PIPELINES.items():
+        assert set(IMPORTS[name].values()) <= done
+        parameters = compiled[name]["root"]["inputDefinitions"]["parameters"]
+        assert {f"{n}_{part}" for n in IMPORTS[name] for part in ("uri", "digest")} <= set(parameters)
+        done |= set(steps)
+
+
+def test_a_pipeline_before_its_turn_names_the_step_to_run(tmp_path) -> None:
+    run = Run(workspace=Workspace(root=str(tmp_path), source="logs"), day="2022-05-05", seed=0)
+    with pytest.raises(ValueError, match="ingest holds no outcome; run the day from step ingest"):
+        arguments(run, "tokenizer", "")
+    with pytest.raises(ValueError, match="give --data"):
+        arguments(run, "features", "")
+
+
+def test_a_failing_component_is_told_in_one_line_with_its_trace_in_the_log(tmp_path, capfd) -> None:
+    """Real KFP, real component process: the folder is in no known layout."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "nonsense.txt").write_text("x")
+    root = tmp_path / "var"
+    command = ["--pipeline", "features", "--day", "2022-05-05", "--root", str(root), "--source", "logs"]
+    done = subprocess.run(
+        [sys.executable, "-m", "kfp_components.run", *command, "--data", str(data)],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 1
+    progress = Workspace(root=str(root), source="logs").progress("2022-05-05")
+    last = json.loads(progress.read_text().splitlines()[-1])
+    assert (last["step"], last["event"], last["user"]) == ("ingest", "failed", True)
+    assert "no known layout" in last["error"] and "Traceback" not in last["error"]
+    assert "Traceback" in Path(last["log"]).read_text()
+
+
+def test_a_wrong_day_is_an_error_of_one_line(tmp_path, capsys) -> None:
+    assert main(["--pipeline", "features", "--day", "5 May", "--root", str(tmp_path), "--data", "x"]) == 1
+    assert capsys.readouterr().err == "error: '5 May' is not a day; write it as YYYY-MM-DD\n"
