@@ -22,6 +22,7 @@ import duckdb
 import great_expectations as gx
 import pandas as pd
 from great_expectations.core.run_identifier import RunIdentifier
+from great_expectations.data_context.store.store import DataDocsSiteConfigTypedDict
 from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.expectations.expectation import Expectation
 
@@ -114,7 +115,7 @@ def _run(checks: list[Check], day: str, docs: Path) -> list[dict[str, Any]]:
     """Run the checks and render their docs; a flat entry an expectation, in the order of the suites."""
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    site = {
+    site: DataDocsSiteConfigTypedDict = {
         "class_name": "SiteBuilder",
         "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
         "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
@@ -145,10 +146,14 @@ def _run(checks: list[Check], day: str, docs: Path) -> list[dict[str, Any]]:
             batch_parameters={"dataframe": check.frame}, run_id=RunIdentifier(run_name=day, run_time=midnight)
         )
         (found,) = outcome.run_results.values()
-        ordered = sorted(found.results, key=lambda r: r.expectation_config.meta["number"])
+        ordered = sorted(found.results, key=_number)
         results += [_entry(check, result) for result in ordered]
     context.build_data_docs(site_names=["docs"])
     return results
+
+
+def _number(result: Any) -> int:
+    return result.expectation_config.meta["number"]
 
 
 def _entry(check: Check, result: Any) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import great_expectations.expectations as gxe
 from great_expectations.expectations.expectation import Expectation
 
+from data_quality import CRITICAL, WARNING
+
 LIMITS = {
     "duplicates": (0.10, "exact duplicates are at most 10 %"),
     "quarantined": (0.01, "quarantined rows are at most 1 %"),
@@ -23,7 +25,7 @@ def schema_suite() -> list[Expectation]:
     """The columns and types of the contract, no more and no less."""
     return [
         gxe.ExpectColumnPairValuesToBeEqual(
-            column_A="type", column_B="contract_type", notes="the file has the contract's columns", severity="critical"
+            column_A="type", column_B="contract_type", notes="the file has the contract's columns", severity=CRITICAL
         )
     ]
 
@@ -31,7 +33,7 @@ def schema_suite() -> list[Expectation]:
 def intake_suite() -> list[Expectation]:
     """Limits on what the ingest counted; real logs have some of each."""
     found: list[Expectation] = [
-        gxe.ExpectColumnValuesToBeBetween(column=name, max_value=limit, notes=rule, severity="warning")
+        gxe.ExpectColumnValuesToBeBetween(column=name, max_value=limit, notes=rule, severity=WARNING)
         for name, (limit, rule) in LIMITS.items()
     ]
     found.append(
@@ -39,7 +41,7 @@ def intake_suite() -> list[Expectation]:
             column="quarantined",
             max_value=QUARANTINED_CRITICAL,
             notes="quarantined rows are at most 20 %",
-            severity="critical",
+            severity=CRITICAL,
         )
     )
     return found

@@ -158,7 +158,7 @@ def test_cut_parquet_file_stops(simulation: Path, tmp_path: Path) -> None:
     source = copy_with(simulation, tmp_path / "source", "none", None)
     file = source / "impressions/dt=2025-01-02/part-0.parquet"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(DataError, match="part-0.parquet is no whole Parquet file"):
+    with pytest.raises(DataError, match=r"part-0\.parquet is no whole Parquet file"):
         ingest(source=source, day=date(2025, 1, 2), lake=tmp_path / "lake", bootstrap=True, progress=quiet)
 
 
