@@ -21,12 +21,14 @@ def run(run: Run, *, data: str) -> Outcome:
 
     def body(out: Path, progress) -> dict[str, Any]:
         from datasets.ingest import ingest
+        from datasets.simulator import RECORD
 
         found = ingest(
             source=source, day=dt.date.fromisoformat(run.day), lake=lake, bootstrap=bootstrap, progress=progress
         )
         (out / "ingest.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-        return {"bootstrap": bootstrap, **found}
+        # Numbers on simulated logs must say so wherever they appear.
+        return {"bootstrap": bootstrap, "simulated": (source / RECORD).is_file(), **found}
 
     def tables(metrics: Mapping[str, Any]) -> list[Path]:
         return [lake / table / "part-0.parquet" for table in metrics["tables"]]
