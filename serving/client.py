@@ -1,6 +1,6 @@
 """The gRPC client: ask for the next items of a user.
 
-    RecommendClient("127.0.0.1:8001").recommend(user_id=42, k=10, deadline_s=1.0)
+RecommendClient("127.0.0.1:8001").recommend(user_id=42, k=10, deadline_s=1.0)
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ class RecommendClient:
     ) -> Answer:
         """The best `k` unseen items of a user.
 
-        `now_s` is the time of the request (default: the server's clock). Raises ValueError when the server refuses
-        the request, TimeoutError after `deadline_s` seconds, ConnectionError when there is no server.
+        `now_s` is the time of the request in unix seconds (default: the server's clock). Raises ValueError when the
+        server refuses the request as wrong, TimeoutError after `deadline_s` seconds, ConnectionError when there is no
+        server, RuntimeError when the server fails.
         """
         inputs = [_tensor("user_id", [user_id]), _tensor("k", [k])]
         if exclude:
@@ -90,4 +91,6 @@ def _explained(error: triton.InferenceServerException, user_id: int, deadline_s:
         return TimeoutError(f"no answer for user {user_id} within {deadline_s} s")
     if "UNAVAILABLE" in status:
         return ConnectionError(f"no server answers ({error.message()}); start one with `make up`")
-    return ValueError(f"the server refused user {user_id}: {error.message()}")
+    if "INVALID_ARGUMENT" in status:
+        return ValueError(f"the server refused the request for user {user_id}: {error.message()}")
+    return RuntimeError(f"the server failed for user {user_id}: {error.message()} ({status})")

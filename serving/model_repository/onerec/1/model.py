@@ -6,15 +6,17 @@ Tensors cross by DLPack: the backend's own NumPy path returns empty arrays under
 from __future__ import annotations
 
 import os
+import traceback
 from pathlib import Path
 
+import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from models.inference import Recommender
+from models.inference import MAX_BEAM, Recommender
 from releases.manifest import verify
 
-MAX_K = 1000
+MIN_BEAM = 128
 
 
 class TritonPythonModel:
@@ -32,23 +34,30 @@ class TritonPythonModel:
             names = ("static", "short", "positive", "lifelong", "exclude", "params")
             static, short, positive, lifelong, exclude, params = (read(request, name) for name in names)
             now_s, k, beam = params.tolist()
-            if not 1 <= k <= MAX_K:
-                raise ValueError(f"k is {k}; ask for 1 to {MAX_K} items")
+            if not 1 <= k <= MAX_BEAM:
+                raise ValueError(f"k is {k}; ask for 1 to {MAX_BEAM} items")
             if beam < 0:
                 raise ValueError(f"beam is {beam}; give a width of at least k, or 0 to let the model choose")
             found = self.recommender.recommend(
                 static=static.numpy(), short=short.numpy(), positive=positive.numpy(), lifelong=lifelong.numpy(),
-                now_s=now_s, exclude=exclude.numpy(), k=k, beam=beam or max(2 * k, 128),
+                now_s=now_s, exclude=exclude.numpy(), k=k, beam=beam or min(max(2 * k, MIN_BEAM), MAX_BEAM),
             )  # fmt: skip
             return pb_utils.InferenceResponse(
                 [
-                    write("item_ids", torch.as_tensor(found.item_ids, dtype=torch.int64)),
-                    write("scores", torch.as_tensor(found.scores, dtype=torch.float32)),
-                    write("sids", torch.as_tensor(found.sids, dtype=torch.int32).reshape(-1, 3)),
+                    write("item_ids", found.item_ids.astype(np.int64)),
+                    write("scores", found.scores.astype(np.float32)),
+                    write("sids", found.sids.astype(np.int32)),
                 ]
             )
         except ValueError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+        except Exception:
+            # Left to the backend, the answer would carry the stack trace with its paths to the client.
+            pb_utils.Logger.log_error(f"onerec: {traceback.format_exc()}")
+            error = pb_utils.TritonError(
+                "the model failed; the server's log has the reason", pb_utils.TritonError.INTERNAL
+            )
+            return pb_utils.InferenceResponse(error=error)
 
 
 def read(request, name: str) -> torch.Tensor:
@@ -56,5 +65,8 @@ def read(request, name: str) -> torch.Tensor:
     return torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, name).to_dlpack()).clone()
 
 
-def write(name: str, tensor: torch.Tensor):
-    return pb_utils.Tensor.from_dlpack(name, torch.utils.dlpack.to_dlpack(tensor.contiguous()))
+def write(name: str, array: np.ndarray):
+    # The backend demands the strides of C order even of an empty tensor, where NumPy's are 0: torch's copy has them.
+    # torch also exports it, because the backend renames the capsule in a way that NumPy's destructor stumbles over.
+    tensor = torch.from_numpy(array.copy()).clone(memory_format=torch.contiguous_format)
+    return pb_utils.Tensor.from_dlpack(name, torch.utils.dlpack.to_dlpack(tensor))

@@ -1,0 +1,112 @@
+"""A small untrained release with a real tokenizer, a real Feast store, and one Triton server for the whole room."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from datasets.contract import ITEMS
+from datasets.partitions import PART, partition_path
+from feature_repo.services import SERVICE
+from feature_repo.store import apply, materialize
+from feature_repo.training_set import build
+from models.onerec.config import onerec_laptop
+from models.onerec.model import OneRec
+from models.tokenizer.refresh import refresh_tokenizer
+from models.training.checkpoint import Tokenizer, save_model
+from releases.object_store import DirectoryStore
+from releases.publish import publish
+from serving.client import RecommendClient
+from serving.triton_server import TritonServer
+from tests.feature_repo.conftest import DAYS, FIRST_DAY, STATIC_FEATURES, end_of, write_days
+
+N_ITEMS = 200  # item ids 0 to 199; the histories also hold ids up to 255 that the catalogue does not know
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The folders a server needs, and the files of the release for tests that mix their own."""
+
+    store: DirectoryStore
+    release: Path
+    files: dict[str, Path]
+    features: Path
+    feature_store: Path
+    items: Path
+
+
+def write_items(path: Path) -> Path:
+    rng = np.random.default_rng(3)
+    columns = {field.name: pa.nulls(N_ITEMS, field.type) for field in ITEMS}
+    columns["item_id"] = pa.array(np.arange(N_ITEMS))
+    columns["author_id"] = pa.array(rng.integers(0, 20, N_ITEMS))
+    columns["tags"] = pa.array([[int(t)] for t in rng.integers(0, 9, N_ITEMS)], pa.list_(pa.int32()))
+    columns["caption"] = pa.array([None if i % 7 == 0 else f"video number {i}" for i in range(N_ITEMS)])
+    pq.write_table(pa.table(columns, schema=ITEMS), path)
+    return path
+
+
+def fit_tokenizer(items: Path, training: Path, out: Path, seed: int) -> Tokenizer:
+    out.mkdir(parents=True)
+    refresh_tokenizer(items=items, training_sets=[training], previous=None, out=out, seed=seed, progress=lambda _: None)
+    return Tokenizer.load(out)
+
+
+def publish_release(store: DirectoryStore, files: dict[str, Path], service: str = SERVICE) -> Path:
+    release_id = publish(
+        store=store,
+        day=DAYS[-1].isoformat(),
+        source="test",
+        files=files,
+        summaries={"feature_service": {"name": service}},
+        metrics={},
+        data={},
+        parents=[],
+        seed=1,
+        code_commit="test",
+        environment={},
+    )
+    return store.local(f"releases/{release_id}")
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    base = tmp_path_factory.mktemp("serving")
+    features, feature_store = base / "features", base / "feature_store"
+    write_days(features, np.random.default_rng(5))
+    apply(features=features, feature_store=feature_store)
+    build(features=features, feature_store=feature_store, day=DAYS[-1])
+    start = end_of(FIRST_DAY).replace(hour=0)
+    materialize(features=features, feature_store=feature_store, start=start, end=end_of(DAYS[-1]))
+    items = write_items(base / "items.parquet")
+    training = partition_path(features / "training", DAYS[-1]) / PART
+    tokenizer = fit_tokenizer(items, training, base / "built" / "tokenizer", seed=1)
+    torch.manual_seed(1)
+    sizes = {"codebook_size": tokenizer.codebook_size, "items": N_ITEMS, "static_features": STATIC_FEATURES}
+    (base / "built" / "model").mkdir()
+    save_model(OneRec(onerec_laptop(**sizes), torch.from_numpy(tokenizer.sid_NL)), base / "built" / "model")
+    files = {str(p.relative_to(base / "built")): p for p in (base / "built").rglob("*") if p.is_file()}
+    files["items.parquet"] = items
+    store = DirectoryStore(base / "store")
+    return World(store, publish_release(store, files), files, features, feature_store, items)
+
+
+@pytest.fixture(scope="session")
+def server(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    log = tmp_path_factory.mktemp("triton") / "triton.log"
+    folders = {"release": world.release, "features": world.features, "feature_store": world.feature_store}
+    with TritonServer(**folders, log=log) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: TritonServer) -> Iterator[RecommendClient]:
+    with RecommendClient(server.grpc_url) as connected:
+        yield connected

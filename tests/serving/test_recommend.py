@@ -1,0 +1,145 @@
+"""A real tritonserver answers over gRPC: legal and unseen items, flags, refusals that a client can act on."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import tritonclient.grpc as triton
+
+from models.inference import MAX_BEAM
+from models.training.checkpoint import Tokenizer
+from serving.client import RecommendClient
+from serving.triton_server import _free_ports
+from tests.feature_repo.conftest import DAYS, STRANGERS, end_of
+from tests.serving.conftest import N_ITEMS
+
+K = 10
+NOW = int(end_of(DAYS[-1]).timestamp()) + 1
+
+
+@pytest.fixture(scope="module")
+def seen(world) -> dict[int, set[int]]:
+    """The newest row of each user, from the partitions."""
+    newest: dict[int, set[int]] = {}
+    for file in sorted(world.features.glob("user_seen/dt=*/*.parquet")):
+        table = pq.read_table(file)
+        newest |= {u: set(s) for u, s in zip(table["user_id"].to_pylist(), table["seen_item_id"].to_pylist())}
+    return newest
+
+
+def test_items_are_legal_unseen_and_best_first(world, client, seen):
+    tokenizer = Tokenizer.load(world.release / "tokenizer")
+    assert len(seen) > 30
+    for user, items in seen.items():
+        answer = client.recommend(user, K, now_s=NOW)
+        assert len(set(answer.item_ids)) == K
+        assert not items & set(answer.item_ids)
+        assert answer.scores == sorted(answer.scores, reverse=True)
+        index = tokenizer.trie.lookup(torch.tensor(answer.sids))
+        assert tokenizer.catalogue.item_ids[index.numpy()].tolist() == answer.item_ids
+        assert (answer.cold_start, answer.degraded) == (False, False)
+        assert answer.release_id == world.release.name
+        assert end_of(DAYS[0]).timestamp() <= answer.feature_time_s <= end_of(DAYS[-1]).timestamp()
+
+
+def test_answers_depend_on_the_user_and_repeat(client, seen):
+    users = list(seen)[:8]
+    first = [client.recommend(user, K, now_s=NOW) for user in users]
+    assert first == [client.recommend(user, K, now_s=NOW) for user in users]
+    assert len({tuple(answer.scores) for answer in first}) > 1
+
+
+def test_unknown_users_are_a_cold_start(client):
+    for user in (*STRANGERS, -1, 2**63 - 1):
+        answer = client.recommend(user, K)
+        assert len(answer.item_ids) == K
+        assert (answer.cold_start, answer.degraded, answer.feature_time_s) == (True, False, 0)
+
+
+def test_exclude_is_honoured(client):
+    first = client.recommend(1, K, now_s=NOW)
+    second = client.recommend(1, K, now_s=NOW, exclude=first.item_ids)
+    assert len(second.item_ids) == K
+    assert not set(first.item_ids) & set(second.item_ids)
+    assert client.recommend(1, 1, now_s=NOW, exclude=first.item_ids[:1]).item_ids == first.item_ids[1:2]
+    everything = client.recommend(1, K, now_s=NOW, exclude=range(N_ITEMS))
+    assert (everything.item_ids, everything.scores, everything.sids) == ([], [], [])
+
+
+def test_the_whole_catalogue_can_be_asked_for(client, seen):
+    for k in (N_ITEMS, MAX_BEAM):
+        answer = client.recommend(2, k, now_s=NOW)
+        assert set(answer.item_ids) == set(range(N_ITEMS)) - seen[2]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"k": 0}, "k is 0; ask for 1 to 512 items"),
+        ({"k": MAX_BEAM + 1}, "k is 513"),
+        ({"k": 5, "now_s": -1}, "now_s is -1; give the unix time"),
+        ({"k": 5, "exclude": range(10_001)}, "exclude has 10001 items; give at most 10000"),
+    ],
+)
+def test_bad_requests_are_refused_in_a_sentence(client, request_, message):
+    with pytest.raises(ValueError, match=message) as refusal:
+        client.recommend(1, **request_)
+    assert not any(trace in str(refusal.value) for trace in ("Traceback", "/", ".py", "line "))
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [("k", np.array([5, 6], np.int64)), ("k", np.array([5], np.int32)), ("user_ID", np.array([5], np.int64))],
+)
+def test_malformed_tensors_are_refused(server, name, array):
+    """By Triton itself, and the next request is answered."""
+    inputs = {"user_id": np.array([1], np.int64), "k": np.array([5], np.int64)} | {name: array}
+    tensors = []
+    for key, value in inputs.items():
+        tensors.append(triton.InferInput(key, list(value.shape), f"INT{8 * value.itemsize}"))
+        tensors[-1].set_data_from_numpy(value)
+    raw = triton.InferenceServerClient(server.grpc_url)
+    with contextlib.closing(raw), pytest.raises(triton.InferenceServerException) as refusal:
+        raw.infer("recommend", tensors)
+    assert "INVALID_ARGUMENT" in refusal.value.status()
+    with RecommendClient(server.grpc_url) as client:
+        assert client.recommend(1, 5).item_ids
+
+
+def test_deadline(client):
+    with pytest.raises(TimeoutError, match=r"user 1 within 0\.001 s"):
+        client.recommend(1, 200, deadline_s=0.001)
+    assert client.recommend(1, K).item_ids
+
+
+def test_no_server():
+    with RecommendClient(f"127.0.0.1:{_free_ports(1)[0]}") as nobody, pytest.raises(ConnectionError, match="make up"):
+        nobody.recommend(1, K)
+
+
+def test_a_failing_feature_store_degrades_and_heals(world, client):
+    """Answers go on without features, flagged, and are whole again when the store is."""
+    expected = client.recommend(1, K, now_s=NOW)
+    with contextlib.closing(sqlite3.connect(world.feature_store / "online.db")) as connection:
+        connection.execute("ALTER TABLE onerec_user_short RENAME TO away")
+        try:
+            answer = client.recommend(1, K, now_s=NOW, exclude=[7])
+        finally:
+            connection.execute("ALTER TABLE away RENAME TO onerec_user_short")
+    assert (answer.degraded, answer.cold_start, answer.feature_time_s) == (True, False, 0)
+    assert len(answer.item_ids) == K
+    assert 7 not in answer.item_ids
+    assert answer.scores != expected.scores
+    assert client.recommend(1, K, now_s=NOW) == expected
+
+
+def test_the_clock_of_the_server_is_the_default(client):
+    long_ago, now, default = (client.recommend(1, 50, now_s=t) for t in (1000, int(time.time()), None))
+    assert default.scores == now.scores
+    assert default.scores != long_ago.scores
