@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from tiny_kuairand import DAYS, KuaiRandFiles
+from tiny_kuairand import DAYS, KuaiRandFiles, time_ms
 
 from datasets.contract import HISTORY, IMPRESSIONS, ITEMS
 from datasets.errors import DataError
@@ -87,6 +87,15 @@ def test_the_evaluation_day_is_the_same_partition_when_its_turn_comes(files: Kua
     early = ingest(source=source, day=DAYS[1], lake=lake, bootstrap=True, progress=quiet)
     late = ingest(source=source, day=DAYS[2], lake=lake, bootstrap=False, progress=quiet)
     assert early["tables"][name]["digest"] == late["tables"][name]["digest"]
+
+
+def test_a_later_day_knows_what_the_day_before_held(files: KuaiRandFiles, tmp_path: Path) -> None:
+    near = files.log[24] | {"time_ms": time_ms(DAYS[2], -0.5)}
+    files.log += [near | {"date": "20220426"}, near]
+    source = files.write(tmp_path / "s")
+    result = ingest(source=source, day=DAYS[2], lake=tmp_path / "lake", bootstrap=False, progress=quiet)
+    assert result["counts"]["repeats_day_before"] == 1
+    assert result["tables"]["impressions/dt=2022-04-27"]["rows"] == 12
 
 
 def test_manifest_names_the_source_files_by_content(files: KuaiRandFiles, tmp_path: Path) -> None:
