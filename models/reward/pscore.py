@@ -99,7 +99,7 @@ class PScore(nn.Module):
         B, M, D = item_BMD.shape
         H = self.config.heads
         q = self.q(item_BMD).view(B, M, H, D // H).transpose(1, 2)
-        k, v = self.kv(h_BSD).view(B, -1, 2, H, D // H).permute(2, 0, 3, 1, 4)
+        k, v = self.kv(h_BSD).view(B, h_BSD.shape[1], 2, H, D // H).permute(2, 0, 3, 1, 4)
         # A zero key and value in front keeps softmax defined for a user without history.
         k, v = F.pad(k, (0, 0, 1, 0)), F.pad(v, (0, 0, 1, 0))
         allowed = F.pad(mask_BS, (1, 0), value=True)[:, None, None]
