@@ -98,9 +98,9 @@ def _labelled(training_sets: list[Path], tok: Tokenizer) -> TrainingSet:
 
 def _rows_with_play(data: TrainingSet) -> np.ndarray:
     """Rows with every label known (timed logs); where a source never logs them all, every row with any label known."""
-    known = np.bitwise_and.reduceat(data.shown.values[:, 2], data.shown.offsets[:-1])
-    full = np.flatnonzero(known == known.max())
-    return full if known.max() > 0 else np.arange(len(data))
+    rows = np.flatnonzero(data.shown.lengths)
+    known = np.bitwise_and.reduceat(data.shown.values[:, 2], data.shown.offsets[rows])
+    return rows[known == known.max()] if known.any() else rows
 
 
 @torch.no_grad()
