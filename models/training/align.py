@@ -74,7 +74,12 @@ def align(
     behaviour = load_model(model, tok).eval()
     data = TrainingSet(training_sets, tok.catalogue, policy.config)
     with_targets = rng.permutation(np.flatnonzero(data.targets.lengths > 0))
-    probe = with_targets[: min(config.probe_users, len(with_targets) // 4)]
+    if len(with_targets) < 2:
+        raise ValueError(
+            f"{len(with_targets)} rows with a positive (long_view, like, follow, forward) in the newest day: alignment "
+            "needs one to train on and one to measure; align a day with more impressions"
+        )
+    probe = with_targets[: min(config.probe_users, max(1, len(with_targets) // 4))]
     sessions = _longer_half(data, with_targets[len(probe) :])
     users = rng.permutation(len(data))[: max(round(config.user_share * len(data)), min(config.min_users, len(data)))]
     batches = (list(data.batches(sessions, config.batch_size, seed)) or [sessions])[: config.max_steps]
@@ -140,7 +145,8 @@ def align(
 
 def _longer_half(data: TrainingSet, rows: np.ndarray) -> np.ndarray:
     """RSFT's filter: the half of the sessions with the longer play time (unknown play time counts as none)."""
-    play = np.add.reduceat(np.maximum(data.shown.values[:, 3], 0), data.shown.offsets[:-1])
+    row = np.repeat(np.arange(len(data)), data.shown.lengths)
+    play = np.bincount(row, np.maximum(data.shown.values[:, 3], 0), minlength=len(data))
     order = rows[np.argsort(play[rows], kind="stable")]
     return order[len(order) // 2 :]
 
@@ -166,9 +172,9 @@ def _preference_losses(
     """ECPO loss on scored rollouts and format loss on free samples (both to be minimised), and what they saw."""
     with torch.no_grad():
         z_old, mask_old = behaviour.encode(context)
-        codes, _ = beam_search(behaviour, z_old, mask_old, config.group_size, tok.trie)
+        codes, beam_logp = beam_search(behaviour, z_old, mask_old, config.group_size, tok.trie)
         item = tok.trie.lookup(codes)
-        valid = item >= 0
+        valid = torch.isfinite(beam_logp)  # a surplus beam may spell an item that stands in the group already
         reward = p_score.score(context, item.clamp_min(0))
         free = sample_codes(behaviour, z_old, mask_old, config.format_samples, generator)
         legal = tok.trie.lookup(free) >= 0
