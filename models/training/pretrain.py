@@ -142,6 +142,8 @@ def pretrain(
 def static_features(path: Path) -> int:
     """Number of static codes a user has in this training set."""
     column = pq.read_table(path, columns=["static_codes"])["static_codes"].combine_chunks()
+    if not len(column):
+        raise ValueError(f"no training rows in {path}; run the features step of this day again")
     return int(column.value_lengths()[0].as_py())
 
 
