@@ -22,6 +22,8 @@ from models.tokenizer.trie import Trie
 from models.training.checkpoint import Tokenizer
 from models.training.data import PATHWAYS
 
+torch.set_num_threads(1)  # matrices are tiny: on a busy machine a second thread makes them several times slower
+
 DAY_S = 86_400
 FIRST_DAY_S = 1_651_708_800  # 2022-05-05 00:00 UTC
 TOPICS, STATIC = 4, 3

@@ -1,0 +1,111 @@
+"""Pre-training end to end on a tiny source: it learns, repeats by seed, resumes, refuses what it cannot learn from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.tokenizer.refresh import refresh_tokenizer
+from models.training.checkpoint import Tokenizer, load_model
+from models.training.pretrain import PretrainConfig, pretrain
+from tests.models.conftest import CLICK, Row, World, simulate_days, write_items, write_training_set
+
+FILES = {"model.safetensors", "config.json", "optimizer.safetensors", "metrics.json"}
+CONFIG = PretrainConfig(epochs=3, epochs_daily=1, batch_size=16)
+
+
+def _pretrain(world: World, out: Path, **changes) -> dict:
+    out.mkdir()
+    arguments = {
+        "training_sets": world.training,
+        "items": world.items,
+        "tokenizer": world.tokenizer,
+        "previous": None,
+        "seed": 5,
+        "progress": lambda _: None,
+        "config": CONFIG,
+    }
+    return pretrain(out=out, **(arguments | changes))
+
+
+def test_loss_falls_and_the_same_seed_gives_the_same_bytes(world, tmp_path):
+    metrics = _pretrain(world, tmp_path / "a")
+    assert {p.name for p in (tmp_path / "a").iterdir()} == FILES
+    loss = [point["loss"] for point in metrics["loss"]]
+    assert sum(loss[-3:]) < 0.8 * sum(loss[:3])
+    assert loss[0] == pytest.approx(sum(metrics["loss"][0][f"loss_c{i}"] for i in range(3)))
+    assert metrics["loss"][-1]["step"] == metrics["steps"]
+    assert json.loads((tmp_path / "a" / "metrics.json").read_text())["loss"] == metrics["loss"]
+
+    _pretrain(world, tmp_path / "b")
+    _pretrain(world, tmp_path / "c", seed=6)
+    for name in FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    assert (tmp_path / "a/model.safetensors").read_bytes() != (tmp_path / "c/model.safetensors").read_bytes()
+
+
+def test_a_later_day_resumes_model_and_optimiser_and_takes_new_items(world, tmp_path):
+    _pretrain(world, tmp_path / "first", training_sets=world.training[:1])
+    items, tokenizer = write_items(tmp_path / "items.parquet", list(range(52))), tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    day = simulate_days(tmp_path / "features", users=32, items=52, days=2, shown=8, seed=2)[1:]
+    refresh_tokenizer(
+        items=items, training_sets=day, previous=world.tokenizer, out=tokenizer, seed=3, progress=lambda _: None
+    )
+    metrics = _pretrain(world, tmp_path / "second", training_sets=day, tokenizer=tokenizer, previous=tmp_path / "first")
+    loss = [point["loss"] for point in metrics["loss"]]
+    scratch = _pretrain(world, tmp_path / "scratch", training_sets=day, tokenizer=tokenizer)
+    assert loss[0] < scratch["loss"][0]["loss"]  # it starts where the day before ended
+    first, second = (load_file(tmp_path / n / "optimizer.safetensors") for n in ("first", "second"))
+    assert second["step/bos_D"] == first["step/bos_D"] + metrics["steps"]
+    model = load_model(tmp_path / "second", Tokenizer.load(tokenizer))
+    assert model.config.items == 52
+    old = load_file(tmp_path / "first" / "model.safetensors")["bos_D"]
+    assert not torch.equal(model.bos_D, old)
+
+
+def test_a_wrong_tokenizer_is_refused(world, tmp_path):
+    _pretrain(world, tmp_path / "a", training_sets=world.training[:1], config=PretrainConfig(epochs=1))
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    refresh_tokenizer(
+        items=write_items(tmp_path / "items.parquet", list(range(20))),
+        training_sets=world.training,
+        previous=None,
+        out=tokenizer,
+        seed=3,
+        progress=lambda _: None,
+    )
+    with pytest.raises(ValueError, match="48 items x 16 codes, the tokenizer has 20 x 16"):
+        _pretrain(world, tmp_path / "b", tokenizer=tokenizer, previous=tmp_path / "a")
+
+
+def test_rows_without_a_positive_are_refused(world, tmp_path):
+    rows = [Row(user, shown=[[3, CLICK, 255, 1, 1]]) for user in range(4)]
+    path = write_training_set(tmp_path / "day.parquet", rows)
+    with pytest.raises(ValueError, match="no positive impression"):
+        _pretrain(world, tmp_path / "a", training_sets=[path])
+
+
+def test_an_empty_day_is_refused(world, tmp_path):
+    path = write_training_set(tmp_path / "day.parquet", [])
+    with pytest.raises(ValueError, match="no training rows"):
+        _pretrain(world, tmp_path / "a", training_sets=[path])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path):
+    with pytest.raises(FloatingPointError, match="at step"):
+        _pretrain(world, tmp_path / "a", config=PretrainConfig(epochs=4, lr_dense=1e30, lr_sparse=1e30))
+    assert not (tmp_path / "a" / "model.safetensors").exists()
+
+
+def test_users_without_any_history_train(world, tmp_path):
+    """The first day of a source without a history: every pathway is empty."""
+    table = pq.read_table(world.training[0])
+    assert all(not x for x in table["short_item_id"].to_pylist())
+    assert _pretrain(world, tmp_path / "a", training_sets=world.training[:1])["steps"] > 0
