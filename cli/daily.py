@@ -53,7 +53,7 @@ def run_day(*, root: Path, source: str, data: Path, date: str, seed: int, fresh_
         raise ValueError(f"{data} is no folder; give --data <folder with logs in a known layout>")
     workspace = Workspace(root=str(root), source=source)
     home = prepare(root)
-    conf = {"data": str(data.resolve()), "root": str(root.resolve()), "source": source}
+    conf: dict[str, str | int] = {"data": str(data.resolve()), "root": str(root.resolve()), "source": source}
     conf |= {"seed": seed, "fresh_from": fresh_from}
     log = workspace.run_dir(date) / "logs" / "airflow.log"
     print(f"day {date} of {source}, seed {seed}; logs in {log.parent}", flush=True)

@@ -57,7 +57,7 @@ def up(root: Path) -> None:
         }
         launch(root, "airflow", [str(airflow()), "standalone"], env, {"url": f"http://127.0.0.1:{port}"})
         wait(root, "airflow", f"http://127.0.0.1:{port}/api/v2/monitor/health")
-    print(f"airflow  {running(root, 'airflow')['url']}  (log: {root / 'up' / 'airflow.log'})")
+    print(f"airflow  {state_of(root, 'airflow')['url']}  (log: {root / 'up' / 'airflow.log'})")
     if (found := production(root)) is None:
         print("triton   not started: no source has a production release yet; run `make daily`")
         return
@@ -67,7 +67,7 @@ def up(root: Path) -> None:
         command = [sys.executable, "-m", "cli.local", "serve", "--root", str(root)]
         launch(root, "triton", command, env, {"url": f"127.0.0.1:{grpc}", "release": found[1]})
         wait(root, "triton", f"http://127.0.0.1:{http}/v2/health/ready")
-    state = running(root, "triton")
+    state = state_of(root, "triton")
     print(f"triton   {state['url']} (gRPC), release {state['release']}: onerec recommend USER --url {state['url']}")
 
 
@@ -139,6 +139,13 @@ def running(root: Path, name: str) -> dict | None:
     except (FileNotFoundError, psutil.NoSuchProcess):
         return None
     return state if alive else None
+
+
+def state_of(root: Path, name: str) -> dict:
+    """Of a process that has just answered; ValueError when it has died since."""
+    if (state := running(root, name)) is None:
+        raise ValueError(f"{name} ended again; see {root / 'up' / f'{name}.log'}")
+    return state
 
 
 def wait(root: Path, name: str, url: str) -> None:
