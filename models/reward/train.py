@@ -99,8 +99,9 @@ def _labelled(training_sets: list[Path], tok: Tokenizer) -> TrainingSet:
 def _rows_with_play(data: TrainingSet) -> np.ndarray:
     """Rows with every label known (timed logs); where a source never logs them all, every row with any label known."""
     rows = np.flatnonzero(data.shown.lengths)
-    known = np.bitwise_and.reduceat(data.shown.values[:, 2], data.shown.offsets[rows])
-    return rows[known == known.max()] if known.any() else rows
+    mask, starts = data.shown.values[:, 2], data.shown.offsets[rows]
+    known = np.bitwise_and.reduceat(mask, starts)
+    return rows[known == known.max()] if known.any() else rows[np.bitwise_or.reduceat(mask, starts) > 0]
 
 
 @torch.no_grad()
