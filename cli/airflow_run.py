@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 
 from kfp_components.digest import REPOSITORY, digest_file
+from kfp_components.ending import end_tree
 
 AIRFLOW = "ONEREC_AIRFLOW"  # environment variable: the airflow command, if it is not the one in .venv/orchestrate
-GRACE_S = 20.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -90,20 +90,6 @@ def start(home: Path, arguments: list[str], log: Path) -> Iterator[subprocess.Po
         if process.poll() is None:
             end_tree(process.pid)
             process.wait()
-
-
-def end_tree(pid: int) -> None:
-    """End a process and all its descendants, whatever sessions they are in: SIGTERM, then SIGKILL."""
-    try:
-        top = psutil.Process(pid)
-        tree = [*top.children(recursive=True), top]
-    except psutil.NoSuchProcess:
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
-        _, tree = psutil.wait_procs(tree, timeout=GRACE_S)
 
 
 def tree_memory(pid: int) -> int:

@@ -21,8 +21,9 @@ from pathlib import Path
 
 import psutil
 
-from cli.airflow_run import airflow, end_tree, prepare, settings
+from cli.airflow_run import airflow, prepare, settings
 from kfp_components.digest import REPOSITORY
+from kfp_components.ending import end_tree
 from kfp_components.workspace import Workspace
 from releases.channels import read_channel
 from releases.manifest import load_release

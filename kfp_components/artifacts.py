@@ -5,9 +5,7 @@ A component's body is one call: `return run_component(step, day=..., inputs={"ta
 
 from __future__ import annotations
 
-import ctypes
 import math
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -17,10 +15,9 @@ from typing import Any
 from kfp import dsl
 
 from kfp_components.context import Run
+from kfp_components.ending import end_with_reader
 from kfp_components.step import LOG_NOTE, Events, Outcome
 from kfp_components.workspace import Workspace
-
-_PR_SET_PDEATHSIG = 1
 
 
 def run_component(
@@ -42,7 +39,7 @@ def run_component(
     `output` becomes the step's folder, or the file `page` in it. Any failure is written to the progress file, with the
     log that holds its trace, and ends the process with status 1.
     """
-    end_with_parent()
+    end_with_reader()
     workspace = Workspace(root=root, source=source)
     name = step.__module__.split(".")[-2]
     try:
@@ -78,10 +75,3 @@ def report_failure(workspace: Workspace, day: str, step: str, error: BaseExcepti
     log.write_text("".join(traceback.format_exception(error)))
     Events(workspace.progress(day), step).failed(error, log)
     print(f"{step}: {error}", file=sys.stderr)
-
-
-def end_with_parent() -> None:
-    """Die when the pipeline's process dies, and unwind on SIGTERM, so that a server the step started is stopped."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

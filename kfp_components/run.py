@@ -15,9 +15,10 @@ import tempfile
 import warnings
 from pathlib import Path
 
-from kfp_components.artifacts import end_with_parent, report_failure
+from kfp_components.artifacts import report_failure
 from kfp_components.context import Run
 from kfp_components.digest import data_fingerprint, digest_value
+from kfp_components.ending import end_with_reader
 from kfp_components.lock import held
 from kfp_components.step import Outcome
 from kfp_components.workspace import PIPELINES, STEPS, Workspace
@@ -39,7 +40,7 @@ IMPORTS: dict[str, dict[str, str]] = {
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    end_with_parent()
+    end_with_reader(children_first=True)
     try:
         workspace = Workspace(root=args.root, source=args.source)
         run = Run(workspace=workspace, day=args.day, seed=args.seed, fresh_from=args.fresh_from)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cli.airflow_run import AIRFLOW, end_tree, prepare
+from cli.airflow_run import AIRFLOW, prepare
 from cli.main import main
 from kfp_components.digest import REPOSITORY
 from kfp_components.lock import held
@@ -129,19 +129,3 @@ def test_the_lock_of_a_dead_process_blocks_nobody(tmp_path) -> None:
     assert "dead" in lock.read_text()
     with held(lock, "living"):
         assert lock.read_text() == f"living (process {os.getpid()})\n"
-
-
-def test_a_tree_ends_whatever_sessions_it_is_in(tmp_path) -> None:
-    pids = tmp_path / "pids"
-    script = f"trap '' TERM; setsid sleep 300 & echo $! > {pids}.tmp; mv {pids}.tmp {pids}; sleep 300"
-    top = subprocess.Popen(["bash", "-c", script], start_new_session=True)
-    below = int(wait_for(pids))
-    import cli.airflow_run
-
-    grace, cli.airflow_run.GRACE_S = cli.airflow_run.GRACE_S, 0.5
-    try:
-        end_tree(top.pid)
-    finally:
-        cli.airflow_run.GRACE_S = grace
-    top.wait()
-    assert not alive(below)
