@@ -62,16 +62,17 @@ def serve_check(
         raise ValueError(f"release {manifest.release_id} returned no item for any of {len(asked)} users; see {log}")
     if wrong := {answer.release_id for answer in answers} - {manifest.release_id}:
         raise ValueError(f"asked release {manifest.release_id}, {sorted(wrong)} answered; see {log}")
-    found = {
+    latency = _latency(seconds)
+    found: dict[str, Any] = {
         "legal": float(np.concatenate([_legal(tokenizer, answer) for answer in answers]).mean()),
         "unseen": sum(item not in seen[user] for user, item in pairs) / len(pairs),
         "degraded": sum(answer.degraded for answer in answers),
         "short": sum(len(answer.item_ids) < k for answer in answers),
         "ready_seconds": round(ready, 2),
-        "latency_ms": _latency(seconds),
+        "latency_ms": latency,
         "users": _described(asked, answers, items),
     }
-    progress(f"legal {found['legal']:.3f}, unseen {found['unseen']:.3f}, p50 {found['latency_ms']['p50']} ms")
+    progress(f"legal {found['legal']:.3f}, unseen {found['unseen']:.3f}, p50 {latency['p50']} ms")
     return found
 
 

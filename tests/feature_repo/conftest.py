@@ -42,22 +42,27 @@ def random_lists(
 
 
 def write_views(
-    features: Path, day: date, users: Sequence[int], stamps: Sequence[datetime], rng: np.random.Generator
+    features: Path, day: date, keys: list[tuple[int, datetime]], seen: dict[int, list[int]], rng: np.random.Generator
 ) -> None:
-    """A partition of each view. Like the real ones, `user_positive` has no row for some of the users."""
+    """A partition of each view. As in the real ones seen items only grow, and some users have no positive event."""
     for view, columns in VIEW_COLUMNS.items():
-        rows = [i for i, user in enumerate(users) if view != "user_positive" or user % 5]
+        rows = [(user, stamp) for user, stamp in keys if view != "user_positive" or user % 5]
         lists = random_lists(rng, columns, len(rows), STATIC_FEATURES if view == "user_static" else None)
-        write_table(partition_path(features / view, day), [users[i] for i in rows], [stamps[i] for i in rows], lists)
+        if view == "user_seen":
+            for i, (user, _) in enumerate(rows):
+                seen[user] = lists["seen_item_id"][i] = seen.get(user, []) + lists["seen_item_id"][i]
+        users, stamps = [user for user, _ in rows], [stamp for _, stamp in rows]
+        write_table(partition_path(features / view, day), users, stamps, lists)
 
 
 def write_days(features: Path, rng: np.random.Generator) -> None:
     """Six days of views and labels. Users come and go; on the fourth day there are snapshots at two instants."""
+    seen: dict[int, list[int]] = {}
     for i, day in enumerate(DAYS):
         users = sorted(rng.choice(USERS, 25, replace=False).tolist())
         instants = [end_of(day)] if i != 3 else [end_of(day) - timedelta(hours=5), end_of(day)]
         keys = [(user, instant) for user in users for instant in instants]
-        write_views(features, day, [user for user, _ in keys], [instant for _, instant in keys], rng)
+        write_views(features, day, keys, seen, rng)
         asked = sorted([*rng.choice(USERS, 20, replace=False).tolist(), *STRANGERS])
         before, after = end_of(day) - timedelta(days=1), end_of(day)
         # Just behind a snapshot, exactly on it, just before it: the last two are where a join goes wrong.

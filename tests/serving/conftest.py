@@ -1,8 +1,13 @@
-"""A small untrained release with a real tokenizer, a real Feast store, and one Triton server for the whole room."""
+"""A small untrained release with a real tokenizer, a real Feast store, and one Triton server for most of the tests."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +29,6 @@ from models.training.checkpoint import Tokenizer, save_model
 from releases.object_store import DirectoryStore
 from releases.publish import publish
 from serving.client import RecommendClient
-from serving.triton_server import TritonServer
 from tests.feature_repo.conftest import DAYS, FIRST_DAY, STATIC_FEATURES, end_of, write_days
 
 N_ITEMS = 200  # item ids 0 to 199; the histories also hold ids up to 255 that the catalogue does not know
@@ -98,15 +102,46 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(store, publish_release(store, files), files, features, feature_store, items)
 
 
+OWNER = """
+import sys
+from pathlib import Path
+from serving.triton_server import TritonServer
+release, features, feature_store, log = map(Path, sys.argv[1:])
+with TritonServer(release=release, features=features, feature_store=feature_store, log=log) as server:
+    print(server.grpc_url, flush=True)
+    sys.stdin.read()
+"""
+
+
+def writers_of(log: Path) -> list[str]:
+    """The living processes whose output is this file: a server and its stubs."""
+    found = []
+    for descriptor in Path("/proc").glob("[0-9]*/fd/1"):
+        with contextlib.suppress(OSError):
+            if os.readlink(descriptor) == str(log):
+                found.append(descriptor.parts[2])
+    return found
+
+
 @pytest.fixture(scope="session")
-def server(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def grpc_url(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running server. It belongs to a process that is killed in the end: the server must not outlive it."""
     log = tmp_path_factory.mktemp("triton") / "triton.log"
-    folders = {"release": world.release, "features": world.features, "feature_store": world.feature_store}
-    with TritonServer(**folders, log=log) as running:
-        yield running
+    command = [sys.executable, "-c", OWNER, *map(str, (world.release, world.features, world.feature_store, log))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes) as owner:
+        url = owner.stdout.readline().strip()
+        assert url, f"no server: see {log}"
+        yield url
+        assert writers_of(log)
+        owner.kill()
+    deadline = time.monotonic() + 60
+    while left := writers_of(log):
+        assert time.monotonic() < deadline, f"processes {left} outlived the owner of their server"
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="session")
-def client(server: TritonServer) -> Iterator[RecommendClient]:
-    with RecommendClient(server.grpc_url) as connected:
+def client(grpc_url: str) -> Iterator[RecommendClient]:
+    with RecommendClient(grpc_url) as connected:
         yield connected

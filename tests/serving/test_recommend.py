@@ -97,18 +97,18 @@ def test_bad_requests_are_refused_in_a_sentence(client, request_, message):
     ("name", "array"),
     [("k", np.array([5, 6], np.int64)), ("k", np.array([5], np.int32)), ("user_ID", np.array([5], np.int64))],
 )
-def test_malformed_tensors_are_refused(server, name, array):
+def test_malformed_tensors_are_refused(grpc_url, name, array):
     """By Triton itself, and the next request is answered."""
     inputs = {"user_id": np.array([1], np.int64), "k": np.array([5], np.int64)} | {name: array}
     tensors = []
     for key, value in inputs.items():
         tensors.append(triton.InferInput(key, list(value.shape), f"INT{8 * value.itemsize}"))
         tensors[-1].set_data_from_numpy(value)
-    raw = triton.InferenceServerClient(server.grpc_url)
+    raw = triton.InferenceServerClient(grpc_url)
     with contextlib.closing(raw), pytest.raises(triton.InferenceServerException) as refusal:
         raw.infer("recommend", tensors)
     assert "INVALID_ARGUMENT" in refusal.value.status()
-    with RecommendClient(server.grpc_url) as client:
+    with RecommendClient(grpc_url) as client:
         assert client.recommend(1, 5).item_ids
 
 
