@@ -126,8 +126,8 @@ def _legal(tokenizer: Tokenizer, answer: Answer) -> np.ndarray:
 
 
 def _latency(seconds: list[float]) -> dict[str, float]:
-    p50, p99 = np.percentile(seconds, [50, 99]) * 1000
-    return {"p50": round(p50, 1), "p99": round(p99, 1), "max": round(max(seconds) * 1000, 1), "requests": len(seconds)}
+    p50, p99, longest = (round(float(x) * 1000, 1) for x in np.percentile(seconds, [50, 99, 100]))
+    return {"p50": p50, "p99": p99, "max": longest, "requests": len(seconds)}
 
 
 def _described(users: list[int], answers: list[Answer], items: Path) -> list[dict[str, Any]]:

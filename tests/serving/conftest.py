@@ -128,8 +128,8 @@ def grpc_url(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A running server. It belongs to a process that is killed in the end: the server must not outlive it."""
     log = tmp_path_factory.mktemp("triton") / "triton.log"
     command = [sys.executable, "-c", OWNER, *map(str, (world.release, world.features, world.feature_store, log))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes) as owner:
+    options = {"cwd": Path(__file__).parents[2], "env": os.environ | {"TMPDIR": str(log.parent)}, "text": True}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options) as owner:
         url = owner.stdout.readline().strip()
         assert url, f"no server: see {log}"
         yield url
