@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from cli.airflow_run import airflow, prepare, settings
+from cli.options import SIMULATED
 from kfp_components.digest import REPOSITORY
 from kfp_components.ending import end_tree
 from kfp_components.workspace import Workspace
@@ -55,6 +56,7 @@ def up(root: Path) -> None:
             "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
             "ONEREC_ROOT": str(root),
+            "ONEREC_DATA": os.environ.get("ONEREC_DATA", str(root / SIMULATED / "logs")),
         }
         launch(root, "airflow", [str(airflow()), "standalone"], env, {"url": f"http://127.0.0.1:{port}"})
         wait(root, "airflow", f"http://127.0.0.1:{port}/api/v2/monitor/health")

@@ -6,6 +6,7 @@ onerec daily            onerec release list            onerec recommend 42
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from cli import backfill, daily, recommend, release, report, simulate
@@ -18,6 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         return args.run(args) or 0
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, ConnectionError, TimeoutError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
