@@ -10,11 +10,13 @@ from pathlib import Path
 
 DAGS = Path(__file__).resolve().parents[2] / "dags"
 
-# Without Airflow (in the ml environment) there is nothing here to collect; `make test` runs both environments.
-collect_ignore_glob = [] if importlib.util.find_spec("airflow") else ["test_*.py"]
-
-# Airflow reads these when it is imported. It must find neither a home of this machine nor examples.
-os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="onerec-airflow-")
-os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
-os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(DAGS)
-sys.path.insert(0, str(DAGS))
+collect_ignore_glob: list[str] = []
+if importlib.util.find_spec("airflow") is None:
+    # In the ml environment there is nothing here to collect; `make test` runs both environments.
+    collect_ignore_glob.append("test_*.py")
+else:
+    # Airflow reads these when it is imported. It must find neither a home of this machine nor examples.
+    os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="onerec-airflow-")
+    os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+    os.environ["AIRFLOW__CORE__DAGS_FOLDER"] = str(DAGS)
+    sys.path.insert(0, str(DAGS))
