@@ -9,6 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
+
+WIDTH_STEP = 8  # 16 bytes of bfloat16: the alignment of rows that grouped matrix products want
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,16 @@ class OneRecConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise ValueError(f"{field.name} is {value}; every size and length must be at least 1")
+        for name in ("d_model", "expert_dim"):
+            if getattr(self, name) % WIDTH_STEP:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is not a multiple of {WIDTH_STEP}, which the experts' grouped matrix "
+                    f"product asks for; choose {-(-getattr(self, name) // WIDTH_STEP) * WIDTH_STEP}"
+                )
         if self.d_model % self.heads:
             raise ValueError(
                 f"d_model {self.d_model} is not a multiple of heads {self.heads}; choose heads that divide it"
@@ -66,15 +79,18 @@ class OneRecConfig:
     @classmethod
     def load(cls, path: Path) -> OneRecConfig:
         """Read a configuration back; unknown or missing fields are an error that names them."""
-        raw = json.loads(path.read_text())
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(raw) - known):
-            raise ValueError(f"{path}: unknown fields {unknown}; the file was written by another version of the model")
-        if missing := sorted(known - set(raw)):
-            raise ValueError(
-                f"{path}: fields {missing} are missing; the file was written by another version of the model"
-            )
-        return cls(**raw)
+        return cls(**read_fields(path, cls))
+
+
+def read_fields(path: Path, of: type) -> dict[str, Any]:
+    """The fields of dataclass `of` in a JSON file. ValueError naming those that are unknown or missing."""
+    raw = json.loads(path.read_text())
+    known = {f.name for f in dataclasses.fields(of)}
+    if unknown := sorted(set(raw) - known):
+        raise ValueError(f"{path}: unknown fields {unknown}; the file was written by another version of the model")
+    if missing := sorted(known - set(raw)):
+        raise ValueError(f"{path}: fields {missing} are missing; the file was written by another version of the model")
+    return raw
 
 
 def onerec_laptop(*, codebook_size: int, items: int, static_features: int) -> OneRecConfig:

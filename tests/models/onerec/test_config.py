@@ -12,10 +12,16 @@ from models.onerec.config import OneRecConfig, onerec_laptop
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"d_model": 30, "heads": 4}, "d_model 30 is not a multiple of heads 4"),
+        ({"d_model": 24, "heads": 5}, "d_model 24 is not a multiple of heads 5"),
         ({"experts": 2, "experts_per_token": 3}, "experts_per_token 3"),
-        ({"experts_per_token": 0}, "experts_per_token 0"),
+        ({"experts_per_token": 0}, "experts_per_token is 0"),
         ({"levels": 4}, "levels is 4"),
+        ({"d_model": 12, "heads": 4}, "d_model 12 is not a multiple of 8.*choose 16"),
+        ({"expert_dim": 100}, "expert_dim 100 is not a multiple of 8.*choose 104"),
+        ({"short_len": 0}, "short_len is 0"),
+        ({"lifelong_len": -1}, "lifelong_len is -1"),
+        ({"lifelong_queries": 0}, "lifelong_queries is 0"),
+        ({"static_buckets": 0}, "static_buckets is 0"),
     ],
 )
 def test_impossible_sizes(changes, message):
