@@ -1,16 +1,19 @@
 """Model and optimiser state as safetensors beside a JSON configuration; nothing is pickled.
 
-A model directory holds model.safetensors, config.json, optimizer.safetensors and metrics.json.
+A model directory holds model.safetensors, config.json, optimizer.safetensors and metrics.json. The weights name the
+SID table they were trained with by its digest: codes mean nothing to a model of another tokenizer.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,6 +25,8 @@ from models.tokenizer.trie import Trie
 LEVEL_COLUMNS = ("c0", "c1", "c2")
 # Parameters with one row an item: they grow when the catalogue does.
 ITEM_TABLES = {"item_residual.weight": 1, "item_bias_N": 0}  # value: rows behind the items (the unknown item's)
+SID_DIGEST = "sid_sha256"  # key of the safetensors metadata
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +53,43 @@ class Tokenizer:
         return cls(Catalogue(table["item_id"].to_numpy()), sid_NL, trie, size)
 
 
-def save_model(model: OneRec, out: Path) -> None:
-    """Weights and configuration. Buffers that other files own (SID table) are not repeated."""
+def sid_digest(sid_NL: np.ndarray) -> str:
+    """sha256 of the rows of a SID table, as int64."""
+    return hashlib.sha256(np.ascontiguousarray(sid_NL, dtype=np.int64).tobytes()).hexdigest()
+
+
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """The state of a model with the digest of its SID table, whose rows other files own and which is not repeated."""
     state = {k: v.contiguous().cpu() for k, v in model.state_dict().items() if k != "sid_NL"}
-    save_file(state, out / "model.safetensors")
+    known = model.get_buffer("sid_NL")[:-1].cpu().numpy()  # the last row is the unknown item's
+    save_file(state, path, metadata={SID_DIGEST: sid_digest(known)})
+
+
+def load_weights(path: Path, tokenizer: Tokenizer, items: int) -> dict[str, Tensor]:
+    """What `save_weights` wrote when the catalogue had `items` items, grown to the tokenizer's catalogue.
+
+    Raises ValueError when the tokenizer's first `items` rows are not those the weights were trained with.
+    """
+    with safe_open(path, "pt") as file:
+        trained = (file.metadata() or {}).get(SID_DIGEST)
+    if trained != (own := sid_digest(tokenizer.sid_NL[:items])):
+        raise ValueError(
+            f"{path} belongs to another tokenizer: it was trained with SID table {trained or '(not named)'}, the first "
+            f"{items} rows of this tokenizer are {own}; load both from one release"
+        )
+    return {k: grow_items(k, v, len(tokenizer.catalogue)) for k, v in load_file(path).items()}
+
+
+def save_model(model: OneRec, out: Path) -> None:
+    """Weights and configuration."""
+    save_weights(model, out / "model.safetensors")
     model.config.save(out / "config.json")
 
 
 def load_model(directory: Path, tokenizer: Tokenizer) -> OneRec:
     """The model of a directory for this tokenizer; items added since it was trained get zero residuals.
 
-    Raises ValueError when codebooks differ or the tokenizer has lost items: such a pair must not be mixed.
+    Raises ValueError when codebooks or SID tables differ or the tokenizer has lost items: such a pair is never mixed.
     """
     config = OneRecConfig.load(directory / "config.json")
     items = len(tokenizer.catalogue)
@@ -67,7 +98,7 @@ def load_model(directory: Path, tokenizer: Tokenizer) -> OneRec:
             f"{directory}: model was trained on {config.items} items x {config.codebook_size} codes, the tokenizer has "
             f"{items} x {tokenizer.codebook_size}; load the tokenizer of the same release"
         )
-    state = {k: grow_items(k, v, items) for k, v in load_file(directory / "model.safetensors").items()}
+    state = load_weights(directory / "model.safetensors", tokenizer, config.items)
     model = OneRec(dataclasses.replace(config, items=items), torch.from_numpy(tokenizer.sid_NL))
     state["sid_NL"] = model.sid_NL
     model.load_state_dict(state)
@@ -77,7 +108,7 @@ def load_model(directory: Path, tokenizer: Tokenizer) -> OneRec:
 def grow_items(name: str, value: Tensor, items: int) -> Tensor:
     """A per-item parameter (or its optimiser moment) with zero rows inserted for items that are new."""
     table = next((t for t in ITEM_TABLES if name.endswith(t)), None)
-    if table is None:
+    if table is None or not value.ndim:  # a step count is one number whatever it belongs to
         return value
     behind = ITEM_TABLES[table]
     known = len(value) - behind
@@ -88,23 +119,28 @@ def grow_items(name: str, value: Tensor, items: int) -> Tensor:
 
 
 def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], out: Path) -> None:
-    """AdamW moments and step counts, keyed `<moment>/<parameter name>`."""
+    """AdamW moments and step counts of every parameter, keyed `<moment>/<parameter name>`.
+
+    A parameter that never had a gradient is written as the start that AdamW would give it: zeros.
+    """
     tensors = {}
     for group in optimizer.param_groups:
         for p in group["params"]:
-            for key, value in optimizer.state.get(p, {}).items():
-                tensors[f"{key}/{names[id(p)]}"] = torch.as_tensor(value).contiguous().cpu()
+            state = optimizer.state.get(p) or {"step": torch.zeros(()), **{k: torch.zeros_like(p) for k in MOMENTS[1:]}}
+            for key in MOMENTS:
+                tensors[f"{key}/{names[id(p)]}"] = torch.as_tensor(state[key]).detach().contiguous().cpu()
     save_file(tensors, out / "optimizer.safetensors")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], path: Path, items: int) -> None:
-    """Restore what `save_optimizer` wrote; moments of new items start at zero."""
+    """Restore what `save_optimizer` wrote, on each parameter's device; moments of new items start at zero.
+
+    Raises ValueError naming the moments that the file lacks.
+    """
     saved = load_file(path)
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            found = {k: saved[f"{k}/{names[id(p)]}"] for k in keys if f"{k}/{names[id(p)]}" in saved}
-            if found:
-                optimizer.state[p] = {
-                    k: grow_items(names[id(p)], v, items) if k != "step" else v for k, v in found.items()
-                }
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if missing := sorted({f"{k}/{names[id(p)]}" for p in params for k in MOMENTS} - saved.keys()):
+        raise ValueError(f"{path}: {missing} are missing; the file does not belong to this model, load one release")
+    for p in params:
+        name = names[id(p)]
+        optimizer.state[p] = {k: grow_items(name, saved[f"{k}/{name}"], items).to(p.device) for k in MOMENTS}

@@ -20,6 +20,7 @@ from models.training.checkpoint import (
     load_optimizer,
     save_model,
     save_optimizer,
+    sid_digest,
 )
 from models.training.losses import item_loss, ntp_loss
 from models.training.pretrain import PretrainConfig, make_optimizer
@@ -118,6 +119,66 @@ def test_a_tokenizer_that_does_not_belong_is_refused_by_name(tmp_path):
         load_model(tmp_path, fewer)
     with pytest.raises(ValueError, match=r"the tokenizer has 20 x 8.*same release"):
         load_model(tmp_path, dataclasses.replace(tokenizer, codebook_size=8))
+
+
+def test_a_tokenizer_of_the_same_size_with_other_codes_is_refused(tmp_path):
+    _, tokenizer, _ = _trained(tmp_path)
+    for rows in (slice(None), slice(20)):  # also one that has grown since
+        sid = _grown(tokenizer, 2).sid_NL.copy()
+        sid[:20] = sid[:20][::-1]
+        other = Tokenizer(Catalogue(np.arange(len(sid[rows]))), sid[rows], Trie.build(sid[rows], 4), 4)
+        pair = f"another tokenizer.*{sid_digest(tokenizer.sid_NL)}.*{sid_digest(sid[:20])}"
+        with pytest.raises(ValueError, match=pair):
+            load_model(tmp_path, other)
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors")  # a file without the digest
+    with pytest.raises(ValueError, match=r"another tokenizer.*\(not named\)"):
+        load_model(tmp_path, tokenizer)
+
+
+def test_a_grown_model_belongs_to_the_grown_tokenizer(tmp_path):
+    _, tokenizer, _ = _trained(tmp_path)
+    grown = _grown(tokenizer, 3)
+    save_model(load_model(tmp_path, grown), tmp_path)
+    assert load_model(tmp_path, grown).config.items == 23
+    sid = grown.sid_NL.copy()
+    sid[[21, 22]] = sid[[22, 21]]
+    with pytest.raises(ValueError, match="another tokenizer"):
+        load_model(tmp_path, Tokenizer(grown.catalogue, sid, Trie.build(sid, 4), 4))
+
+
+def test_moments_that_the_file_lacks_are_named(tmp_path):
+    _, tokenizer, _ = _trained(tmp_path)
+    path = tmp_path / "optimizer.safetensors"
+    saved = load_file(path)
+    for key in ("exp_avg/bos_D", "step/item_bias_N"):
+        save_file({k: v for k, v in saved.items() if k != key}, path)
+        optimizer, names = make_optimizer(load_model(tmp_path, tokenizer), PretrainConfig())
+        with pytest.raises(ValueError, match=key):
+            load_optimizer(optimizer, names, path, 20)
+
+
+def test_a_parameter_that_never_had_a_gradient_starts_afresh(tmp_path):
+    a, b = (torch.nn.Parameter(torch.ones(3)) for _ in "ab")
+    names = {id(a): "a", id(b): "b"}
+    optimizer = torch.optim.AdamW([a, b], fused=True)
+    a.sum().backward()
+    optimizer.step()
+    save_optimizer(optimizer, names, tmp_path)
+    again = torch.optim.AdamW([a, b], fused=True)
+    load_optimizer(again, names, tmp_path / "optimizer.safetensors", 0)
+    assert again.state[a]["step"] == 1 and again.state[b]["step"] == 0 and not again.state[b]["exp_avg"].any()
+    b.sum().backward()
+    again.step()
+    assert b.max() < 1
+
+
+def test_moments_follow_their_parameter_to_its_device(tmp_path):
+    _trained(tmp_path)
+    name = "bos_D"
+    elsewhere = torch.nn.Parameter(torch.empty(16, device="meta"))
+    optimizer = torch.optim.AdamW([elsewhere])
+    load_optimizer(optimizer, {id(elsewhere): name}, tmp_path / "optimizer.safetensors", 20)
+    assert {v.device.type for v in optimizer.state[elsewhere].values()} == {"meta"}
 
 
 def test_tokenizer_directory(tmp_path):
