@@ -1,4 +1,4 @@
-"""P-Score: a target-attention ranking backbone, one tower an objective, and one score fitted to all labels (TR section 2.4.2).
+"""P-Score: target-attention ranking backbone, a tower an objective, one score fitted to all labels (TR section 2.4.2).
 
 The fusion tower reads the towers' hidden states (gradient stopped, as in Pantheon) with user and item representations.
 The same score p is compared with every objective's label; hate counts as its absence.
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.onerec.config import read_fields
 from models.onerec.features import GAP_BUCKETS, LABEL_STATES, LABELS, PLAY_BUCKETS
-from models.training.checkpoint import Tokenizer, grow_items
+from models.training.checkpoint import Tokenizer, load_weights, save_weights
 
 # w^xtr, all positive; hate's target is "not hated". Rare, strong signals weigh more than a click.
 WEIGHTS = {
@@ -111,18 +111,23 @@ class PScore(nn.Module):
         return torch.sigmoid(self(batch, candidate_BM)[1])
 
     def save(self, out: Path) -> None:
-        state = {k: v.contiguous().cpu() for k, v in self.state_dict().items() if k != "sid_NL"}
-        save_file(state, out / "reward.safetensors")
+        save_weights(self, out / "reward.safetensors")
         (out / "config.json").write_text(json.dumps(dataclasses.asdict(self.config), indent=1, sort_keys=True) + "\n")
 
     @classmethod
     def load(cls, directory: Path, tokenizer: Tokenizer) -> PScore:
-        """The reward model of a directory for this tokenizer; new items start from their codes alone."""
-        config = PScoreConfig(**json.loads((directory / "config.json").read_text()))
+        """The reward model of a directory for this tokenizer; new items start from their codes alone.
+
+        Raises ValueError for a configuration of another version and for a tokenizer it was not trained with.
+        """
+        config = PScoreConfig(**read_fields(directory / "config.json", PScoreConfig))
         items = len(tokenizer.catalogue)
         if config.codebook_size != tokenizer.codebook_size or items < config.items:
-            raise ValueError(f"{directory}: the reward model belongs to another tokenizer; load both from one release")
-        state = {k: grow_items(k, v, items) for k, v in load_file(directory / "reward.safetensors").items()}
+            raise ValueError(
+                f"{directory} belongs to another tokenizer: the reward model was trained on {config.items} items x "
+                f"{config.codebook_size} codes, this one has {items} x {tokenizer.codebook_size}; load one release"
+            )
+        state = load_weights(directory / "reward.safetensors", tokenizer, config.items)
         model = cls(dataclasses.replace(config, items=items), torch.from_numpy(tokenizer.sid_NL))
         state["sid_NL"] = model.sid_NL
         model.load_state_dict(state)

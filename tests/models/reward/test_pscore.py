@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from models.onerec.features import LABELS, Catalogue
 from models.reward.pscore import WEIGHTS, PScore, PScoreConfig, p_score_loss, targets_of
 from models.tokenizer.trie import Trie
-from models.training.checkpoint import Tokenizer
+from models.training.checkpoint import Tokenizer, sid_digest
 from tests.models.conftest import random_batch, small_model, small_sids
 
 HATE = LABELS.index("hate")
@@ -151,3 +153,25 @@ def test_another_tokenizer_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match="another tokenizer"):
             PScore.load(tmp_path, wrong)
+
+
+def test_a_tokenizer_of_the_same_size_with_other_codes_is_refused(tmp_path):
+    model, tokenizer = _model()
+    model.save(tmp_path)
+    sid = tokenizer.sid_NL[::-1].copy()
+    other = Tokenizer(tokenizer.catalogue, sid, Trie.build(sid, 4), 4)
+    with pytest.raises(ValueError, match=f"another tokenizer.*{sid_digest(tokenizer.sid_NL)}.*{sid_digest(sid)}"):
+        PScore.load(tmp_path, other)
+    save_file(load_file(tmp_path / "reward.safetensors"), tmp_path / "reward.safetensors")  # a file without the digest
+    with pytest.raises(ValueError, match="another tokenizer"):
+        PScore.load(tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize("change", [{"towre_dim": 8}, {"tower_dim": None}])
+def test_a_configuration_of_another_version_is_refused_by_name(tmp_path, change):
+    model, tokenizer = _model()
+    model.save(tmp_path)
+    raw = {**json.loads((tmp_path / "config.json").read_text()), **change}
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v is not None}))
+    with pytest.raises(ValueError, match=next(iter(change))):
+        PScore.load(tmp_path, tokenizer)
