@@ -12,16 +12,17 @@ import numpy as np
 import torch
 
 from models.onerec.features import NUM_FIELDS, encode_events
-from models.onerec.ranking import rank_items
+from models.onerec.ranking import MAX_BEAM, rank_unseen
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.data import PATHWAYS
-
-MAX_BEAM = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """Items best first: ids [k] int64, scores [k] float32 (log-probability), codes [k, 3] int32. k may be less than asked."""
+    """Items best first: ids [k] int64, scores [k] float32 (log-probability), codes [k, 3] int32.
+
+    k may be less than asked.
+    """
 
     item_ids: np.ndarray
     scores: np.ndarray
@@ -57,10 +58,11 @@ class Recommender:
         k: int,
         beam: int,
     ) -> Recommendation:
-        """Up to k items that are not in `exclude`. static: int64 [S]; short, positive, lifelong: int64 [n, 7], oldest first.
+        """Up to k items that are not in `exclude` (item ids, also such as the release does not know).
 
-        The beam is widened (up to MAX_BEAM) while exclusions leave fewer than k items. Raises ValueError on a wrong
-        shape, a negative length or a k or beam outside 1..MAX_BEAM.
+        static: int64 [S]; short, positive, lifelong: int64 [n, 7], oldest first. The beam is widened (up to MAX_BEAM)
+        while exclusions leave fewer than k items. Raises ValueError on a wrong shape, a static code outside its table,
+        or a k or beam outside 1..MAX_BEAM.
         """
         c = self.model.config
         if static.shape != (c.static_features,):
@@ -82,14 +84,6 @@ class Recommender:
             batch[name] = torch.from_numpy(events)[None]
             batch[f"{name}_mask"] = torch.ones(1, len(raw), dtype=torch.bool)
         catalogue = self.tokenizer.catalogue
-        while True:
-            index, score, codes = (
-                t[0].numpy() for t in rank_items(self.model, batch, self.tokenizer.trie, max(beam, k))
-            )
-            keep = np.isfinite(score)
-            keep[keep] &= ~np.isin(catalogue.item_ids[index[keep]], exclude)
-            if keep.sum() >= k or beam >= min(MAX_BEAM, len(catalogue)):
-                break
-            beam = min(4 * beam, MAX_BEAM)
-        at = np.flatnonzero(keep)[:k]
-        return Recommendation(catalogue.item_ids[index[at]], score[at].astype(np.float32), codes[at].astype(np.int32))
+        unwanted = catalogue.index(np.asarray(exclude, np.int64))
+        index, score, codes = rank_unseen(self.model, batch, self.tokenizer.trie, [unwanted], k, max(beam, k))[0]
+        return Recommendation(catalogue.item_ids[index], score.astype(np.float32), codes.astype(np.int32))

@@ -25,7 +25,6 @@ def run(
         found = evaluate(
             evaluation_set=w.partition("evaluation", run.day),
             training_sets=history,
-            items=w.partition("items", run.day),
             tokenizer=tokenizer.path,
             model=model.path,
             reward=reward.path,

@@ -1,7 +1,8 @@
 """Evaluation of a day: the next day's unseen positives, at item level, beside the floors and the production release.
 
 Protocol: users with at least one positive (long_view, like, follow, forward) they were never shown before; seen items
-are excluded from every list; mean over users. Writes evaluation.json.
+are excluded from every list; mean over users. Lists come from the same search as serving's, which widens for users who
+have seen much. Writes evaluation.json.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from models.evaluation.floors import popularity, rank_popular
 from models.evaluation.metrics import bootstrap_interval, ranking_metrics
 from models.onerec.beam_search import sample_codes
 from models.onerec.features import POSITIVE_MASK
-from models.onerec.ranking import rank_items
+from models.onerec.ranking import rank_unseen
 from models.reward.pscore import PScore
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.data import TrainingSet, read_ragged
@@ -31,7 +32,6 @@ def evaluate(
     *,
     evaluation_set: Path,
     training_sets: list[Path],
-    items: Path,
     tokenizer: Path,
     model: Path,
     reward: Path,
@@ -43,6 +43,9 @@ def evaluate(
 ) -> dict:
     """`training_sets`: every day up to D, for the floors. `production`: the release in production, or None.
 
+    Returns `users`, the `rows` of the models and floors, and of this release: `filled` (share of the TOP places with an
+    item), `legality` (share of the filled places whose codes are that item's in the SID table),
+    `unconstrained_legality` (share of legal free samples) and `p_score_top10`.
     Raises ValueError when the evaluation rows hold no user with an unseen positive.
     """
     rows, relevant, seen = _protocol(evaluation_set)
@@ -66,6 +69,7 @@ def evaluate(
         if name == "onerec":
             extra = {
                 "legality": legality,
+                "filled": float((ranked >= 0).mean()),
                 "unconstrained_legality": ranker.free_legality(seed),
                 "p_score_top10": ranker.p_score(reward, ranked),
             }
@@ -104,18 +108,20 @@ class _Ranker:
         self.data = TrainingSet([evaluation_set], tok.catalogue, self.model.config)
 
     def rank(self, seen: list[np.ndarray]) -> tuple[np.ndarray, float]:
-        """Unseen item ids by score [U, TOP], and the share of non-empty places that hold a known item."""
-        ids, out = self.tok.catalogue.item_ids, np.full((len(self.rows), TOP), -1, np.int64)
+        """Unseen item ids by score [U, TOP] (-1 where nothing is left), and the share of places that are legal.
+
+        A place is legal when the codes that were spelled are its item's row of the SID table, whatever the trie says.
+        """
+        catalogue, sid_NL = self.tok.catalogue, self.tok.sid_NL
+        out, legal, placed = np.full((len(self.rows), TOP), -1, np.int64), 0, 0
         for start in range(0, len(self.rows), CHUNK):
             chunk = self.rows[start : start + CHUNK]
-            item, score, _ = rank_items(self.model, self.data.context(chunk), self.tok.trie, BEAM)
-            for j in range(len(chunk)):
-                legal = item[j][torch.isfinite(score[j])].numpy()
-                best = ids[legal]
-                best = best[~np.isin(best, seen[start + j])][:TOP]
-                out[start + j, : len(best)] = best
-        placed = out[out >= 0]
-        return out, float(np.isin(placed, ids).mean()) if len(placed) else 0.0
+            unwanted = [catalogue.index(items) for items in seen[start : start + CHUNK]]
+            ranked = rank_unseen(self.model, self.data.context(chunk), self.tok.trie, unwanted, TOP, BEAM)
+            for row, (item, _, codes) in zip(out[start:], ranked):
+                row[: len(item)] = catalogue.item_ids[item]
+                legal, placed = legal + int((sid_NL[item] == codes).all(1).sum()), placed + len(item)
+        return out, legal / placed if placed else 0.0
 
     @torch.no_grad()
     def free_legality(self, seed: int) -> float:

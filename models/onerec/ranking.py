@@ -1,7 +1,13 @@
-"""From a context to ranked items: constrained beam, joined with the item-level score. Evaluation and serving share it."""
+"""From a context to ranked items: constrained beam and item-level score joined. Evaluation and serving share it.
+
+    for item, score, codes in rank_unseen(model, batch, trie, seen, k=10, width=64): ...
+
+Legend: B users, W beam width.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,6 +15,7 @@ from models.onerec.beam_search import beam_search
 from models.onerec.model import OneRec
 from models.tokenizer.trie import Trie
 
+MAX_BEAM = 512
 ITEM_SCORE_WEIGHT = 1.0  # measured on KuaiRand, docs/decisions.md
 
 
@@ -25,3 +32,30 @@ def rank_items(model: OneRec, batch: dict[str, Tensor], trie: Trie, width: int) 
     score = torch.where(item >= 0, logp + ITEM_SCORE_WEIGHT * item_logp, float("-inf"))
     score, order = score.sort(dim=1, descending=True, stable=True)
     return item.gather(1, order), score, codes.gather(1, order[..., None].expand_as(codes))
+
+
+def rank_unseen(
+    model: OneRec, batch: dict[str, Tensor], trie: Trie, unwanted: list[np.ndarray], k: int, width: int
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Up to k items of each user, best first: catalogue indices [n], scores [n] and codes [n, 3].
+
+    `unwanted` holds catalogue indices that a user must not get. Users whom they leave fewer than k items are ranked
+    again with a beam four times as wide, up to MAX_BEAM or the catalogue.
+    """
+    empty = np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 3), np.int64)
+    found = [empty] * len(unwanted)
+    limit = min(MAX_BEAM, len(trie.item))
+    width = min(width, limit)
+    beams, rows = width * len(unwanted), np.arange(len(unwanted))
+    while len(rows):
+        size = max(1, beams // width)  # a wider beam takes fewer users at a time: memory stays what it was
+        for part in (rows[i : i + size] for i in range(0, len(rows), size)):
+            ranked = rank_items(model, {name: t[part] for name, t in batch.items()}, trie, width)
+            for row, item, score, codes in zip(part, *(t.numpy() for t in ranked)):
+                first = np.flatnonzero(np.isfinite(score) & ~np.isin(item, unwanted[row]))[:k]
+                found[row] = item[first], score[first], codes[first]
+        if width == limit:
+            break
+        rows = rows[[len(found[row][0]) < k for row in rows]]
+        width = min(4 * width, limit)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import torch
 from models.evaluation.evaluate import _protocol, _Ranker, evaluate
 from models.onerec.config import OneRecConfig
 from models.onerec.model import OneRec
+from models.onerec.ranking import rank_unseen
 from models.reward.pscore import PScore, PScoreConfig
 from models.tokenizer.refresh import refresh_tokenizer
+from models.tokenizer.trie import Trie
 from models.training.checkpoint import Tokenizer, save_model
 from models.training.data import TrainingSet
 from models.training.pretrain import PretrainConfig, pretrain
-from tests.models.conftest import CLICK, LIKE, LONG_VIEW, Row, World, write_items, write_training_set
+from tests.models.conftest import CLICK, LIKE, LONG_VIEW, Row, World, small_model, write_items, write_training_set
 
 
 def _untrained(tokenizer: Tokenizer, out: Path, seed: int) -> Path:
@@ -52,7 +55,6 @@ def _evaluate(world: World, models: dict[str, Path], out: Path, **changes) -> di
     arguments = {
         "evaluation_set": world.evaluation,
         "training_sets": world.training,
-        "items": world.items,
         "tokenizer": world.tokenizer,
         "production": None,
         "seed": 4,
@@ -74,6 +76,8 @@ def test_report_rows_and_file(world, models, tmp_path):
         assert row["recall@10"] <= row["recall@50"] <= row["recall@100"]
     assert 0 < report["p_score_top10"] < 1 and 0 <= report["unconstrained_legality"] <= 1
     assert report["legality"] == 1.0
+    _, _, seen = _protocol(world.evaluation)
+    assert report["filled"] == pytest.approx(np.mean([48 - len(np.unique(s)) for s in seen]) / 100)
     again = _evaluate(world, models, tmp_path)
     assert again == report
 
@@ -103,6 +107,32 @@ def test_seen_items_never_appear_and_all_others_do(world, models):
         placed = row[row >= 0].tolist()
         assert sorted(placed) == sorted(set(range(48)) - set(items.tolist()))  # 48 items: the beam holds all
         assert (row[len(placed) :] == -1).all()
+
+
+def test_a_user_who_has_seen_much_gets_a_full_list(tmp_path):
+    """The first 160 items of the ranking are all seen: the list goes on behind them, as in serving."""
+    model, tokenizer = small_model(items=400, codebook_size=8)
+    save_model(model, tmp_path)
+    path = write_training_set(tmp_path / "e.parquet", [Row(1), Row(2)])
+    ranker = _Ranker(path, tokenizer, tmp_path, np.array([0, 1]))
+    nothing = np.empty(0, np.int64)
+    (whole,) = rank_unseen(ranker.model, ranker.data.context(np.array([0])), tokenizer.trie, [nothing], 400, 400)
+    in_order = tokenizer.catalogue.item_ids[whole[0]]
+    ranked, legality = ranker.rank([in_order[:160], nothing])
+    assert ranked[0].tolist() == in_order[160:260].tolist()
+    assert (ranked[1] >= 0).all() and legality == 1.0
+
+
+def test_a_place_whose_codes_are_not_its_items_is_illegal(world, models):
+    """A trie that is one row off still calls every path an item; the SID table does not."""
+    rows, _, seen = _protocol(world.evaluation)
+    tokenizer = Tokenizer.load(world.tokenizer)
+    ranker = _Ranker(world.evaluation, tokenizer, models["model"], rows)
+    sid = tokenizer.sid_NL.copy()
+    sid[[0, 1]] = sid[[1, 0]]
+    ranker.tok = dataclasses.replace(tokenizer, trie=Trie.build(sid, 16))
+    ranked, legality = ranker.rank(seen)
+    assert legality == pytest.approx(1 - (ranked[ranked >= 0] < 2).mean()) and legality < 1
 
 
 def test_a_hit_counts_for_the_exact_item_only(world, models, tmp_path):
