@@ -20,7 +20,6 @@ def run(
 
         return align(
             training_sets=w.training_sets(run.day, bootstrap=False),
-            items=w.partition("items", run.day),
             tokenizer=tokenizer.path,
             model=pretrained.path,
             reward=reward.path,

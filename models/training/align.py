@@ -1,8 +1,8 @@
-"""Alignment: RSFT and ECPO in one loop, with the format reward (TR sections 2.4, 3.3). Starts from the pre-trained model.
+"""Alignment: RSFT and ECPO in one loop, with the format reward (TR sections 2.4, 3.3), from the pre-trained model.
 
 RSFT keeps the half of the sessions with the longer play time and goes on with next-token prediction. ECPO takes a share
-of the users, rolls out a group of items a user by beam search from the current policy, scores them by P-Score and
-prefers the better. The format reward samples freely and rewards legal tuples. A recall probe on users that RSFT never
+of RSFT's users, rolls out a group of items a user by beam search from the current policy, scores them by P-Score and
+prefers the better. The format reward samples freely and rewards legal tuples. A recall probe on users that neither ever
 sees decides at the end: alignment that hurts is thrown away and the pre-trained model is kept.
 """
 
@@ -32,7 +32,7 @@ from models.training.losses import item_loss, ntp_loss
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlignConfig:
-    """Published: learning rates, bottom half dropped, 1 % of users, K=5 format samples. The rest: docs/decisions.md."""
+    """Published: learning rates, half dropped, 1 % of RSFT's users, K=5 format samples. The rest: docs/decisions.md."""
 
     lr_sparse: float = 1e-4
     lr_dense: float = 8e-5
@@ -57,7 +57,6 @@ class AlignConfig:
 def align(
     *,
     training_sets: list[Path],
-    items: Path,
     tokenizer: Path,
     model: Path,
     reward: Path,
@@ -66,7 +65,10 @@ def align(
     progress: Callable[[str], None] = print,
     config: AlignConfig = AlignConfig(),
 ) -> dict:
-    """Align the model of directory `model`; `training_sets` is the newest day. Returns the curves and the decision."""
+    """Align the model of directory `model`; `training_sets` is the newest day. Returns the curves and the decision.
+
+    Raises ValueError when fewer than two rows hold a positive, FloatingPointError when a gradient is not finite.
+    """
     torch.manual_seed(seed)
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     tok = Tokenizer.load(tokenizer)
@@ -81,7 +83,7 @@ def align(
         )
     probe = with_targets[: min(config.probe_users, max(1, len(with_targets) // 4))]
     sessions = _longer_half(data, with_targets[len(probe) :])
-    users = rng.permutation(len(data))[: max(round(config.user_share * len(data)), min(config.min_users, len(data)))]
+    users = rng.permutation(sessions)[: max(round(config.user_share * len(sessions)), config.min_users)]
     batches = (list(data.batches(sessions, config.batch_size, seed)) or [sessions])[: config.max_steps]
     sparse = {id(m.weight) for m in policy.modules() if isinstance(m, torch.nn.Embedding)}
     optimizer = torch.optim.AdamW(
@@ -194,21 +196,23 @@ def _preference_losses(
 def _measure(
     model: OneRec, p_score: PScore, data: TrainingSet, rows: np.ndarray, tok: Tokenizer, config: AlignConfig, seed: int
 ) -> dict[str, float]:
-    """Mean P-Score of the top 10, recall of the probe users' targets, and legality of free samples."""
+    """Mean P-Score of the legal items among the top 10, recall of the rows' targets, and legality of free samples."""
     model.eval()
     generator = torch.Generator().manual_seed(seed)
-    reward, recall, legality = [], [], []
+    reward, recall, legality = [np.empty(0)], [], []
     for chunk in np.array_split(rows, max(1, len(rows) // 256)):
         context = data.context(chunk)
         item, score, _ = rank_items(model, context, tok.trie, 2 * config.probe_k)
-        reward.append(p_score.score(context, item[:, :10].clamp_min(0)).mean().item())
+        item = torch.where(torch.isfinite(score), item, -1)  # a surplus beam holds no item
+        first = item[:, :10]
+        reward.append(p_score.score(context, first.clamp_min(0))[first >= 0].numpy())
         top = item[:, : config.probe_k].numpy()
         recall += [np.isin(data.targets.row(i), top[j]).mean() for j, i in enumerate(chunk)]
         z, mask = model.encode(context)
         free = sample_codes(model, z, mask, 8, generator)
         legality.append((tok.trie.lookup(free) >= 0).float().mean().item())
     return {
-        "reward": float(np.mean(reward)),
+        "reward": float(np.concatenate(reward).mean()),
         "recall_probe": float(np.mean(recall)),
         "legality": float(np.mean(legality)),
     }
@@ -217,12 +221,7 @@ def _measure(
 def _decide(before: dict[str, float], after: dict[str, float], config: AlignConfig) -> tuple[str, str]:
     """Keep the aligned model unless the probe's recall fell past the limit."""
     floor = before["recall_probe"] * (1 - config.allowed_recall_loss)
-    if after["recall_probe"] < floor:
-        return (
-            "pretrained",
-            f"recall of the probe fell from {before['recall_probe']:.4f} to {after['recall_probe']:.4f}, limit {floor:.4f}",
-        )
-    return (
-        "aligned",
-        f"recall of the probe {before['recall_probe']:.4f} -> {after['recall_probe']:.4f}, limit {floor:.4f}",
-    )
+    was, now = before["recall_probe"], after["recall_probe"]
+    if now < floor:
+        return "pretrained", f"recall of the probe fell from {was:.4f} to {now:.4f}, limit {floor:.4f}"
+    return "aligned", f"recall of the probe {was:.4f} -> {now:.4f}, limit {floor:.4f}"

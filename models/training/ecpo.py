@@ -25,7 +25,7 @@ def ecpo_objective(
 
 
 def group_advantage(reward_BG: Tensor, valid_BG: Tensor) -> Tensor:
-    """(r - mean) / std within each user's group over the valid samples; 0 where invalid or where all rewards are equal."""
+    """(r - mean) / std within each user's group over the valid samples; 0 where invalid or all rewards are equal."""
     n = valid_BG.sum(1, keepdim=True).clamp_min(1)
     reward = torch.where(valid_BG, reward_BG, 0.0)
     mean = reward.sum(1, keepdim=True) / n

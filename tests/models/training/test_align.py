@@ -14,7 +14,15 @@ from safetensors.torch import load_file
 
 from models.reward.pscore import PScore
 from models.reward.train import train_reward
-from models.training.align import AlignConfig, _decide, _longer_half, _preference_losses, align, sequence_logp
+from models.training.align import (
+    AlignConfig,
+    _decide,
+    _longer_half,
+    _measure,
+    _preference_losses,
+    align,
+    sequence_logp,
+)
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.data import TrainingSet
 from models.training.pretrain import PretrainConfig, pretrain
@@ -28,8 +36,15 @@ FILES = {"model.safetensors", "config.json", "optimizer.safetensors", "metrics.j
 def trained(world, tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("trained")
     (root / "model").mkdir(), (root / "reward").mkdir()
-    common = {"training_sets": world.training, "items": world.items, "tokenizer": world.tokenizer, "previous": None}
-    pretrain(**common, out=root / "model", seed=1, progress=lambda _: None, config=PretrainConfig(batch_size=16))
+    common = {"training_sets": world.training, "tokenizer": world.tokenizer, "previous": None}
+    pretrain(
+        **common,
+        items=world.items,
+        out=root / "model",
+        seed=1,
+        progress=lambda _: None,
+        config=PretrainConfig(batch_size=16),
+    )
     train_reward(**common, out=root / "reward", seed=1, progress=lambda _: None)
     return {"model": root / "model", "reward": root / "reward"}
 
@@ -39,7 +54,6 @@ def _align(world: World, trained: dict[str, Path], out: Path, **changes) -> dict
     sets = changes.pop("training_sets", world.training[1:])
     return align(
         training_sets=sets,
-        items=world.items,
         tokenizer=world.tokenizer,
         **trained,
         out=out,
@@ -92,6 +106,55 @@ def test_rsft_keeps_the_half_with_the_longer_play_time(world, tmp_path):
     data = TrainingSet([write_training_set(tmp_path / "d.parquet", rows)], tokenizer.catalogue, model.config)
     assert sorted(_longer_half(data, np.array([6, 5, 3, 1, 2])).tolist()) == [1, 3, 6]
     assert sorted(_longer_half(data, np.array([1, 2])).tolist()) == [1]
+
+
+def test_the_probe_rows_are_never_trained_on(world, trained, tmp_path, monkeypatch):
+    """Neither RSFT nor ECPO reads a row that measures, also when ECPO may take every user."""
+    read: dict[str, set[int]] = {"context": set(), "batch": set()}
+
+    class Watched(TrainingSet):
+        def context(self, rows):
+            read["context"] |= set(rows.tolist())
+            return super().context(rows)
+
+        def batch(self, rows, max_targets):
+            read["batch"] |= set(rows.tolist())
+            return super().batch(rows, max_targets)
+
+    measured: set[int] = set()
+
+    def measure(model, p_score, data, rows, *rest):
+        measured.update(rows.tolist())
+        before = set(read["context"])
+        found = _measure(model, p_score, data, rows, *rest)
+        read["context"] = before  # what measuring reads is no training
+        return found
+
+    monkeypatch.setattr("models.training.align.TrainingSet", Watched)
+    monkeypatch.setattr("models.training.align._measure", measure)
+    metrics = _align(world, trained, tmp_path / "a", min_users=1000, users_per_step=64, max_steps=1)
+    assert measured and not measured & (read["context"] | read["batch"])
+    assert metrics["users"] == metrics["sessions"]  # ECPO's users are RSFT's
+
+
+def test_a_place_without_an_item_has_no_reward(world, trained):
+    """Only five items can be spelled: the mean P-Score is theirs, and the other places count for nothing."""
+    tokenizer = Tokenizer.load(world.tokenizer)
+    model = load_model(trained["model"], tokenizer)
+    p_score = PScore.load(trained["reward"], tokenizer).eval()
+    data = TrainingSet(world.training[1:], tokenizer.catalogue, model.config)
+    first = tokenizer.sid_NL[:, 0]
+    code = np.bincount(first).argmax()
+    with torch.no_grad():
+        model.code_bias_LK[0, torch.arange(16) != code] = float("-inf")
+    possible = np.flatnonzero(first == code)
+    assert len(possible) < 10
+    rows = np.flatnonzero(data.targets.lengths > 0)[:8]
+    found = _measure(model, p_score, data, rows, tokenizer, AlignConfig(**SMALL), 0)
+    expected = p_score.score(data.context(rows), torch.from_numpy(possible).expand(len(rows), -1)).mean().item()
+    assert found["reward"] == pytest.approx(expected, rel=1e-5)
+    recall = np.mean([np.isin(data.targets.row(i), possible).mean() for i in rows])
+    assert found["recall_probe"] == pytest.approx(recall)
 
 
 @torch.no_grad()
