@@ -19,7 +19,6 @@ def run(run: Run, *, tables: Outcome, features: Outcome, tokenizer: Outcome) -> 
 
         return train_reward(
             training_sets=w.training_sets(run.day, bootstrap=before is None),
-            items=w.partition("items", run.day),
             tokenizer=tokenizer.path,
             previous=before.release / "reward" if before else None,
             out=out,

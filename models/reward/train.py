@@ -29,7 +29,6 @@ HELD_OUT_SHARE = 0.1  # of users, chosen by hash: their impressions are never tr
 def train_reward(
     *,
     training_sets: list[Path],
-    items: Path,
     tokenizer: Path,
     previous: Path | None,
     out: Path,
@@ -64,7 +63,8 @@ def train_reward(
             group["lr"] = LEARNING_RATE * (1 - 0.9 * step / len(batches))
         batch = data.context(batch_rows)
         candidate, y, known = impressions(data, batch_rows)
-        loss = p_score_loss(*model(batch, candidate), y, known)
+        objectives, fused = model(batch, candidate)
+        loss = p_score_loss(objectives, fused, y, known)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -54,7 +54,6 @@ def _train(world: World, out: Path, **changes) -> dict:
     out.mkdir()
     arguments = {
         "training_sets": world.training,
-        "items": world.items,
         "tokenizer": world.tokenizer,
         "previous": None,
         "seed": 1,
