@@ -41,9 +41,7 @@ def content_matrix(tags: list[list[int]], authors: np.ndarray, texts: list[str])
             cols.append(zlib.crc32(f"{kind}|{value}".encode()) % CONTENT_BUCKETS)
             values.append(_FIELD_WEIGHT[kind])
     x = sp.csr_matrix((values, (rows, cols)), shape=(len(tags), CONTENT_BUCKETS), dtype=np.float64)
-    norm = np.sqrt(
-        x.multiply(x).sum(1).A1 if hasattr(x.multiply(x).sum(1), "A1") else np.asarray(x.multiply(x).sum(1)).ravel()
-    )
+    norm = np.sqrt(np.asarray(x.multiply(x).sum(1)).ravel())
     return sp.diags(1.0 / np.maximum(norm, 1e-12)) @ x
 
 

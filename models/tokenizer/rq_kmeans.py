@@ -26,27 +26,28 @@ def assign(x_ND: Tensor, centroid_KD: Tensor) -> tuple[Tensor, Tensor]:
 def kmeans(x_ND: Tensor, k: int, seed: int, iterations: int = 25) -> Tensor:
     """Lloyd's algorithm from a k-means++ start on a sample; an empty cluster takes the worst-served vector.
 
-    Raises ValueError on NaN or infinite input. Fewer distinct vectors than k leave surplus centroids where they were put.
+    Ends when no vector changes its cluster, or all are centroids themselves: with fewer distinct vectors than k surplus
+    centroids stay where they are. Raises ValueError on NaN or infinite input.
     """
     if not torch.isfinite(x_ND).all():
         row = int((~torch.isfinite(x_ND)).any(1).nonzero()[0])
         raise ValueError(f"vector {row} has NaN or infinite entries; repair the item representation before clustering")
     generator = torch.Generator().manual_seed(seed)
     centroid_KD = _plus_plus(x_ND, k, generator)
+    noise_N = 64 * torch.finfo(x_ND.dtype).eps * x_ND.square().sum(1)  # what rounding leaves of a distance of zero
     previous = None
     for _ in range(iterations):
         code, distance = assign(x_ND, centroid_KD)
+        if (distance <= noise_N).all() or (previous is not None and torch.equal(code, previous)):
+            break
         count = torch.bincount(code, minlength=k)
         total = torch.zeros_like(centroid_KD).index_add_(0, code, x_ND)
         centroid_KD = torch.where(count[:, None] > 0, total / count[:, None].clamp_min(1), centroid_KD)
         empty = (count == 0).nonzero().flatten()
-        if len(empty):
-            worst = distance.topk(min(len(empty), len(distance)))
-            served = worst.values > 0
-            centroid_KD[empty[: len(worst.indices)][served]] = x_ND[worst.indices[served]]
-        elif previous is not None and torch.equal(code, previous):
-            break
-        previous = code
+        worst = distance.topk(min(len(empty), len(distance))).indices
+        worst = worst[distance[worst] > noise_N[worst]]
+        centroid_KD[empty[: len(worst)]] = x_ND[worst]
+        previous = code if not len(worst) else None
     return centroid_KD
 
 

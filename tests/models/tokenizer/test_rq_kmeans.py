@@ -59,6 +59,17 @@ def test_fewer_distinct_vectors_than_codes(rows):
     assert rq_kmeans.assign(x, centroid)[1].max() < 1e-5
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_fewer_distinct_vectors_than_codes_end_early(monkeypatch, scale):
+    """Every vector is a centroid from the start: what rounding leaves of a distance is no reason to go on."""
+    x = (torch.randn(3, 96) * scale).repeat(700, 1)
+    rounds, assign = [], rq_kmeans.assign
+    monkeypatch.setattr(rq_kmeans, "assign", lambda *a: rounds.append(a[1]) or assign(*a))
+    centroid = rq_kmeans.kmeans(x, 8, seed=0)
+    assert len(rounds) <= 2
+    torch.testing.assert_close(centroid, rounds[0], rtol=1e-5, atol=1e-5 * scale)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_not_a_number_is_refused_by_row(bad):
     x = torch.randn(10, 4)
