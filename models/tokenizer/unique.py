@@ -25,57 +25,78 @@ def unique_codes(
         raise ValueError(
             f"{len(codes_NL) + len(given)} items do not fit into {K}^{levels} code tuples; enlarge the codebook"
         )
-    used: dict[tuple[int, ...], set[int]] = {}
-    for row in given.tolist():
-        used.setdefault(tuple(row[:-1]), set()).add(row[-1])
+    space = _LastCodes(K, given)
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(codes_NL[:, :-1].tolist()):
         groups.setdefault(tuple(row), []).append(i)
     out = codes_NL.copy()
     homeless: list[int] = []
     for prefix, members in groups.items():
-        occupied = used.setdefault(prefix, set())
         wanted = codes_NL[members, -1]
-        if len(np.unique(wanted)) == len(members) and not occupied.intersection(wanted.tolist()):
-            occupied.update(wanted.tolist())
+        if len(np.unique(wanted)) == len(members) and not space.used(prefix).intersection(wanted.tolist()):
+            space.take(prefix, wanted.tolist())
             continue
-        free = np.array(sorted(set(range(K)) - occupied), dtype=np.int64)
-        if len(free):
-            cost = _distances(vectors_ND[members] - _prefix_vector(prefix, codebooks), codebooks[-1][free])
-            rows, cols = linear_sum_assignment(cost)
-            out[np.array(members)[rows], -1] = free[cols]
-            occupied.update(free[cols].tolist())
-            homeless += [members[r] for r in set(range(len(members))) - set(rows.tolist())]
-        else:
-            homeless += members
+        free = space.free(prefix)
+        cost = _distances(vectors_ND[members] - _prefix_vector(prefix, codebooks), codebooks[-1][free])
+        rows, cols = linear_sum_assignment(cost)
+        out[np.array(members)[rows], -1] = free[cols]
+        space.take(prefix, free[cols].tolist())
+        homeless += np.delete(members, rows).tolist()
     for i in homeless:
-        prefix = _nearest_prefix_with_room(vectors_ND[i], codebooks, used)
-        free = np.array(sorted(set(range(K)) - used.setdefault(prefix, set())), dtype=np.int64)
+        prefix = _nearest_prefix_with_room(vectors_ND[i], codebooks, space)
+        free = space.free(prefix)
         residual = vectors_ND[i] - _prefix_vector(prefix, codebooks)
         last = int(free[_distances(residual[None], codebooks[-1][free])[0].argmin()])
-        used[prefix].add(last)
+        space.take(prefix, [last])
         out[i] = [*prefix, last]
     return out
+
+
+class _LastCodes:
+    """Which last codes of a prefix are given, and which are free (sorted; kept for the prefixes that were asked)."""
+
+    def __init__(self, codebook_size: int, given_ML: np.ndarray) -> None:
+        self.codebook_size = codebook_size
+        self._used: dict[tuple[int, ...], set[int]] = {}
+        self._free: dict[tuple[int, ...], np.ndarray] = {}
+        for row in given_ML.tolist():
+            self.used(tuple(row[:-1])).add(row[-1])
+
+    def used(self, prefix: tuple[int, ...]) -> set[int]:
+        return self._used.setdefault(prefix, set())
+
+    def free(self, prefix: tuple[int, ...]) -> np.ndarray:
+        if prefix not in self._free:
+            self._free[prefix] = np.delete(np.arange(self.codebook_size), sorted(self.used(prefix)))
+        return self._free[prefix]
+
+    def has_room(self, prefix: tuple[int, ...]) -> bool:
+        return len(self._used.get(prefix, ())) < self.codebook_size
+
+    def take(self, prefix: tuple[int, ...], codes: list[int]) -> None:
+        self.used(prefix).update(codes)
+        if (free := self._free.get(prefix)) is not None:
+            self._free[prefix] = np.delete(free, np.searchsorted(free, codes))
 
 
 def _prefix_vector(prefix: tuple[int, ...], codebooks: list[np.ndarray]) -> np.ndarray:
     return np.sum([codebooks[level][code] for level, code in enumerate(prefix)], axis=0)
 
 
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.square(a[:, None].astype(np.float64) - b[None]).sum(-1)
+def _distances(a_MD: np.ndarray, b_KD: np.ndarray) -> np.ndarray:
+    """Squared distances [M, K] in float64, without an [M, K, D] array."""
+    a, b = a_MD.astype(np.float64), b_KD.astype(np.float64)
+    distance = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * (a @ b.T)
+    return np.maximum(distance, 0)
 
 
-def _nearest_prefix_with_room(
-    vector: np.ndarray, codebooks: list[np.ndarray], used: dict[tuple[int, ...], set[int]]
-) -> tuple[int, ...]:
+def _nearest_prefix_with_room(vector: np.ndarray, codebooks: list[np.ndarray], space: _LastCodes) -> tuple[int, ...]:
     """Prefixes in order of distance (greedy over the first level, then the next) until one has a free last code."""
-    K = len(codebooks[-1])
 
     def search(prefix: tuple[int, ...], residual: np.ndarray) -> tuple[int, ...] | None:
         level = len(prefix)
         if level == len(codebooks) - 1:
-            return prefix if len(used.get(prefix, ())) < K else None
+            return prefix if space.has_room(prefix) else None
         for code in np.argsort(_distances(residual[None], codebooks[level])[0], kind="stable").tolist():
             if found := search((*prefix, code), residual - codebooks[level][code]):
                 return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -77,6 +78,37 @@ def test_a_full_prefix_sends_the_worst_placed_to_the_nearest_prefix_with_room():
     unique = unique_codes(np.array([[0, 0, 2], [0, 0, 2]]), x, books, taken)
     # 1.9 stays (distance 0.1); 2.4 costs more at 2 and goes to the neighbour 3 + 0.
     assert unique.tolist() == [[0, 0, 2], [0, 1, 0]]
+
+
+def test_items_that_overflow_one_after_the_other_take_what_is_then_nearest():
+    """Against a list of all tuples: the prefix nearest level by level that has room, then its nearest free code."""
+    rng = np.random.default_rng(3)
+    books = _books(4, 3, 2, rng)
+    x = books[0][1] + books[1][2] + rng.normal(size=(50, 2)) * 0.01
+    unique = unique_codes(np.array([[1, 2, 3]] * 50), x, books)
+    at_home = (unique[:, :2] == [1, 2]).all(1)
+    assert at_home.sum() == 4
+    left = set(itertools.product(range(4), repeat=3)) - {tuple(row) for row in unique[at_home].tolist()}
+    for i in np.flatnonzero(~at_home):
+        residual, candidates = x[i], left
+        for level in range(3):
+            possible = sorted({codes[level] for codes in candidates})
+            code = possible[int(np.square(residual - books[level][possible]).sum(1).argmin())]
+            residual, candidates = residual - books[level][code], {c for c in candidates if c[level] == code}
+        assert candidates == {tuple(unique[i].tolist())}
+        left = left - candidates
+
+
+def test_many_items_under_one_prefix_do_not_need_memory_for_every_pair_and_dimension():
+    rng = np.random.default_rng(0)
+    books = _books(300, 3, 64, rng)
+    x = books[0][0] + books[1][0] + rng.normal(size=(300, 64)) * 0.01
+    tracemalloc.start()
+    unique = unique_codes(np.zeros((300, 3), np.int64), x, books)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(np.unique(unique[:, 2])) == 300
+    assert peak < 300 * 300 * 64 * 8 / 4
 
 
 def test_overflow_leaves_a_first_level_code_only_when_all_its_prefixes_are_full():
