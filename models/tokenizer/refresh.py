@@ -27,7 +27,7 @@ MIN_CODEBOOK, MAX_CODEBOOK = 16, 8192
 
 
 def codebook_size_for(items: int) -> int:
-    """Power of two whose square is at least the catalogue, so two levels nearly tell items apart; 8192 at the published scale."""
+    """Power of two whose square is at least the catalogue: two levels nearly tell items apart. 8192 as published."""
     size = MIN_CODEBOOK
     while size * size < items and size < MAX_CODEBOOK:
         size *= 2
@@ -43,7 +43,12 @@ def refresh_tokenizer(
     seed: int,
     progress: Callable[[str], None] = print,
 ) -> dict:
-    """Fit (previous is None) or extend the tokenizer of the day before; returns the metrics for the report."""
+    """Fit (previous is None) or extend the tokenizer of the day before; returns the metrics for the report.
+
+    Among them `collision_rate_before`: share of the NEW items whose nearest tuple is taken by a known item or shared
+    with another new one; `reconstruction_loss` of the new items, None on a day without any (known items got their IDs
+    from other vectors); `changed_ids`: known items whose row of the written table is not that of the day before.
+    """
     table = pq.read_table(items).sort_by("item_id")
     ids = table["item_id"].to_numpy()
     if not len(ids):
@@ -82,17 +87,17 @@ def refresh_tokenizer(
     position = {int(i): row for row, i in enumerate(ids)}
     present = np.array([position.get(int(i), -1) for i in order])
     shown = present >= 0
-    rebuilt = rq_kmeans.decode(torch.from_numpy(sid_NL[shown]), [torch.from_numpy(b) for b in books]).numpy()
+    rebuilt = rq_kmeans.decode(torch.from_numpy(unique), [torch.from_numpy(b) for b in books]).numpy()
     report = {
         "items": len(order),
         "new_items": len(new),
-        "changed_ids": 0,
+        "changed_ids": metrics.changed_ids(_names(old), _names(pq.read_table(out / "sid_table.parquet"))),
         "refit": previous is None,
         "levels": LEVELS,
         "codebook_size": size,
         **metrics.level_metrics(sid_NL, size),
-        "reconstruction_loss": metrics.reconstruction_loss(vectors[present[shown]], rebuilt),
-        "collision_rate_before": metrics.collision_rate(np.concatenate([taken, nearest])),
+        "reconstruction_loss": metrics.reconstruction_loss(vectors[new], rebuilt, vectors),
+        "collision_rate_before": metrics.collision_rate(nearest, taken),
         "collision_rate_after": metrics.collision_rate(sid_NL),
         "code_tree": metrics.code_tree(
             sid_NL[shown], [tags[i] for i in present[shown]], [texts[i] for i in present[shown]]
@@ -102,6 +107,12 @@ def refresh_tokenizer(
         json.dumps({"levels": LEVELS, "codebook_size": size, "items": len(order), "seed": seed}, indent=1) + "\n"
     )
     return report
+
+
+def _names(sid_table: pa.Table) -> dict[int, tuple[int, ...]]:
+    """Item id -> its code tuple."""
+    codes = zip(*(sid_table[f"c{i}"].to_pylist() for i in range(LEVELS)))
+    return dict(zip(sid_table["item_id"].to_pylist(), codes))
 
 
 def _text(table: pa.Table, column: str) -> list:

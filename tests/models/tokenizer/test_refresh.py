@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from models.tokenizer.refresh import codebook_size_for, refresh_tokenizer
+from models.tokenizer.representation import Representation, content_matrix
 from models.training.checkpoint import Tokenizer
 from tests.models.conftest import World, write_items
 
@@ -82,9 +84,43 @@ def test_second_day_keeps_every_old_id_and_names_the_new(world, tmp_path):
     assert reports[0]["items"] == 52 and reports[0]["new_items"] == 4 and not reports[0]["refit"]
 
 
+def test_a_later_day_measures_its_new_items_only(world, tmp_path):
+    """Two new items without any content have the same vector and collide; the 48 known ones do not dilute that."""
+    items = write_items(tmp_path / "items.parquet", [*range(48), 66, 73])  # ids 3 modulo 7 are bare
+    report = _refresh(world, tmp_path / "a", items=items, previous=world.tokenizer)
+    assert report["new_items"] == 2 and report["changed_ids"] == 0
+    assert report["collision_rate_before"] == 1.0 and report["collision_rate_after"] == 0.0
+    tensors = load_file(tmp_path / "a" / "codebooks.safetensors")
+    table = pq.read_table(items)
+    content = content_matrix(
+        [t or [] for t in table["tags"].to_pylist()],
+        table["author_id"].to_numpy(),
+        [t or "" for t in table["caption"].to_pylist()],
+    )
+    vectors = Representation({k: v for k, v in tensors.items() if "codebook" not in k}).content_only(content)
+    ids, error = _ids(tmp_path / "a"), []
+    for item in (66, 73):
+        rebuilt = sum(tensors[f"codebook_{i}"][ids[item][i]] for i in range(3))
+        error.append(np.square(vectors[table["item_id"].to_pylist().index(item)] - rebuilt).sum())
+    spread = np.square(vectors - vectors.mean(0)).sum(1).mean()
+    assert report["reconstruction_loss"] == pytest.approx(np.mean(error) / spread, rel=1e-4)
+
+
+def test_an_id_that_changes_is_counted(world, tmp_path, monkeypatch):
+    """The written table is what is compared: a step that mixed up its rows would say so."""
+    write = pq.write_table
+    monkeypatch.setattr(
+        pq,
+        "write_table",
+        lambda table, path: write(table.set_column(0, "item_id", table["item_id"].take(list(range(47, -1, -1)))), path),
+    )
+    assert _refresh(world, tmp_path / "a", previous=world.tokenizer)["changed_ids"] == 48
+
+
 def test_a_day_without_new_items_gives_the_same_table(world, tmp_path):
     report = _refresh(world, tmp_path / "a", previous=world.tokenizer, seed=99)
-    assert report["new_items"] == 0
+    assert report["new_items"] == report["changed_ids"] == 0
+    assert report["reconstruction_loss"] is None and report["collision_rate_before"] == 0.0
     for name in FILES - {"tokenizer.json"}:  # tokenizer.json names the seed
         assert (tmp_path / "a" / name).read_bytes() == (world.tokenizer / name).read_bytes()
 

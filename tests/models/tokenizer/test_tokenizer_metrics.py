@@ -31,11 +31,27 @@ def test_collision_rate_counts_every_item_that_shares():
     assert metrics.collision_rate(np.empty((0, 3), int)) == 0.0
 
 
-def test_reconstruction_loss_is_a_share_of_the_variance():
+def test_collision_rate_with_taken_tuples_is_the_share_of_the_given_items():
+    taken = np.array([[2, 1, 0], [9, 9, 9]])
+    assert metrics.collision_rate(CODES, taken) == 0.75  # the last is taken as well
+    assert metrics.collision_rate(CODES[2:], taken) == 0.5
+    assert metrics.collision_rate(CODES[2:3], taken) == 0.0
+    assert metrics.collision_rate(np.empty((0, 3), int), taken) == 0.0
+
+
+def test_reconstruction_loss_is_a_share_of_the_catalogues_variance():
     x = np.array([[0.0, 0.0], [2.0, 4.0]])
-    assert metrics.reconstruction_loss(x, x) == 0.0
-    assert metrics.reconstruction_loss(x, np.broadcast_to(x.mean(0), x.shape)) == pytest.approx(1.0)
-    assert metrics.reconstruction_loss(x, x + np.array([1.0, 0.0])) == pytest.approx(2 / 10)
+    assert metrics.reconstruction_loss(x, x, x) == 0.0
+    assert metrics.reconstruction_loss(x, np.broadcast_to(x.mean(0), x.shape), x) == pytest.approx(1.0)
+    assert metrics.reconstruction_loss(x, x + np.array([1.0, 0.0]), x) == pytest.approx(2 / 10)
+    assert metrics.reconstruction_loss(x[:1], x[:1] + np.array([1.0, 0.0]), x) == pytest.approx(1 / 5)
+    assert metrics.reconstruction_loss(x[:0], x[:0], x) is None
+
+
+def test_changed_ids_counts_what_moved_and_what_is_gone():
+    before = {1: (0, 0, 0), 2: (0, 0, 1), 3: (0, 0, 2)}
+    assert metrics.changed_ids(before, {**before, 4: (9, 9, 9)}) == 0
+    assert metrics.changed_ids(before, {1: (0, 0, 1), 2: (0, 0, 1), 4: (0, 0, 2)}) == 2
 
 
 def test_code_tree_shows_the_largest_branches_with_their_tags():
