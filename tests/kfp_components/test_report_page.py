@@ -94,6 +94,14 @@ def test_the_page_shows_the_numbers_of_report_json(report, tmp_path):
     assert "17.5 % above the better floor 0.1691" in text and "of which" not in text
 
 
+def test_a_day_without_new_items_has_no_reconstruction_loss_and_says_so(report):
+    measured = number(report["tokenizer"]["reconstruction_loss"], 3)
+    name = "reconstruction loss of the new items (0 perfect, 1 no better than the mean)"
+    assert f"{name} {measured}" in " ".join(Page(render(report)).text.split())
+    quiet = report | {"tokenizer": report["tokenizer"] | {"new_items": 0, "reconstruction_loss": None}}
+    assert f"{name} no new item" in " ".join(Page(render(quiet)).text.split())
+
+
 def test_text_of_users_is_escaped(report):
     html = render(report)
     assert "<script" not in html and "&lt;script&gt;alert(" in html
