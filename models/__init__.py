@@ -1,1 +1,1 @@
-"""OneRec in PyTorch: tokenizer, model, training, reward, evaluation. Plain tensors and files; imports nothing of ours."""
+"""OneRec in PyTorch: tokenizer, model, training, reward, evaluation. Tensors and files; imports nothing of ours."""

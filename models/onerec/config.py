@@ -53,11 +53,11 @@ class OneRecConfig:
             value = getattr(self, field.name)
             if isinstance(value, int) and value < 1:
                 raise ValueError(f"{field.name} is {value}; every size and length must be at least 1")
-        for name in ("d_model", "expert_dim"):
-            if getattr(self, name) % WIDTH_STEP:
+        for name, width in (("d_model", self.d_model), ("expert_dim", self.expert_dim)):
+            if width % WIDTH_STEP:
                 raise ValueError(
-                    f"{name} {getattr(self, name)} is not a multiple of {WIDTH_STEP}, which the experts' grouped matrix "
-                    f"product asks for; choose {-(-getattr(self, name) // WIDTH_STEP) * WIDTH_STEP}"
+                    f"{name} {width} is not a multiple of {WIDTH_STEP}, which the experts' grouped matrix product asks "
+                    f"for; choose {width + -width % WIDTH_STEP}"
                 )
         if self.d_model % self.heads:
             raise ValueError(

@@ -73,7 +73,7 @@ class PScore(nn.Module):
 
     def item_vector(self, index: Tensor) -> Tensor:
         codes = self.sid_NL[index]
-        return sum(t(codes[..., i]) for i, t in enumerate(self.code)) + self.item_residual(index)  # type: ignore[return-value]
+        return sum(t(codes[..., i]) for i, t in enumerate(self.code)) + self.item_residual(index)
 
     def forward(self, batch: dict[str, Tensor], candidate_BM: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the objectives [B, M, O] and of the P-Score [B, M] for candidates (catalogue indices)."""
