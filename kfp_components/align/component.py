@@ -12,8 +12,6 @@ def align(
     source: str,
     seed: int,
     fresh_from: str,
-    tables: Input[Dataset],
-    tables_digest: str,
     features: Input[Dataset],
     features_digest: str,
     tokenizer: Input[Model],
@@ -37,7 +35,6 @@ def align(
         seed=seed,
         fresh_from=fresh_from,
         inputs={
-            "tables": (tables, tables_digest),
             "features": (features, features_digest),
             "tokenizer": (tokenizer, tokenizer_digest),
             "pretrained": (pretrained, pretrained_digest),

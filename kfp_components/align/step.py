@@ -9,9 +9,7 @@ from kfp_components.context import Run
 from kfp_components.step import Outcome
 
 
-def run(
-    run: Run, *, tables: Outcome, features: Outcome, tokenizer: Outcome, pretrained: Outcome, reward: Outcome
-) -> Outcome:
+def run(run: Run, *, features: Outcome, tokenizer: Outcome, pretrained: Outcome, reward: Outcome) -> Outcome:
     """Writes model.safetensors, config.json, optimizer.safetensors, metrics.json."""
     w = run.workspace
 
@@ -30,7 +28,7 @@ def run(
 
     return run.step(
         "align",
-        inputs=[tables, features, tokenizer, pretrained, reward],
+        inputs=[features, tokenizer, pretrained, reward],
         rooms=("models/training", "models/onerec", "models/tokenizer/trie.py", "models/reward/pscore.py"),
         body=body,
     )

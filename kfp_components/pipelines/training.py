@@ -33,8 +33,8 @@ def training(
     features = imported("features", features_uri, features_digest)
     tokenizer = imported("tokenizer", tokenizer_uri, tokenizer_digest, dsl.Model)
 
-    pretrained = made("pretrained", pretrain(**run, **tables, **features, **tokenizer))
-    scores = made("reward", reward(**run, **tables, **features, **tokenizer))
-    model = made("model", align(**run, **tables, **features, **tokenizer, **pretrained, **scores))
+    pretrained = made("pretrained", pretrain(**run, **features, **tokenizer))
+    scores = made("reward", reward(**run, **features, **tokenizer))
+    model = made("model", align(**run, **features, **tokenizer, **pretrained, **scores))
     evaluation = made("evaluation", evaluate(**run, **features, **tokenizer, **pretrained, **model, **scores))
     uncached(publish(**run, **tables, **quality, **features, **tokenizer, **model, **scores, **evaluation))

@@ -12,8 +12,6 @@ def pretrain(
     source: str,
     seed: int,
     fresh_from: str,
-    tables: Input[Dataset],
-    tables_digest: str,
     features: Input[Dataset],
     features_digest: str,
     tokenizer: Input[Model],
@@ -33,7 +31,6 @@ def pretrain(
         seed=seed,
         fresh_from=fresh_from,
         inputs={
-            "tables": (tables, tables_digest),
             "features": (features, features_digest),
             "tokenizer": (tokenizer, tokenizer_digest),
         },

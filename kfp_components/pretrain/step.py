@@ -20,7 +20,7 @@ ROOMS = (
 )
 
 
-def run(run: Run, *, tables: Outcome, features: Outcome, tokenizer: Outcome) -> Outcome:
+def run(run: Run, *, features: Outcome, tokenizer: Outcome) -> Outcome:
     """Writes model.safetensors, config.json, optimizer.safetensors, metrics.json."""
     w, before = run.workspace, release_before(run.workspace, run.day)
 
@@ -30,7 +30,6 @@ def run(run: Run, *, tables: Outcome, features: Outcome, tokenizer: Outcome) -> 
         with before.checkpoint() if before else contextlib.nullcontext() as previous:
             return pretrain(
                 training_sets=w.training_sets(run.day, bootstrap=before is None),
-                items=w.partition("items", run.day),
                 tokenizer=tokenizer.path,
                 previous=previous,
                 out=out,
@@ -39,5 +38,5 @@ def run(run: Run, *, tables: Outcome, features: Outcome, tokenizer: Outcome) -> 
             )
 
     return run.step(
-        "pretrain", inputs=[tables, features, tokenizer, before.publish if before else None], rooms=ROOMS, body=body
+        "pretrain", inputs=[features, tokenizer, before.publish if before else None], rooms=ROOMS, body=body
     )

@@ -10,7 +10,7 @@ from kfp_components.lineage import release_before
 from kfp_components.step import Outcome
 
 
-def run(run: Run, *, tables: Outcome, features: Outcome, tokenizer: Outcome) -> Outcome:
+def run(run: Run, *, features: Outcome, tokenizer: Outcome) -> Outcome:
     """Writes reward.safetensors, config.json, metrics.json."""
     w, before = run.workspace, release_before(run.workspace, run.day)
 
@@ -28,7 +28,7 @@ def run(run: Run, *, tables: Outcome, features: Outcome, tokenizer: Outcome) -> 
 
     return run.step(
         "reward",
-        inputs=[tables, features, tokenizer, before.publish if before else None],
+        inputs=[features, tokenizer, before.publish if before else None],
         rooms=("models/reward", "models/onerec", "models/tokenizer/trie.py", "models/training"),
         body=body,
     )

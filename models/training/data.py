@@ -141,6 +141,7 @@ class TrainingSet:
         batches = []
         for pool in np.array_split(rows, max(1, round(len(rows) / (32 * size)))):
             ordered = pool[np.argsort(cost[pool], kind="stable")]
-            batches += [ordered[i : i + size] for i in range(0, len(ordered), size)]
+            # Equal parts: a tail of a few rows would take a whole step at the full learning rate.
+            batches += np.array_split(ordered, -(-len(ordered) // size)) if len(ordered) else []
         for i in rng.permutation(len(batches)):
             yield batches[i]

@@ -15,21 +15,23 @@ from models.onerec.model import OneRec
 def ntp_loss(
     model: OneRec, targets_BM: Tensor, weight_BM: Tensor, z_BTD: Tensor, mask_BT: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over the three levels (TR section 2.3), weighted mean over targets; and each level's [3].
+    """Cross-entropy summed over the three levels (TR section 2.3), weighted mean over targets; and each level's plain mean [3].
 
-    weight_BM is 0 where a target is padding.
+    weight_BM is 0 where a target is padding. The mean is over the number of targets, not over their weights: a batch of
+    old rows counts for less than one of new rows.
     """
-    codes_BML = model.sid_NL[targets_BM]
-    total = weight_BM.sum().clamp_min(1e-6)
-    losses = []
+    codes_BML, real_BM = model.sid_NL[targets_BM], weight_BM > 0
+    total = real_BM.sum().clamp_min(1)
+    weighted, plain = [], []
     for level, logits in enumerate(model.code_logits(codes_BML, z_BTD, mask_BT)):
         nll = F.cross_entropy(logits.flatten(0, 1).float(), codes_BML[..., level].flatten(), reduction="none")
-        losses.append((nll.view_as(weight_BM) * weight_BM).sum() / total)
-    levels = torch.stack(losses)
-    return levels.sum(), levels.detach()
+        nll_BM = nll.view_as(weight_BM)
+        weighted.append((nll_BM * weight_BM).sum() / total)
+        plain.append((nll_BM.detach() * real_BM).sum() / total)
+    return torch.stack(weighted).sum(), torch.stack(plain)
 
 
 def item_loss(model: OneRec, targets_BM: Tensor, weight_BM: Tensor, z_BTD: Tensor) -> Tensor:
-    """Full-softmax cross-entropy of the item head against every target of the user, weighted mean."""
+    """Full-softmax cross-entropy of the item head against every target of the user, weighted as `ntp_loss` is."""
     logp = torch.log_softmax(model.item_logits(z_BTD).float(), -1)
-    return -(logp.gather(1, targets_BM) * weight_BM).sum() / weight_BM.sum().clamp_min(1e-6)
+    return -(logp.gather(1, targets_BM) * weight_BM).sum() / (weight_BM > 0).sum().clamp_min(1)

@@ -1,7 +1,8 @@
 """Pre-training: next-token prediction on the positives of each user and day, from the checkpoint of the day before.
 
-On the first day every day's rows are shuffled for a few epochs with newer days weighted up, and the last epoch runs in
-day order; a later day trains on its own rows only. Writes model.safetensors, config.json, optimizer.safetensors, metrics.json.
+On the first day the rows of all days are passed over at least once, and so often that at least `min_steps` steps are
+taken; newer days weigh more, and the last pass runs in day order. A later day trains on its own rows only.
+Writes model.safetensors, config.json, optimizer.safetensors, metrics.json.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ DAY_S = 86_400
 class PretrainConfig:
     """Knobs of pre-training. Learning rates: sparse = embedding tables, dense = the rest."""
 
-    epochs: int = 1
+    min_steps: int = 480  # at bootstrap: a small log is passed over several times
     epochs_daily: int = 2
     batch_size: int = 128
     max_targets: int = 8
@@ -49,7 +50,6 @@ class PretrainConfig:
 def pretrain(
     *,
     training_sets: list[Path],
-    items: Path,
     tokenizer: Path,
     previous: Path | None,
     out: Path,
@@ -82,9 +82,12 @@ def pretrain(
         raise ValueError(
             "no positive impression (long_view, like, follow, forward) in the training rows: nothing to learn"
         )
-    epochs = config.epochs if previous is None else config.epochs_daily
+    epochs = config.epochs_daily
+    if previous is None:
+        epochs = math.ceil(config.min_steps * config.batch_size / len(rows))
     batches = _schedule(data, rows, epochs, config, seed)
     weight = _recency(data.now_s, config)
+    weight /= np.average(weight, weights=data.targets.lengths)
     optimizer, names = make_optimizer(model, config)
     if previous is not None:
         load_optimizer(optimizer, names, previous / "optimizer.safetensors", len(tok.catalogue))
@@ -105,14 +108,16 @@ def pretrain(
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm is {norm.item()} at step {step}; lower lr_dense or lr_sparse")
         optimizer.step()
         expert_load = [m.load_E.tolist() for m in model.modules() if isinstance(m, MoE)]
         for module in model.modules():
             if isinstance(module, MoE):
                 module.balance()
         targets += int(batch["target_mask"].sum())
-        recent.append([ntp.item(), *levels.tolist()])
+        recent.append([levels.sum().item(), *levels.tolist()])
         if len(recent) == max(1, len(batches) // 100) or step == len(batches) - 1:
             mean = np.mean(recent, 0)
             curve.append({"step": step + 1, "loss": mean[0], **{f"loss_c{i}": v for i, v in enumerate(mean[1:])}})
@@ -120,9 +125,8 @@ def pretrain(
         if time.monotonic() - said > 5:
             said = time.monotonic()
             rate = targets / (said - begun)
-            progress(
-                f"step {step + 1}/{len(batches)}  loss {curve[-1]['loss'] if curve else ntp.item():.3f}  {rate:,.0f} targets/s"
-            )
+            loss_now = curve[-1]["loss"] if curve else levels.sum().item()
+            progress(f"step {step + 1}/{len(batches)}  loss {loss_now:.3f}  {rate:,.0f} targets/s")
     save_model(model, out)
     save_optimizer(optimizer, names, out)
     metrics = {

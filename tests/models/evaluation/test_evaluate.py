@@ -211,13 +211,12 @@ def test_a_trained_model_beats_the_floor_on_a_source_with_structure(world, model
     (tmp_path / "trained").mkdir()
     pretrain(
         training_sets=world.training,
-        items=world.items,
         tokenizer=world.tokenizer,
         previous=None,
         out=tmp_path / "trained",
         seed=1,
         progress=lambda _: None,
-        config=PretrainConfig(epochs=5, batch_size=16),
+        config=PretrainConfig(min_steps=40, batch_size=16),
     )
     trained = {"model": tmp_path / "trained", "pretrained": tmp_path / "trained"}
     report = _evaluate(world, models | trained, tmp_path / "out")

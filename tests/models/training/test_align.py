@@ -39,11 +39,10 @@ def trained(world, tmp_path_factory) -> dict[str, Path]:
     common = {"training_sets": world.training, "tokenizer": world.tokenizer, "previous": None}
     pretrain(
         **common,
-        items=world.items,
         out=root / "model",
         seed=1,
         progress=lambda _: None,
-        config=PretrainConfig(batch_size=16),
+        config=PretrainConfig(min_steps=1, batch_size=16),
     )
     train_reward(**common, out=root / "reward", seed=1, progress=lambda _: None)
     return {"model": root / "model", "reward": root / "reward"}

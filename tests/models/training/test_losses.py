@@ -28,18 +28,19 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
 
 def test_ntp_is_the_sum_over_levels_and_the_weighted_mean_over_targets(encoded):
     model, tokenizer, z, mask = encoded
-    expected = np.zeros(3)
+    expected, plain = 0.0, np.zeros(3)
     for user in range(3):
         for m in range(3):
             codes = torch.from_numpy(tokenizer.sid_NL[TARGETS[user, m]])[None, None]
             levels = model.code_logits(codes, z[user : user + 1], mask[user : user + 1])
             for level, logits in enumerate(levels):
                 logp = _log_softmax(logits[0, 0].detach().double().numpy())
-                expected[level] -= float(WEIGHT[user, m]) * logp[int(codes[0, 0, level])]
-    expected /= float(WEIGHT.sum())
+                expected -= float(WEIGHT[user, m]) * logp[int(codes[0, 0, level])]
+                plain[level] -= float(WEIGHT[user, m] > 0) * logp[int(codes[0, 0, level])]
+    count = float((WEIGHT > 0).sum())
     loss, levels = ntp_loss(model, TARGETS, WEIGHT, z, mask)
-    np.testing.assert_allclose(levels.numpy(), expected, rtol=1e-4)
-    assert loss.item() == pytest.approx(expected.sum(), rel=1e-4)
+    np.testing.assert_allclose(levels.numpy(), plain / count, rtol=1e-4)
+    assert loss.item() == pytest.approx(expected / count, rel=1e-4)
     assert loss.requires_grad and not levels.requires_grad
 
 
@@ -50,7 +51,14 @@ def test_item_loss_is_full_softmax_cross_entropy(encoded):
     for user in range(3):
         logp = _log_softmax(logits[user])
         expected -= sum(float(WEIGHT[user, m]) * logp[TARGETS[user, m]] for m in range(3))
-    assert item_loss(model, TARGETS, WEIGHT, z).item() == pytest.approx(expected / float(WEIGHT.sum()), rel=1e-4)
+    assert item_loss(model, TARGETS, WEIGHT, z).item() == pytest.approx(expected / float((WEIGHT > 0).sum()), rel=1e-4)
+
+
+def test_a_lighter_batch_counts_for_less(encoded):
+    """Rows of one day have one weight: were the mean over weights, recency would cancel in a batch of one day."""
+    model, _, z, mask = encoded
+    for loss in (lambda w: ntp_loss(model, TARGETS, w, z, mask)[0], lambda w: item_loss(model, TARGETS, w, z)):
+        assert loss(WEIGHT * 0.5).item() == pytest.approx(0.5 * loss(WEIGHT).item(), rel=1e-5)
 
 
 def test_padding_targets_change_neither_loss_nor_gradient(encoded):

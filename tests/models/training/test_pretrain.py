@@ -16,14 +16,13 @@ from models.training.pretrain import PretrainConfig, pretrain
 from tests.models.conftest import CLICK, Row, World, simulate_days, write_items, write_training_set
 
 FILES = {"model.safetensors", "config.json", "optimizer.safetensors", "metrics.json"}
-CONFIG = PretrainConfig(epochs=3, epochs_daily=1, batch_size=16)
+CONFIG = PretrainConfig(min_steps=20, epochs_daily=1, batch_size=16)
 
 
 def _pretrain(world: World, out: Path, **changes) -> dict:
     out.mkdir()
     arguments = {
         "training_sets": world.training,
-        "items": world.items,
         "tokenizer": world.tokenizer,
         "previous": None,
         "seed": 5,
@@ -70,7 +69,7 @@ def test_a_later_day_resumes_model_and_optimiser_and_takes_new_items(world, tmp_
 
 
 def test_a_wrong_tokenizer_is_refused(world, tmp_path):
-    _pretrain(world, tmp_path / "a", training_sets=world.training[:1], config=PretrainConfig(epochs=1))
+    _pretrain(world, tmp_path / "a", training_sets=world.training[:1], config=PretrainConfig(min_steps=1))
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     refresh_tokenizer(
@@ -83,6 +82,12 @@ def test_a_wrong_tokenizer_is_refused(world, tmp_path):
     )
     with pytest.raises(ValueError, match="48 items x 16 codes, the tokenizer has 20 x 16"):
         _pretrain(world, tmp_path / "b", tokenizer=tokenizer, previous=tmp_path / "a")
+
+
+def test_a_small_log_is_passed_over_until_the_steps_are_enough(world, tmp_path):
+    once = _pretrain(world, tmp_path / "a", config=PretrainConfig(min_steps=1, batch_size=16))
+    often = _pretrain(world, tmp_path / "b", config=PretrainConfig(min_steps=2 * once["steps"] + 1, batch_size=16))
+    assert once["epochs"] == 1 and often["epochs"] >= 2 and often["targets"] == often["epochs"] * once["targets"]
 
 
 def test_rows_without_a_positive_are_refused(world, tmp_path):
@@ -100,7 +105,7 @@ def test_an_empty_day_is_refused(world, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path):
     with pytest.raises(FloatingPointError, match="at step"):
-        _pretrain(world, tmp_path / "a", config=PretrainConfig(epochs=4, lr_dense=1e30, lr_sparse=1e30))
+        _pretrain(world, tmp_path / "a", config=PretrainConfig(min_steps=20, lr_dense=1e30, lr_sparse=1e30))
     assert not (tmp_path / "a" / "model.safetensors").exists()
 
 
