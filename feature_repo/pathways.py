@@ -70,14 +70,14 @@ class Pathways:
 
     def held_back_from(self, day: date, share: float = 0.2) -> datetime:
         """The full hour after which about `share` of a day's impressions happened: held back when D+1 is missing."""
-        (second,) = self.con.execute(
+        ((second,),) = self.con.execute(
             "SELECT quantile_disc(time_s, ?) FROM events WHERE dt = ? AND NOT history", [1 - share, day]
-        ).fetchone()
+        ).fetchall()
         return datetime.fromtimestamp(second // 3600 * 3600, UTC)
 
     def write_views(self, day: date, *, cutoff: datetime | None = None) -> list[Path]:
         """The five views of the users who were shown something on `day`; with a cutoff also as of that instant."""
-        instants = [(self.end_of(day), "dt <= $day", {"day": day})]
+        instants: list[tuple[datetime, str, dict[str, Any]]] = [(self.end_of(day), "dt <= $day", {"day": day})]
         if cutoff:
             before = "(dt < $day OR (dt = $day AND time_s < $cut))"
             instants.insert(0, (cutoff, before, {"day": day, "cut": int(cutoff.timestamp())}))

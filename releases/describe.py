@@ -1,6 +1,6 @@
 """What the command line says about releases: a list, one of them, the difference of two. Plain dicts and text.
 
-    onerec release list | show RELEASE | diff OLD NEW
+onerec release list | show RELEASE | diff OLD NEW
 """
 
 from __future__ import annotations

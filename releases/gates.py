@@ -95,8 +95,9 @@ def read_decision(store: ObjectStore, release_id: str) -> dict[str, Any] | None:
 
 
 def _at_least(name: str, value: float | None, limit: float) -> Check:
-    known = value is not None and math.isfinite(value)
-    return Check(name=name, value=value if known else None, limit=limit, passed=known and value >= limit)
+    if value is None or not math.isfinite(value):
+        return Check(name=name, value=None, limit=limit, passed=False)
+    return Check(name=name, value=value, limit=limit, passed=value >= limit)
 
 
 def _need(mapping: Mapping[str, Any], key: str, where: str) -> Any:

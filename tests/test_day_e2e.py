@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -18,40 +19,43 @@ import pytest
 from kfp_components.digest import REPOSITORY
 from kfp_components.step import Outcome
 from kfp_components.workspace import PIPELINES, STEPS, Workspace, day_before
-from releases.channels import read_channel
+from releases.channels import promote, read_channel
 from releases.gates import read_decision
 from releases.manifest import load_release
 from releases.object_store import DirectoryStore
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 DAY, LAST = "2026-01-04", "2026-01-05"
+ONEREC = str(Path(sys.executable).with_name("onerec"))
 
 
-def onerec(*arguments: str, **more) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "cli.main", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, **more)
+def run(command: list[str], root: Path) -> subprocess.CompletedProcess:
+    """A command in the repository, with another workspace than the developer's own."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    env |= {"ROOT": str(root), "ONEREC_ROOT": str(root)}
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=env)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A folder with `logs`: four days of a small simulated service."""
-    folder = tmp_path_factory.mktemp("day")
+def root(tmp_path_factory) -> Path:
+    """A workspace whose simulated logs are four days of a small service; `make daily` finds them there."""
+    root = tmp_path_factory.mktemp("day") / "var"
     size = ["--days", "4", "--end", LAST, "--users", "120", "--items", "100", "--impressions", "4000"]
-    done = onerec("simulate", str(folder / "logs"), *size)
+    done = run([ONEREC, "simulate", str(root / "simulated" / "logs"), *size], root)
     assert done.returncode == 0, done.stderr
-    return folder
+    return root
 
 
 @pytest.fixture(scope="module")
-def first(place) -> subprocess.CompletedProcess:
-    """The first day: no --date, so it is the last but one of the logs, and it bootstraps."""
-    return onerec("daily", "--data", str(place / "logs"), "--root", str(place / "var"))
+def first(root) -> subprocess.CompletedProcess:
+    """The newcomer's command. No DATE, so the day is the last but one of the logs, and it bootstraps."""
+    return run(["make", "daily"], root)
 
 
 @pytest.fixture(scope="module")
-def workspace(place, first) -> Workspace:
+def workspace(root, first) -> Workspace:
     assert first.returncode == 0, first.stdout + first.stderr
-    return Workspace(root=str(place / "var"), source="logs")
+    return Workspace(root=str(root), source="simulated")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +74,8 @@ def test_every_step_ran_and_said_so_in_one_line(first, workspace) -> None:
     assert sorted(done) == sorted(STEPS) and done[0] == "ingest" and done[-1] == "report"
 
 
-def test_airflow_ran_the_four_pipelines_as_its_own_tasks(place, workspace) -> None:
-    with sqlite3.connect(place / "var" / "airflow" / "airflow.db") as db:
+def test_airflow_ran_the_four_pipelines_as_its_own_tasks(root, workspace) -> None:
+    with sqlite3.connect(root / "airflow" / "airflow.db") as db:
         rows = db.execute("SELECT task_id, state FROM task_instance WHERE dag_id = 'onerec_daily'").fetchall()
         runs = db.execute("SELECT logical_date, state FROM dag_run WHERE dag_id = 'onerec_daily'").fetchall()
     assert dict(rows) == dict.fromkeys(PIPELINES, "success")
@@ -144,30 +148,36 @@ def test_the_floors_stand_beside_the_model_in_the_report(workspace, outcomes, fi
     assert "most_popular_all" in first.stdout and "report.html" in first.stdout
 
 
-def test_the_same_day_again_reuses_every_step(place, workspace, outcomes) -> None:
-    again = onerec("daily", "--data", str(place / "logs"), "--root", str(place / "var"), "--date", DAY)
+def test_the_same_day_again_reuses_every_step(root, workspace, outcomes) -> None:
+    again = run(["make", "daily", f"DATE={DAY}"], root)
     assert again.returncode == 0, again.stdout + again.stderr
     reused = [line.split()[0] for line in again.stdout.splitlines() if "reused (took" in line]
-    assert sorted(reused) == sorted(STEPS)
+    assert reused == list(STEPS)
     assert Outcome.read(workspace.step_dir(DAY, "publish")).digest == outcomes["publish"].digest
 
 
-def test_the_next_day_starts_from_this_one_and_a_failure_says_what_to_do(place, workspace, release) -> None:
-    """The next day first with a log that lost a column, then whole."""
-    arguments = ["daily", "--data", str(place / "logs"), "--root", str(place / "var"), "--date", LAST]
-    log = next((place / "logs").glob(f"impressions/*{LAST}*"))
-    file = log if log.is_file() else next(log.glob("*.parquet"))
+@pytest.fixture(scope="module")
+def second(root, workspace, release) -> tuple[subprocess.CompletedProcess, subprocess.CompletedProcess]:
+    """The next day twice: first with a log that lost a column, then whole."""
+    command = ["make", "daily", f"DATE={LAST}"]
+    file = next((root / "simulated" / "logs" / "impressions" / f"dt={LAST}").glob("*.parquet"))
     whole = file.read_bytes()
     pq.write_table(pq.read_table(file).drop_columns(["item_id"]), file)
-    failed = onerec(*arguments)
-    assert failed.returncode == 1
-    assert (
-        "FAILED at step ingest: " in failed.stderr and "item_id" in failed.stderr and "Traceback" not in failed.stderr
-    )
-    assert f"--date {LAST} " in failed.stderr and "--from ingest" in failed.stderr and "ingest.log" in failed.stderr
+    failed = run(command, root)
     file.write_bytes(whole)
+    return failed, run(command, root)
 
-    done = onerec(*arguments)
+
+def test_a_failure_says_what_to_do(second) -> None:
+    failed, _ = second
+    assert failed.returncode
+    assert "FAILED at step ingest: " in failed.stderr and "item_id" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert f"--date {LAST} " in failed.stderr and "--from ingest" in failed.stderr and "ingest.log" in failed.stderr
+
+
+def test_the_next_day_starts_from_this_one(workspace, release, second) -> None:
+    _, done = second
     assert done.returncode == 0, done.stdout + done.stderr
     _, first_manifest = release
     published = Outcome.read(workspace.step_dir(LAST, "publish"))
@@ -176,12 +186,41 @@ def test_the_next_day_starts_from_this_one_and_a_failure_says_what_to_do(place, 
     assert Outcome.read(workspace.step_dir(LAST, "tokenize")).metrics["changed_ids"] == 0
 
 
-def test_a_release_can_be_looked_at_and_rolled_back(place, workspace) -> None:
-    env = os.environ | {"ONEREC_ROOT": str(place / "var")}
-    listed = onerec("release", "list", env=env)
-    assert listed.returncode == 0 and f"{DAY}-" in listed.stdout and f"{LAST}-" in listed.stdout
-    ids = [Outcome.read(workspace.step_dir(day, "publish")).metrics["release_id"] for day in (DAY, LAST)]
-    for action in (["promote", ids[0]], ["promote", ids[1]], ["rollback"]):
-        done = onerec("release", *action, env=env)
-        assert done.returncode == 0, done.stderr
+def test_a_gap_is_refused_with_the_mend(root, workspace) -> None:
+    done = run([ONEREC, "daily", "--date", "2026-01-09"], root)
+    assert done.returncode == 1 and "onerec backfill --from 2026-01-0" in done.stderr, done.stderr
+
+
+@pytest.fixture
+def ids(workspace, second) -> list[str]:
+    """The two releases; production names the second, and the first before it."""
+    found = [Outcome.read(workspace.step_dir(day, "publish")).metrics["release_id"] for day in (DAY, LAST)]
+    for release_id in found:
+        promote(DirectoryStore(workspace.store), release_id)
+    return found
+
+
+def test_a_rollback_goes_to_the_release_before(root, workspace, ids) -> None:
+    done = run([ONEREC, "release", "rollback"], root)
+    assert done.returncode == 0, done.stderr
     assert read_channel(DirectoryStore(workspace.store), "production").release_id == ids[0]
+
+
+def documented() -> list[str]:
+    """Every command line in the `sh` blocks of the README and the runbooks."""
+    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs" / "runbooks").glob("*.md"))]
+    blocks = [b for page in pages for b in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)]
+    return list(dict.fromkeys(line for block in blocks for line in block.splitlines() if line))
+
+
+@pytest.mark.parametrize("line", documented())
+def test_documented_command_works(line, root, ids) -> None:
+    """Words in capitals and the days are filled in; `make test` is this very run, and CI calls it."""
+    if line == "make test":
+        assert "\nmake test\n" in (REPOSITORY / ".ci" / "run").read_text()
+        return
+    words = {"RELEASE": ids[0], "OLD": ids[0], "NEW": ids[1], "STEP": "report"}
+    words |= {"2022-05-03": DAY, "2022-05-05": LAST, "onerec": ONEREC}
+    line = line.replace("--data LOGS ", "")  # the simulated logs are where they are looked for without it
+    done = run([words.get(word, word) for word in line.split()], root)
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"

@@ -42,7 +42,7 @@ def beam_search(model: OneRec, z_BTD: Tensor, mask_BT: Tensor, width: int, trie:
         total = (logp[..., None] + step).flatten(1)
         logp, best = total.topk(min(width, total.shape[1]), dim=1)
         beam = best // code.shape[-1]
-        cache = [tuple(_follow(t, beam) for t in pair) for pair in cache]
+        cache = [(_follow(k, beam), _follow(v, beam)) for k, v in cache]
         prefix = torch.cat(
             [prefix.gather(1, beam[..., None].expand(-1, -1, level)), code.flatten(1).gather(1, best)[..., None]], -1
         )

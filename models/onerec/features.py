@@ -37,7 +37,7 @@ def log2_bucket(values: np.ndarray, buckets: int) -> np.ndarray:
 def encode_events(
     events_N7: np.ndarray, now_s_N: np.ndarray, catalogue: Catalogue, author_buckets: int, tag_buckets: int
 ) -> np.ndarray:
-    """Raw events to model integers, [n, 7] -> [n, 7] int64: item index, author, tag, gap, play share, duration, label."""
+    """Raw events [n, 7] to model integers [n, 7]: item index, author, tag, gap, play share, duration, label."""
     item, author, tag, time_s, play, duration, label = events_N7.T
     gap = np.where(time_s > 0, np.maximum(now_s_N - time_s, 0), -1)
     share = np.where((play >= 0) & (duration > 0), play / np.maximum(duration, 1), -1.0)

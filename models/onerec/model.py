@@ -8,6 +8,8 @@ Legend: B users, M targets a user, L=3 levels, K codebook size, T context tokens
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,8 +71,8 @@ class OneRec(nn.Module):
         self.register_buffer("sid_NL", torch.cat([sid_NL.long(), unknown]))
         self.code = nn.ModuleList(nn.Embedding(K + 1, d) for _ in range(config.levels))
         self.item_residual = nn.Embedding(config.items + 1, d)
-        for table in self.code:
-            nn.init.normal_(table.weight, std=d**-0.5)
+        for level in range(config.levels):
+            nn.init.normal_(self._code(level).weight, std=d**-0.5)
         nn.init.zeros_(self.item_residual.weight)
         self.pathways = Pathways(config)
         self.encoder = nn.ModuleList(
@@ -86,10 +88,16 @@ class OneRec(nn.Module):
         self.item_query = nn.Linear(d, d)
         self.item_bias_N = nn.Parameter(torch.zeros(config.items))
 
+    def _code(self, level: int) -> nn.Embedding:
+        return cast(nn.Embedding, self.code[level])
+
     def item_vector(self, index: Tensor) -> Tensor:
         """Catalogue index [...] -> [..., D]: the sum of its three code embeddings."""
         codes = self.sid_NL[index]
-        return sum(table(codes[..., level]) for level, table in enumerate(self.code))  # type: ignore[return-value]
+        vector = self._code(0)(codes[..., 0])
+        for level in range(1, self.config.levels):
+            vector = vector + self._code(level)(codes[..., level])
+        return vector
 
     def encode(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Context of each user: z [B, T, D] and its mask [B, T]."""
@@ -100,12 +108,12 @@ class OneRec(nn.Module):
 
     def context_kv(self, z_BTD: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cross-attention keys and values of every decoder layer: computed once, shared by all targets and beams."""
-        return [layer.cross_attn.project_kv(z_BTD) for layer in self.decoder]
+        return [cast(DecoderLayer, layer).cross_attn.project_kv(z_BTD) for layer in self.decoder]
 
     def decode(self, prefix_BML: Tensor, context_kv: list[tuple[Tensor, Tensor]], mask_BT: Tensor) -> Tensor:
         """Hidden state after BOS and each code of the prefix: [B, M, P] -> [B, M, P+1, D]. P <= 2."""
         B, M, P = prefix_BML.shape
-        steps = [self.bos_D.expand(B, M, -1)] + [self.code[i](prefix_BML[..., i]) for i in range(P)]
+        steps = [self.bos_D.expand(B, M, -1)] + [self._code(i)(prefix_BML[..., i]) for i in range(P)]
         d = torch.stack(steps, 2) + self.level_LD[: P + 1]
         for layer, kv in zip(self.decoder, context_kv):
             d = layer(d, kv, mask_BT[:, None, None])
@@ -123,16 +131,16 @@ class OneRec(nn.Module):
 
         Equal to the last column of `decode` (tested), at the cost of one token instead of the whole prefix.
         """
-        d = self.bos_D.expand(len(mask_BT), 1, -1) if code_BM is None else self.code[level - 1](code_BM)
+        d = self.bos_D.expand(len(mask_BT), 1, -1) if code_BM is None else self._code(level - 1)(code_BM)
         d, cache = d + self.level_LD[level], []
         for i, (layer, kv) in enumerate(zip(self.decoder, context_kv)):
-            d, grown = layer.step(d, past[i] if past else None, kv, mask_BT[:, None, None])
+            d, grown = cast(DecoderLayer, layer).step(d, past[i] if past else None, kv, mask_BT[:, None, None])
             cache.append(grown)
         return self.norm_out(d), cache
 
     def level_logits(self, hidden: Tensor, level: int) -> Tensor:
         """[..., D] -> [..., K]: the level's head against its code embeddings (tied, without the unknown code)."""
-        return F.linear(self.head[level](hidden), self.code[level].weight[:-1], self.code_bias_LK[level])
+        return F.linear(self.head[level](hidden), self._code(level).weight[:-1], self.code_bias_LK[level])
 
     def code_logits(self, codes_BML: Tensor, z_BTD: Tensor, mask_BT: Tensor) -> list[Tensor]:
         """Teacher-forced logits of each level, three tensors [B, M, K]."""

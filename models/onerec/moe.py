@@ -1,7 +1,8 @@
-"""Mixture of SwiGLU experts with loss-free load balancing (DeepSeek, arXiv 2408.15664; OneRec TR section 2.3).
+"""SwiGLU experts with loss-free load balancing (DeepSeek, arXiv 2408.15664; OneRec TR section 2.3).
 
-Experts are chosen by the k largest of sigmoid affinity + bias; outputs are weighted by the *unbiased* affinities,
-normalised over the chosen. The bias gets no gradient: after a training step `balance()` moves it by the sign of the load error.
+Experts are chosen by the k largest of sigmoid affinity + bias; outputs are weighted by the unbiased affinities,
+normalised over the chosen. The bias gets no gradient: after a training step `balance()` moves it by the sign of the
+load error.
 
 Legend: N tokens, D model width, E experts, K experts a token, F expert width.
 """

@@ -7,6 +7,8 @@ Legend: B users, L events, D model width, Q lifelong queries.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +61,7 @@ class Pathways(nn.Module):
         self.no_life_D = nn.Parameter(torch.zeros(d))
 
     def forward(self, batch: dict[str, Tensor], item_vector) -> tuple[Tensor, Tensor]:
-        """batch: static [B, S]; short, positive, lifelong [B, L, 7] and `*_mask` [B, L]. item_vector: index -> [.., D]."""
+        """batch: static [B, S]; short, positive, lifelong [B, L, 7], `*_mask` [B, L]. item_vector: index -> [.., D]."""
         c = self.config
         pos_static, pos_short, pos_positive, pos_life = self.position_TD.split(
             [1, c.short_len, c.positive_len, c.lifelong_queries]
@@ -87,6 +89,7 @@ class Pathways(nn.Module):
         v = torch.cat([self.no_life_D.expand(B, 1, -1), v], 1)
         mask = torch.cat([torch.ones_like(mask_BL[:, :1]) if mask_BL.shape[1] else mask_BL.new_ones(B, 1), mask_BL], 1)
         h = self.query_QD.expand(B, -1, -1)
-        for block in self.qformer:
+        for layer in self.qformer:
+            block = cast(QFormerBlock, layer)
             h = block(h, block.attn.project_kv(v), mask[:, None, None])
         return h

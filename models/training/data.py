@@ -83,8 +83,8 @@ class TrainingSet:
         static = read_ragged(table, ["static_codes"])
         if (static.lengths != config.static_features).any():
             raise ValueError(
-                f"static_codes has {np.unique(static.lengths).tolist()} entries, the model wants {config.static_features}; "
-                "the users table has changed its columns: bootstrap a new model"
+                f"static_codes has {np.unique(static.lengths).tolist()} entries, the model wants "
+                f"{config.static_features}; the users table has changed its columns: bootstrap a new model"
             )
         self.static = static.values.reshape(-1, config.static_features)
         self.pathway: dict[str, Ragged] = {}

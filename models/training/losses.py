@@ -15,7 +15,7 @@ from models.onerec.model import OneRec
 def ntp_loss(
     model: OneRec, targets_BM: Tensor, weight_BM: Tensor, z_BTD: Tensor, mask_BT: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over the three levels (TR section 2.3), weighted mean over targets; and each level's plain mean [3].
+    """Cross-entropy summed over levels (TR section 2.3), weighted mean over targets; and each level's plain mean [3].
 
     weight_BM is 0 where a target is padding. The mean is over the number of targets, not over their weights: a batch of
     old rows counts for less than one of new rows.
