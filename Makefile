@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 ML := .venv/ml
 ORCH := .venv/orchestrate
-INSTALL = $(1)/bin/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes $(2)
+INSTALL = $(1)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes $(2)
 
 .PHONY: daily test lint lock up down setup clean
 .DELETE_ON_ERROR:
@@ -61,5 +61,5 @@ $(ML)/.ready: locks/ml.txt locks/dev-ml.txt locks/torch-cpu.txt locks/cuda.txt l
 		echo "setup   the CUDA build of PyTorch"; $(call INSTALL,$(ML),-r locks/cuda.txt); fi
 	@$(call INSTALL,$(ML),-r locks/ml.txt -r locks/dev-ml.txt)
 	@$(call INSTALL,$(ML),-r locks/triton.txt)
-	@$(ML)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
+	@$(ML)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
 	@touch $@

@@ -19,7 +19,7 @@ from pathlib import Path
 from cli.airflow_run import prepare, start, tree_memory
 from cli.follow import Failure, Follower, clock
 from cli.options import SIMULATED, add_data, command, day, source_of
-from cli.summary import print_summary
+from cli.summary import print_summary, shown
 from kfp_components.lock import held
 from kfp_components.workspace import STEPS, Workspace
 
@@ -72,6 +72,7 @@ def run_day(*, root: Path, source: str, data: Path, date: str, seed: int, fresh_
     took = f"{clock(time.monotonic() - begun).strip()} min, {peak / 2**20:,.0f} MiB at most over all processes"
     if failure is not None:
         print_failure(failure, again(root=root, source=source, data=data, date=date, seed=seed, step=failure.step))
+        print(f"  report {unfinished_report(workspace, date)}", file=sys.stderr)
         print(f"took {took}", file=sys.stderr)
         return 1
     same = all(how == "reused" for how in follower.finished.values())
@@ -88,6 +89,15 @@ def print_failure(failure: Failure, command: str) -> None:
         f"  again  {command}" + ("   (after mending the above)" if failure.user else ""),
         file=sys.stderr,
     )
+
+
+def unfinished_report(workspace: Workspace, date: str) -> str:
+    """Write the page of a day that stopped: what was reached, and what is missing and why. Returns its place."""
+    from kfp_components.report.collect import collect
+    from kfp_components.report.page import write_report
+
+    write_report(collect(workspace, date), workspace.run_dir(date))
+    return shown(workspace.run_dir(date) / "report.html")
 
 
 def again(*, root: Path, source: str, data: Path, date: str, seed: int, step: str) -> str:
@@ -123,13 +133,17 @@ def default_day(data: Path) -> str:
 
 @contextmanager
 def terminations() -> Iterator[None]:
-    """SIGTERM ends the block like Ctrl-C does, so that the process tree below is ended too."""
+    """SIGTERM ends the block like Ctrl-C does, so that the process tree below is ended too.
+
+    SIGINT is set as well: a command started in the background of a shell ignores it otherwise.
+    """
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -170,6 +170,7 @@ def second(root, workspace, release) -> tuple[subprocess.CompletedProcess, subpr
 
 def test_a_failure_says_what_to_do(second) -> None:
     failed, _ = second
+    assert f"runs/{LAST}/report.html" in failed.stderr
     assert failed.returncode
     assert "FAILED at step ingest: " in failed.stderr and "item_id" in failed.stderr
     assert "Traceback" not in failed.stderr
