@@ -1,6 +1,6 @@
 """Gates: may this release go to production? Every check has a name, a value and a limit.
 
-    decision = decide(metrics=evaluation, production_metrics=None, data_quality=quality, serving_check=check)
+    decision = decide(metrics=evaluation, data_quality=quality, serving_check=check)
 
 The decision is written beside the release (`gates/<release_id>.json`): a release itself never changes.
 """
@@ -18,7 +18,8 @@ from releases.object_store import ObjectStore, digest_bytes
 
 METRIC = "recall@50"
 FLOOR_SHARE = 0.9  # of the best most-popular floor; daily noise on a few thousand users must not stop a good release
-PRODUCTION_SHARE = 0.95  # of the production release on the same rows
+PRODUCTION_SHARE = 0.95  # of the production release on the same users, when this release is worse beyond noise
+NOISE_SHARE = 0.85  # of the production release, when the paired interval of the difference holds 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,15 +50,13 @@ class GateDecision:
 def decide(
     *,
     metrics: Mapping[str, Any],
-    production_metrics: Mapping[str, Any] | None,
     data_quality: Mapping[str, Any],
     serving_check: Mapping[str, Any],
 ) -> GateDecision:
     """Judge a release.
 
-    `metrics`: what evaluate returned (`rows`, `legality`). `production_metrics`: the row of the production release on
-    the same users, or None; then the row named "production" in `metrics` counts, and without one this is a first
-    release, which must reach the best floor itself. `data_quality["critical_failed"]`: number of failed critical
+    `metrics`: what evaluate returned (`rows`, `legality`). Without a row named "production" this is a first release,
+    which must reach the best floor itself. `data_quality["critical_failed"]`: number of failed critical
     expectations. `serving_check`: what `serve_check` returned. Raises ValueError naming a number that is missing.
     """
     rows = {row["name"]: row for row in _need(metrics, "rows", "metrics")}
@@ -65,14 +64,16 @@ def decide(
     floors = [row[METRIC] for name, row in rows.items() if name.startswith("most_popular")]
     if not floors:
         raise ValueError("metrics rows hold no most_popular floor; evaluate must write it in the same run")
-    production = production_metrics or rows.get("production")
+    production = rows.get("production")
     share = FLOOR_SHARE if production else 1.0
     checks = [
         _at_least("legality", _need(metrics, "legality", "metrics"), 1.0),
         _at_least(f"{METRIC} against the best most-popular floor", recall, share * max(floors)),
     ]
     if production:
-        limit = PRODUCTION_SHARE * _need(production, METRIC, "production metrics")
+        worst, best = _need(production, f"{METRIC}_gain_interval", "row production")
+        share = NOISE_SHARE if worst <= 0 <= best else PRODUCTION_SHARE
+        limit = share * _need(production, METRIC, "row production")
         checks.append(_at_least(f"{METRIC} against production", recall, limit))
     failed = _need(data_quality, "critical_failed", "data_quality")
     checks.append(Check(name="failed critical data-quality checks", value=failed, limit=0, passed=failed == 0))

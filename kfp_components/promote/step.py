@@ -21,7 +21,6 @@ def run(run: Run, *, release: Outcome, quality: Outcome, evaluation: Outcome, ch
     def body(out: Path, progress) -> dict[str, Any]:
         decision = decide(
             metrics=evaluation.metrics,
-            production_metrics=None,
             data_quality=quality.metrics,
             serving_check=check.metrics,
         )

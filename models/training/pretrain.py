@@ -1,7 +1,7 @@
 """Pre-training: next-token prediction on the positives of each user and day, from the checkpoint of the day before.
 
 On the first day the rows of all days are passed over at least once, and so often that at least `min_steps` steps are
-taken; newer days weigh more, and the last pass runs in day order. A later day trains on its own rows only.
+taken; newer days weigh more, and the last pass runs in day order. A later day passes over its own rows once.
 Writes model.safetensors, config.json, optimizer.safetensors, metrics.json.
 """
 
@@ -33,12 +33,11 @@ class PretrainConfig:
     """Knobs of pre-training. Learning rates: sparse = embedding tables, dense = the rest."""
 
     min_steps: int = 480  # at bootstrap: a small log is passed over several times
-    epochs_daily: int = 2
     batch_size: int = 128
     max_targets: int = 8
     lr_sparse: float = 3e-3
     lr_dense: float = 1.5e-3
-    lr_daily_scale: float = 0.3
+    lr_daily_scale: float = 0.1  # where bootstrap's cosine ends
     weight_decay: float = 0.05
     warmup_share: float = 0.05
     clip_norm: float = 1.0
@@ -82,9 +81,7 @@ def pretrain(
         raise ValueError(
             "no positive impression (long_view, like, follow, forward) in the training rows: nothing to learn"
         )
-    epochs = config.epochs_daily
-    if previous is None:
-        epochs = math.ceil(config.min_steps * config.batch_size / len(rows))
+    epochs = 1 if previous else math.ceil(config.min_steps * config.batch_size / len(rows))
     batches = _schedule(data, rows, epochs, config, seed)
     weight = _recency(data.now_s, config)
     weight /= np.average(weight, weights=data.targets.lengths)

@@ -100,7 +100,7 @@ def judge(w: Workspace, outcomes: dict[str, Outcome]) -> None:
     store, release_id = DirectoryStore(w.store), outcomes["publish"].metrics["release_id"]
     quality, check = outcomes["validate"].metrics, outcomes["serve"].metrics
     metrics = outcomes["evaluate"].metrics
-    decision = decide(metrics=metrics, production_metrics=None, data_quality=quality, serving_check=check)
+    decision = decide(metrics=metrics, data_quality=quality, serving_check=check)
     record_decision(store, release_id, decision)
     if decision.passed:
         promote(store, release_id)
@@ -266,7 +266,10 @@ def _evaluation(recall: float) -> dict:
     return {
         "production_release": "2024-03-06-0123456789ab",
         "users": 3_214,
-        "rows": [_row(name, value) for name, value in rows.items()],
+        "rows": [
+            _row(name, value) | ({"recall@50_gain_interval": [-0.01, 0.02]} if name == "production" else {})
+            for name, value in rows.items()
+        ],
         "legality": 1.0,
         "unconstrained_legality": 0.8312,
         "p_score_top10": 0.4721,

@@ -13,14 +13,17 @@ SERVED = {"legal": 1.0, "unseen": 1.0}
 CLEAN = {"critical_failed": 0}
 
 
-def metrics(recall: float, floor: float = 0.10, production: float | None = None, legality: float = 1.0) -> dict:
+def metrics(
+    recall: float, floor: float = 0.10, production: float | None = None, legality: float = 1.0, noise: float = 0.0
+) -> dict:
     rows = [
         {"name": "onerec", "recall@50": recall},
         {"name": "most_popular_all", "recall@50": floor / 2},
         {"name": "most_popular_3d", "recall@50": floor},
     ]
     if production is not None:
-        rows.append({"name": "production", "recall@50": production})
+        gain = [recall - production - noise, recall - production + noise]
+        rows.append({"name": "production", "recall@50": production, "recall@50_gain_interval": gain})
     return {"rows": rows, "legality": legality}
 
 
@@ -31,23 +34,26 @@ def metrics(recall: float, floor: float = 0.10, production: float | None = None,
         (metrics(0.099), False),
         (metrics(0.095, production=0.10), True),  # later: 90 % of the floor and 95 % of production
         (metrics(0.094, production=0.10), False),
+        (metrics(0.094, production=0.10, noise=0.01), True),  # few users: not worse beyond noise
+        (metrics(0.084, production=0.10, floor=0.05, noise=0.05), False),
         (metrics(0.089, production=0.05), False),
         (metrics(0.2, legality=0.999), False),
         (metrics(float("nan")), False),
     ],
 )
 def test_quality_gates(evaluation, passed):
-    decision = decide(metrics=evaluation, production_metrics=None, data_quality=CLEAN, serving_check=SERVED)
+    decision = decide(metrics=evaluation, data_quality=CLEAN, serving_check=SERVED)
     assert decision.passed is passed
     assert bool(decision.failures()) is not passed
 
 
 def test_data_quality_and_serving_gates():
-    good = {"metrics": metrics(0.2), "production_metrics": None, "data_quality": CLEAN, "serving_check": SERVED}
+    good = {"metrics": metrics(0.2), "data_quality": CLEAN, "serving_check": SERVED}
     assert decide(**good).passed
     assert not decide(**good | {"data_quality": {"critical_failed": 1}}).passed
     assert not decide(**good | {"serving_check": SERVED | {"unseen": 0.99}}).passed
-    assert not decide(**good | {"production_metrics": {"recall@50": 0.3}}).passed
+    with pytest.raises(ValueError, match="recall@50_gain_interval"):
+        decide(**good | {"metrics": {**good["metrics"], "rows": [*good["metrics"]["rows"], {"name": "production"}]}})
     with pytest.raises(ValueError, match="critical_failed"):
         decide(**good | {"data_quality": {}})
     with pytest.raises(ValueError, match="floor"):
@@ -60,7 +66,7 @@ def test_list_show_and_diff(store, files, tmp_path):
     changed["model/model.safetensors"].write_bytes(b"trained further")
     changed["training_state/optimizer.safetensors"] = changed["items.parquet"]
     new = publish_small(store, changed, day="2022-05-06", metrics=metrics(0.25), parents=[old], data={"d": "1"})
-    judged = decide(metrics=metrics(0.2), production_metrics=None, data_quality=CLEAN, serving_check=SERVED)
+    judged = decide(metrics=metrics(0.2), data_quality=CLEAN, serving_check=SERVED)
     record_decision(store, old, judged)
     promote(store, old)
 

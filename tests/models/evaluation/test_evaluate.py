@@ -204,6 +204,8 @@ def test_production_is_ranked_with_its_own_tokenizer(world, models, tmp_path):
     _, relevant, _ = _protocol(world.evaluation)
     expected = np.mean([(r < 20).mean() for r in relevant])
     assert rows["production"]["recall@100"] == pytest.approx(expected)
+    low, high = rows["production"]["recall@50_gain_interval"]
+    assert low <= rows["onerec"]["recall@50"] - rows["production"]["recall@50"] <= high
     assert rows["onerec"]["recall@100"] == 1.0  # the catalogue is smaller than the list
 
 

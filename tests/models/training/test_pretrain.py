@@ -16,7 +16,7 @@ from models.training.pretrain import PretrainConfig, pretrain
 from tests.models.conftest import CLICK, Row, World, simulate_days, write_items, write_training_set
 
 FILES = {"model.safetensors", "config.json", "optimizer.safetensors", "metrics.json"}
-CONFIG = PretrainConfig(min_steps=20, epochs_daily=1, batch_size=16)
+CONFIG = PretrainConfig(min_steps=20, batch_size=16)
 
 
 def _pretrain(world: World, out: Path, **changes) -> dict:
