@@ -73,6 +73,28 @@ def predict(model: PScore, data: TrainingSet, rows: np.ndarray) -> Said:
     return Said(*(np.concatenate(columns) for columns in zip(*parts)))
 
 
+def calibrate(model: PScore, data: TrainingSet, rows: np.ndarray) -> list[float]:
+    """Shift each tower's logit so that it predicts as many positives as `rows` (users not trained on) hold.
+
+    Weighted classes are undone exactly by the loss, but what a tower has memorised of rare positives makes it too sure on
+    users it has never seen. Rankings stay as they are. Returns the shifts.
+    """
+    said = predict(model, data, rows)
+    shifts = [intercept(said.towers[has, i], said.y[has, i]) for i, has in enumerate(said.known.T)]
+    with torch.no_grad():
+        model.tower_bias_O += torch.tensor(shifts, device=model.tower_bias_O.device, dtype=model.tower_bias_O.dtype)
+    return shifts
+
+
+def intercept(logit: np.ndarray, y: np.ndarray) -> float:
+    """The most likely shift of the logits under a standard normal prior, which keeps it near 0 when labels are few."""
+    shift = 0.0
+    for _ in range(50):  # Newton, at most 1 a step; the objective is concave
+        p = _sigmoid(logit + shift)
+        shift += float(np.clip((np.sum(y - p) - shift) / (np.sum(p * (1 - p)) + 1), -1, 1))
+    return shift
+
+
 def measure(said: Said, seed: int) -> dict:
     """Quality of towers, P-Score and hand-weighted sum for each objective; None where a class is absent.
 

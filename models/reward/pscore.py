@@ -97,8 +97,13 @@ class PScore(nn.Module):
         )
 
     def item_vector(self, index: Tensor) -> Tensor:
-        codes = self.sid_NL[index]
-        return sum(t(codes[..., i]) for i, t in enumerate(self.code)) + self.item_residual(index)
+        """Sum of an item's code embeddings and its own row. Many lookups (training) go through one table of all items."""
+        if index.numel() > len(self.sid_NL):
+            return F.embedding(index, self._rows(self.sid_NL) + self.item_residual.weight)
+        return self._rows(self.sid_NL[index]) + self.item_residual(index)
+
+    def _rows(self, codes: Tensor) -> Tensor:
+        return torch.stack([table(codes[..., i]) for i, table in enumerate(self.code)]).sum(0)
 
     def forward(self, batch: dict[str, Tensor], candidate_BM: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the objectives [B, M, O] and of the P-Score [B, M] for candidates (catalogue indices)."""
@@ -106,36 +111,29 @@ class PScore(nn.Module):
 
     def outputs(self, batch: dict[str, Tensor], candidate_BM: Tensor) -> Outputs:
         """`forward` with the logit that trains the soft search (None with hard search)."""
-        item_BMD = self.item_vector(candidate_BM)
+        short, history = batch["short"], long_history(batch)
+        M, S = candidate_BM.shape[1], short.shape[1]
+        events = torch.cat([short, history.events], 1)
+        items = self.item_vector(torch.cat([candidate_BM, events[..., 0]], 1))
+        item_BMD, event_item = items[:, :M], items[:, M:]
+        event = event_item + self.play(events[..., 4]) + self.label(events[..., 6])
         user_BMD = self.static_proj(self.static(batch["static"]).flatten(1))[:, None].expand_as(item_BMD)
-        short = batch["short"]
-        recent_BMD = self._target_attention(
-            item_BMD, self._event_vector(short) + self.gap(short[..., GAP]), batch["short_mask"]
-        )
-        long_BMZ, search = self._long_interest(batch, candidate_BM, item_BMD)
+        recent_BMD = self._target_attention(item_BMD, event[:, :S] + self.gap(short[..., GAP]), batch["short_mask"])
+        # General search, then exact search over what it chose.
+        search, k = None, self.config.search_k
+        if self.soft is None:
+            category = self.item_category_N
+            chosen = hard_search(category[candidate_BM], category[history.events[..., 0]], history.mask, k)
+        else:
+            relevance, search = self.soft(item_BMD, event_item[:, S:], history.mask)
+            chosen = top_relevant(relevance, history.mask, k)
+        z_BSZ = torch.cat([event[:, S:], self.long_gap(history.events[..., GAP])], -1)
+        long_BMZ = self.exact(item_BMD, z_BSZ, chosen)
         x = torch.cat([item_BMD, user_BMD, recent_BMD, long_BMZ], -1)
         hidden = F.leaky_relu(self.tower(x))
         towers = (hidden.unflatten(-1, self.tower_out_OT.shape) * self.tower_out_OT).sum(-1) + self.tower_bias_O
         read = hidden.detach() if self.config.stop_gradient else hidden
         return Outputs(towers, self.fusion(torch.cat([read, x], -1))[..., 0], search)
-
-    def _event_vector(self, events: Tensor) -> Tensor:
-        return self.item_vector(events[..., 0]) + self.play(events[..., 4]) + self.label(events[..., 6])
-
-    def _long_interest(
-        self, batch: dict[str, Tensor], candidate_BM: Tensor, item_BMD: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        """General then exact search over the long history: interest [B, M, Z], and the soft search's logit."""
-        history = long_history(batch)
-        events, mask, k = history.events, history.mask, self.config.search_k
-        search = None
-        if self.soft is None:
-            chosen = hard_search(self.item_category_N[candidate_BM], self.item_category_N[events[..., 0]], mask, k)
-        else:
-            relevance, search = self.soft(item_BMD, self.item_vector(events[..., 0]), mask)
-            chosen = top_relevant(relevance, mask, k)
-        z = torch.cat([self._event_vector(events), self.long_gap(events[..., GAP])], -1)
-        return self.exact(item_BMD, z, chosen), search
 
     def _target_attention(self, item_BMD: Tensor, h_BSD: Tensor, mask_BS: Tensor) -> Tensor:
         """Multi-head attention of each candidate over the user's recent events; zeros with no events."""

@@ -18,15 +18,15 @@ import torch
 from models.onerec.config import onerec_laptop
 from models.onerec.features import LABELS
 from models.reward.losses import WEIGHTS, ClassWeights, p_score_loss
-from models.reward.measure import impressions, measure, predict
+from models.reward.measure import calibrate, impressions, measure, predict
 from models.reward.pscore import PScore, PScoreConfig
 from models.training.checkpoint import Tokenizer
 from models.training.data import PATHWAYS, TrainingSet, read_ragged
 from models.training.pretrain import static_features
 
 BATCH, EPOCHS, LEARNING_RATE = 128, 2, 3e-3
-# Users by hash, in hundredths: the first are never trained on, the second neither when weights are searched.
-TEST, VALIDATION = range(10), range(10, 20)
+# Users by hash, in hundredths. Test and calibration users are never trained on, validation users only by the daily step.
+TEST, CALIBRATION, VALIDATION = range(10), range(10, 15), range(15, 25)
 
 
 def train_reward(
@@ -39,7 +39,7 @@ def train_reward(
     items: Path | None = None,
     progress: Callable[[str], None] = print,
 ) -> dict:
-    """Train the reward model; returns {loss, rows, weights} and the qualities of measure.measure for the report.
+    """Train the reward model; returns {loss, rows, weights, calibration_shift} and the qualities of measure.measure for the report.
 
     `items`: the items table, whose first tag is the category of the hard search; without it, the events' tags are.
     """
@@ -49,14 +49,16 @@ def train_reward(
     model = new_model(data, tok) if previous is None else PScore.load(previous, tok)
     set_categories(model, data, tok, items)
     rows = rows_with_labels(data)
-    held = np.isin(fold_of(data.user_id[rows]), TEST)
-    train_rows, test_rows = rows[~held], rows[held]
+    fold = fold_of(data.user_id[rows])
+    train_rows, test_rows = rows[~np.isin(fold, [*TEST, *CALIBRATION])], rows[np.isin(fold, TEST)]
     curve = fit(model, data, train_rows, seed=seed, epochs=EPOCHS if previous is None else 1, progress=progress)
+    shifts = calibrate(model, data, rows[np.isin(fold, CALIBRATION)])
     model.save(out)
     metrics = {
         "loss": curve,
         "rows": len(train_rows),
         "weights": dict(WEIGHTS),
+        "calibration_shift": dict(zip(LABELS, shifts)),
         **measure(predict(model, data, test_rows), seed),
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")

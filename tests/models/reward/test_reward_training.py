@@ -1,4 +1,4 @@
-"""The daily reward step on a tiny source, and its AUC against scikit-learn."""
+"""The daily reward step on a tiny source."""
 
 from __future__ import annotations
 
@@ -7,36 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
 
 from models.onerec.features import LABELS
-from models.reward.train import auc, impressions, train_reward
+from models.reward.measure import impressions
+from models.reward.train import train_reward
 from models.training.checkpoint import Tokenizer
 from models.training.data import TrainingSet
 from tests.models.conftest import LIKE, Row, World, simulate_days, small_model, write_training_set
-
-
-@settings(max_examples=80, deadline=None)
-@given(pairs=st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
-def test_auc_equals_scikit_learn_with_ties(pairs):
-    score, y = np.array([p[0] for p in pairs], float), np.array([p[1] for p in pairs], float)
-    if len(set(y)) < 2:
-        assert auc(score, y) is None
-    else:
-        assert auc(score, y) == pytest.approx(roc_auc_score(y, score))
-
-
-@pytest.mark.parametrize("y", [[], [1.0], [0.0, 0.0]])
-def test_auc_of_one_class_is_unknown(y):
-    assert auc(np.zeros(len(y)), np.array(y)) is None
-
-
-def test_auc_by_hand():
-    assert auc(np.array([0.1, 0.2, 0.3]), np.array([0.0, 0.0, 1.0])) == 1.0
-    assert auc(np.array([0.3, 0.2, 0.1]), np.array([0.0, 0.0, 1.0])) == 0.0
-    assert auc(np.array([0.5, 0.5]), np.array([0.0, 1.0])) == 0.5
 
 
 def test_impressions_mask_padding(world, tmp_path):
