@@ -1,10 +1,11 @@
 """Losses of the P-Score: a BCE an objective for its tower, and one score against all labels with positive weights.
 
-Rare labels. A row of the rarer class of an objective weighs (common / rare) ** BALANCE, at most MOST_WEIGHT: every like
+Rare labels. A row of an objective's rarer class weighs (common / rare) ** balance, at most MOST_WEIGHT: every like
 counts, and thousands of rows without one do not drown it. A tower trained on weighted rows would claim too much, by a
 factor in its odds that is known exactly: the ratio of the two weights. So its loss sees logit + log(ratio), and the
-logit itself, which is what everything else reads, is the calibrated one. quality.calibration measures what is left.
-The one score gets the same row weights without a shift: it is compared with eight labels at once and is no probability.
+logit itself, which is what everything else reads, is that of the unweighted rows (measure.calibrate does the rest).
+The one score gets row weights without a shift: compared with eight labels at once it is no probability. It needs them
+more than a tower does: without them it is a click model. docs/decisions.md has the measurement.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from models.onerec.features import LABELS
 from models.reward.pscore import Outputs
 
-BALANCE, MOST_WEIGHT = 0.5, 100.0
+TOWER_BALANCE, SCORE_BALANCE, MOST_WEIGHT = 0.25, 0.5, 100.0
 # w^xtr, all positive; hate's target is "not hated". Only ratios matter.
 WEIGHTS = {
     "click": 0.5,
@@ -33,7 +34,7 @@ WEIGHTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ClassWeights:
     """Weights of a row by its class, [O] each, and the mean weight of an objective's rows, which its loss is over."""
 
@@ -42,7 +43,7 @@ class ClassWeights:
     mean_O: Tensor
 
     @classmethod
-    def of(cls, y: Tensor, known: Tensor, balance: float = BALANCE) -> ClassWeights:
+    def of(cls, y: Tensor, known: Tensor, balance: float) -> ClassWeights:
         """From the labels [rows, O] that will be trained on. An objective with one class has weights of 1."""
         rows = known.sum(0).double()
         positives = (y * known).sum(0).double()
@@ -62,6 +63,10 @@ class ClassWeights:
         """What weighting the classes adds to the logit of a tower."""
         return (self.positive_O / self.negative_O).log()
 
+    def of_rows(self, y: Tensor, known: Tensor) -> Tensor:
+        """Weight of every row and objective, shaped as `y`; an objective's known rows weigh 1 on average."""
+        return torch.where(y > 0, self.positive_O, self.negative_O) / self.mean_O * known
+
 
 def targets_of(label_BM: Tensor, known_BM: Tensor) -> tuple[Tensor, Tensor]:
     """Bit masks to targets and their availability, each [B, M, O] float. Hate is inverted: 1 means not hated."""
@@ -76,7 +81,8 @@ def p_score_loss(
     out: Outputs,
     y: Tensor,
     known: Tensor,
-    classes: ClassWeights,
+    tower: ClassWeights,
+    score: ClassWeights,
     weights: Mapping[str, float] = WEIGHTS,
     objectives: tuple[str, ...] = LABELS,
 ) -> Tensor:
@@ -86,14 +92,13 @@ def p_score_loss(
     """
     used = torch.tensor([name in objectives for name in LABELS], device=y.device)
     w = torch.tensor([weights[name] for name in LABELS], device=y.device) * used
-    row = torch.where(y > 0, classes.positive_O, classes.negative_O) / classes.mean_O * known
 
-    def mean_O(logits: Tensor) -> Tensor:
+    def mean_O(logits: Tensor, row: Tensor) -> Tensor:
         bce = F.binary_cross_entropy_with_logits(logits, y, reduction="none")
         return (bce * row).sum((0, 1)) / known.sum((0, 1)).clamp_min(1)
 
-    towers = mean_O(out.towers + classes.shift_O)
-    shared = mean_O(out.score[..., None].expand_as(y))
+    towers = mean_O(out.towers + tower.shift_O, tower.of_rows(y, known))
+    shared = mean_O(out.score[..., None].expand_as(y), score.of_rows(y, known))
     loss = (towers * used).sum() + (w * shared).sum() / w.sum()
     if out.search is not None:
         own = LABELS.index("click" if "click" in objectives else objectives[0])

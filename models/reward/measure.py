@@ -76,13 +76,13 @@ def predict(model: PScore, data: TrainingSet, rows: np.ndarray) -> Said:
 def calibrate(model: PScore, data: TrainingSet, rows: np.ndarray) -> list[float]:
     """Shift each tower's logit so that it predicts as many positives as `rows` (users not trained on) hold.
 
-    Weighted classes are undone exactly by the loss, but what a tower has memorised of rare positives makes it too sure on
-    users it has never seen. Rankings stay as they are. Returns the shifts.
+    Weighted classes are undone exactly by the loss, but what a tower has memorised of rare positives makes it too sure
+    on users it has never seen. Rankings stay as they are. Returns the shifts.
     """
     said = predict(model, data, rows)
     shifts = [intercept(said.towers[has, i], said.y[has, i]) for i, has in enumerate(said.known.T)]
     with torch.no_grad():
-        model.tower_bias_O += torch.tensor(shifts, device=model.tower_bias_O.device, dtype=model.tower_bias_O.dtype)
+        model.tower_bias_O.add_(model.tower_bias_O.new_tensor(shifts))
     return shifts
 
 

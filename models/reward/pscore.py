@@ -97,7 +97,7 @@ class PScore(nn.Module):
         )
 
     def item_vector(self, index: Tensor) -> Tensor:
-        """Sum of an item's code embeddings and its own row. Many lookups (training) go through one table of all items."""
+        """Sum of an item's code embeddings and its own row; many lookups (training) go through one table of items."""
         if index.numel() > len(self.sid_NL):
             return F.embedding(index, self._rows(self.sid_NL) + self.item_residual.weight)
         return self._rows(self.sid_NL[index]) + self.item_residual(index)

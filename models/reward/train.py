@@ -17,7 +17,7 @@ import torch
 
 from models.onerec.config import onerec_laptop
 from models.onerec.features import LABELS
-from models.reward.losses import WEIGHTS, ClassWeights, p_score_loss
+from models.reward.losses import SCORE_BALANCE, TOWER_BALANCE, WEIGHTS, ClassWeights, p_score_loss
 from models.reward.measure import calibrate, impressions, measure, predict
 from models.reward.pscore import PScore, PScoreConfig
 from models.training.checkpoint import Tokenizer
@@ -25,7 +25,8 @@ from models.training.data import PATHWAYS, TrainingSet, read_ragged
 from models.training.pretrain import static_features
 
 BATCH, EPOCHS, LEARNING_RATE = 128, 2, 3e-3
-# Users by hash, in hundredths. Test and calibration users are never trained on, validation users only by the daily step.
+# Users by hash, in hundredths. Test and calibration users are never trained on, and validation users not while weights
+# are searched (weights.py).
 TEST, CALIBRATION, VALIDATION = range(10), range(10, 15), range(15, 25)
 
 
@@ -39,7 +40,7 @@ def train_reward(
     items: Path | None = None,
     progress: Callable[[str], None] = print,
 ) -> dict:
-    """Train the reward model; returns {loss, rows, weights, calibration_shift} and the qualities of measure.measure for the report.
+    """Train the reward model; returns loss, rows, weights, calibration_shift and what measure.measure finds.
 
     `items`: the items table, whose first tag is the category of the hard search; without it, the events' tags are.
     """
@@ -92,7 +93,10 @@ def fit(
         )
     device = model.sid_NL.device
     _, y, known = impressions(data, rows)
-    classes = ClassWeights.of(y.flatten(0, 1), known.flatten(0, 1)).to(device)
+    tower, one = (
+        ClassWeights.of(y.flatten(0, 1), known.flatten(0, 1), balance).to(device)
+        for balance in (TOWER_BALANCE, SCORE_BALANCE)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     batches = [b for e in range(epochs) for b in data.batches(rows, BATCH, seed + e)]
     curve, recent, said = [], [], time.monotonic()
@@ -102,7 +106,7 @@ def fit(
             group["lr"] = LEARNING_RATE * (1 - 0.9 * step / len(batches))
         context = {k: v.to(device) for k, v in data.context(batch_rows).items()}
         candidate, y, known = (t.to(device) for t in impressions(data, batch_rows))
-        loss = p_score_loss(model.outputs(context, candidate), y, known, classes, weights, objectives)
+        loss = p_score_loss(model.outputs(context, candidate), y, known, tower, one, weights, objectives)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

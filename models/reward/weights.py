@@ -3,8 +3,8 @@
     python -m models.reward.weights --training-sets var/<source>/features/training --tokenizer <dir> --out weights.json
 
 Every objective has a single-objective model as reference. Weights start equal at 1/N. A trial trains one P-Score;
-while an objective's AUC lies below its reference by more than the 95 % interval of the difference (paired, over users), the
-objective with the largest gap gains 0.1/N and the next trial begins. The base is the best trial so far: a trial
+while an objective's AUC lies below its reference by more than the 95 % interval of the difference (paired, over users),
+the objective with the largest gap gains 0.1/N and the next trial begins. The base is the best trial so far: a trial
 replaces it when fewer objectives fall, or as many with a smaller largest gap. Validation users decide; test users are
 never looked at. Everything follows from the seed.
 """

@@ -55,7 +55,8 @@ def test_loss_equals_a_loop_in_float64(balanced):
     y, known = (torch.randint(2, (B, M, O)).double() for _ in range(2))
     known[..., 2] = 0  # an objective that nobody logs
     g = torch.Generator().manual_seed(3)
-    classes = ClassWeights(*(1 + torch.rand(O, generator=g).double() for _ in range(3))) if balanced else PLAIN
+    one, two = (ClassWeights(*(1 + torch.rand(O, generator=g).double() for _ in range(3))) for _ in range(2))
+    tower, one_score = (one, two) if balanced else (PLAIN, PLAIN)
 
     def bce(logit: float, target: float) -> float:
         p = 1 / (1 + np.exp(-logit))
@@ -66,12 +67,14 @@ def test_loss_equals_a_loop_in_float64(balanced):
         cells = [(b, m) for b in range(B) for m in range(M) if known[b, m, o]]
         if not cells:
             continue
-        neg, pos, mean = (t[o].item() for t in (classes.negative_O, classes.positive_O, classes.mean_O))
-        row = {c: (pos if y[c][o] else neg) / mean for c in cells}
-        tower = np.mean([row[c] * bce(towers[c][o].item() + np.log(pos / neg), y[c][o].item()) for c in cells])
-        shared = np.mean([row[c] * bce(score[c].item(), y[c][o].item()) for c in cells])
-        expected += tower + WEIGHTS[name] / sum(WEIGHTS.values()) * shared
-    loss = p_score_loss(Outputs(towers, score, None), y, known, classes)
+        rows, shift = {}, 0.0
+        for which in (one_score, tower):
+            neg, pos, mean = (t[o].item() for t in (which.negative_O, which.positive_O, which.mean_O))
+            rows[which], shift = {c: (pos if y[c][o] else neg) / mean for c in cells}, np.log(pos / neg)
+        own = np.mean([rows[tower][c] * bce(towers[c][o].item() + shift, y[c][o].item()) for c in cells])
+        shared = np.mean([rows[one_score][c] * bce(score[c].item(), y[c][o].item()) for c in cells])
+        expected += own + WEIGHTS[name] / sum(WEIGHTS.values()) * shared
+    loss = p_score_loss(Outputs(towers, score, None), y, known, tower, one_score)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -79,36 +82,36 @@ def test_unknown_labels_have_neither_value_nor_gradient():
     out = Outputs(*(torch.randn(*shape, requires_grad=True) for shape in ((2, 3, O), (2, 3), (2, 3))))
     y, known = torch.randint(2, (2, 3, O)).float(), torch.zeros(2, 3, O)
     known[0, 0, 0] = 1
-    loss = p_score_loss(out, y, known, PLAIN)
+    loss = p_score_loss(out, y, known, PLAIN, PLAIN)
     loss.backward()
     assert [int((t.grad != 0).sum()) for t in out] == [1, 1, 1]
     other = torch.where(known > 0, y, 1 - y)
-    assert p_score_loss(out, other, known, PLAIN).item() == loss.item()
+    assert p_score_loss(out, other, known, PLAIN, PLAIN).item() == loss.item()
 
 
 def test_a_single_objective_model_learns_from_its_own_label_only():
     out = Outputs(torch.randn(2, 3, O, requires_grad=True), torch.randn(2, 3, requires_grad=True), None)
     y, known = torch.randint(2, (2, 3, O)).float(), torch.ones(2, 3, O)
-    loss = p_score_loss(out, y, known, PLAIN, objectives=("like",))
+    loss = p_score_loss(out, y, known, PLAIN, PLAIN, objectives=("like",))
     loss.backward()
     like = LABELS.index("like")
     assert out.towers.grad[..., like].all() and not out.towers.grad[..., np.arange(O) != like].any()
     y[..., np.arange(O) != like] = 1 - y[..., np.arange(O) != like]
-    assert p_score_loss(out, y, known, PLAIN, objectives=("like",)).item() == loss.item()
+    assert p_score_loss(out, y, known, PLAIN, PLAIN, objectives=("like",)).item() == loss.item()
 
 
 def test_weighting_the_classes_leaves_the_logit_calibrated():
     """One bias fitted to 2 % positives: with weights and the shift it still says 2 %."""
     y = torch.zeros(1, 500, O)
     y[:, :10] = 1
-    known, classes = torch.ones_like(y), ClassWeights.of(y[0], torch.ones(500, O))
+    known, classes = torch.ones_like(y), ClassWeights.of(y[0], torch.ones(500, O), balance=0.5)
     assert classes.positive_O[0].item() == pytest.approx(7)
     bias = torch.zeros(O, requires_grad=True)
     optimizer = torch.optim.LBFGS([bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
-        loss = p_score_loss(Outputs(bias.expand(1, 500, O), torch.zeros(1, 500), None), y, known, classes)
+        loss = p_score_loss(Outputs(bias.expand(1, 500, O), torch.zeros(1, 500), None), y, known, classes, PLAIN)
         loss.backward()
         return loss
 
