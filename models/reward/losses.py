@@ -90,18 +90,30 @@ def p_score_loss(
 
     `objectives` restricts all of it to some labels: what a single-objective model is trained with.
     """
+    towers = mean_bce(out.towers + tower.shift_O, y, known, tower)
     used = torch.tensor([name in objectives for name in LABELS], device=y.device)
-    w = torch.tensor([weights[name] for name in LABELS], device=y.device) * used
-
-    def mean_O(logits: Tensor, row: Tensor) -> Tensor:
-        bce = F.binary_cross_entropy_with_logits(logits, y, reduction="none")
-        return (bce * row).sum((0, 1)) / known.sum((0, 1)).clamp_min(1)
-
-    towers = mean_O(out.towers + tower.shift_O, tower.of_rows(y, known))
-    shared = mean_O(out.score[..., None].expand_as(y), score.of_rows(y, known))
-    loss = (towers * used).sum() + (w * shared).sum() / w.sum()
+    loss = (towers * used).sum() + score_loss(out.score, y, known, score, weights, objectives)
     if out.search is not None:
         own = LABELS.index("click" if "click" in objectives else objectives[0])
         seen, bce = known[..., own], F.binary_cross_entropy_with_logits(out.search, y[..., own], reduction="none")
         loss = loss + (bce * seen).sum() / seen.sum().clamp_min(1)
     return loss
+
+
+def score_loss(
+    score: Tensor,
+    y: Tensor,
+    known: Tensor,
+    classes: ClassWeights,
+    weights: Mapping[str, float] = WEIGHTS,
+    objectives: tuple[str, ...] = LABELS,
+) -> Tensor:
+    """Weighted mean over the objectives of the BCE of one score [...] against every label [..., O]."""
+    w = torch.tensor([weights[name] if name in objectives else 0.0 for name in LABELS], device=y.device)
+    return (w * mean_bce(score[..., None].expand_as(y), y, known, classes)).sum() / w.sum()
+
+
+def mean_bce(logits: Tensor, y: Tensor, known: Tensor, classes: ClassWeights) -> Tensor:
+    """BCE of each objective [O], the mean over its known rows with their class weights; 0 where none is known."""
+    bce = F.binary_cross_entropy_with_logits(logits, y, reduction="none") * classes.of_rows(y, known)
+    return bce.flatten(0, -2).sum(0) / known.flatten(0, -2).sum(0).clamp_min(1)

@@ -111,6 +111,13 @@ class PScore(nn.Module):
 
     def outputs(self, batch: dict[str, Tensor], candidate_BM: Tensor) -> Outputs:
         """`forward` with the logit that trains the soft search (None with hard search)."""
+        hidden, x, search = self.represent(batch, candidate_BM)
+        towers = (hidden.unflatten(-1, self.tower_out_OT.shape) * self.tower_out_OT).sum(-1) + self.tower_bias_O
+        read = hidden.detach() if self.config.stop_gradient else hidden
+        return Outputs(towers, self.fusion(torch.cat([read, x], -1))[..., 0], search)
+
+    def represent(self, batch: dict[str, Tensor], candidate_BM: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Hidden states of the towers [B, M, O * T], the backbone's [B, M, X] below them, and the search's logit."""
         short, history = batch["short"], long_history(batch)
         M, S = candidate_BM.shape[1], short.shape[1]
         events = torch.cat([short, history.events], 1)
@@ -130,10 +137,7 @@ class PScore(nn.Module):
         z_BSZ = torch.cat([event[:, S:], self.long_gap(history.events[..., GAP])], -1)
         long_BMZ = self.exact(item_BMD, z_BSZ, chosen)
         x = torch.cat([item_BMD, user_BMD, recent_BMD, long_BMZ], -1)
-        hidden = F.leaky_relu(self.tower(x))
-        towers = (hidden.unflatten(-1, self.tower_out_OT.shape) * self.tower_out_OT).sum(-1) + self.tower_bias_O
-        read = hidden.detach() if self.config.stop_gradient else hidden
-        return Outputs(towers, self.fusion(torch.cat([read, x], -1))[..., 0], search)
+        return F.leaky_relu(self.tower(x)), x, search
 
     def _target_attention(self, item_BMD: Tensor, h_BSD: Tensor, mask_BS: Tensor) -> Tensor:
         """Multi-head attention of each candidate over the user's recent events; zeros with no events."""
