@@ -60,7 +60,7 @@ def render(report: dict[str, Any]) -> str:
         lstrip_blocks=True,
         undefined=ChainableUndefined,
     )
-    filters = (number, share, count, duration, gib, words, fate, said, observed, by_positives, by_rule)
+    filters = (number, within, share, count, duration, gib, words, fate, said, observed, by_positives, by_rule)
     env.filters |= {function.__name__: function for function in filters}
     return env.get_template("template.html").render(
         r=report,
@@ -77,6 +77,13 @@ def render(report: dict[str, Any]) -> str:
 def number(value: Any, digits: int = 4) -> str:
     """0.1957, a whole number as it is, a dash when unknown."""
     return "–" if _unknown(value) else f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def within(values: Any, key: str, digits: int = 3) -> str:
+    """0.712 (0.704–0.721): a value of `values` with its 95 % interval, as far as they are known."""
+    low, high = values.get(f"{key}_interval") or (None, None)
+    text = number(values.get(key), digits)
+    return text if _unknown(low) else f"{text} ({number(low, digits)}–{number(high, digits)})"
 
 
 def share(value: Any) -> str:
@@ -227,14 +234,16 @@ def _recall(e: dict[str, Any]) -> Markup:
 
 
 def _aucs(reward: dict[str, Any]) -> Markup:
-    bars, auc_of = [], reward.get("p_score_auc", {})
+    bars, score = [], reward.get("p_score", {})
     for name, objective in by_positives(reward.get("objectives", {})):
-        auc, rare = auc_of.get(name), objective.get("positives", 0) < FEW_POSITIVES
+        auc, rare = score.get(name, {}).get("auc"), objective.get("positives", 0) < FEW_POSITIVES
+        low, high = score.get(name, {}).get("auc_interval") or (None, None)
         label = "not " + words(name) if name == "hate" else words(name)
-        bars.append(Bar(label=label, value=auc, text=number(auc, 3), kind="muted" if rare else "plain"))
+        kind = "muted" if rare else "plain"
+        bars.append(Bar(label=label, value=auc, text=number(auc, 3), low=low, high=high, kind=kind))
     return bar_chart(
         title="AUC of the P-Score for each objective",
-        x_label="AUC of the one P-Score, held-out users",
+        x_label="AUC of the one P-Score, held-out users, 95 % interval",
         bars=bars,
         reference=Reference(value=0.5, label="chance 0.5"),
         maximum=1.0,

@@ -20,6 +20,7 @@ def run(run: Run, *, features: Outcome, tokenizer: Outcome) -> Outcome:
         return train_reward(
             training_sets=w.training_sets(run.day, bootstrap=before is None),
             tokenizer=tokenizer.path,
+            items=w.partition("items", run.day),
             previous=before.release / "reward" if before else None,
             out=out,
             seed=run.seed,

@@ -1,4 +1,4 @@
-"""The daily reward step: train P-Score on impressions with known labels, report an AUC an objective on held-out users.
+"""The daily reward step: train P-Score on impressions with known labels, measure it on held-out users.
 
 On the first day it learns from all days, later from the day before's state and this day's rows.
 Writes reward.safetensors, config.json, metrics.json.
@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
-from scipy.stats import rankdata
 
 from models.onerec.config import onerec_laptop
 from models.onerec.features import LABELS
-from models.reward.pscore import PScore, PScoreConfig, p_score_loss, targets_of
+from models.reward.losses import SCORE_BALANCE, TOWER_BALANCE, WEIGHTS, ClassWeights, p_score_loss
+from models.reward.measure import calibrate, impressions, measure, predict
+from models.reward.pscore import PScore, PScoreConfig
 from models.training.checkpoint import Tokenizer
-from models.training.data import TrainingSet
+from models.training.data import PATHWAYS, TrainingSet, read_ragged
 from models.training.pretrain import static_features
 
-BATCH, MAX_IMPRESSIONS, EPOCHS, LEARNING_RATE = 128, 12, 2, 3e-3
-HELD_OUT_SHARE = 0.1  # of users, chosen by hash: their impressions are never trained on
+BATCH, EPOCHS, LEARNING_RATE = 128, 2, 3e-3
+# Users by hash, in hundredths. Test and calibration users are never trained on, and validation users not while weights
+# are searched (weights.py).
+TEST, CALIBRATION, VALIDATION = range(10), range(10, 15), range(15, 25)
 
 
 def train_reward(
@@ -33,104 +37,124 @@ def train_reward(
     previous: Path | None,
     out: Path,
     seed: int,
+    items: Path | None = None,
     progress: Callable[[str], None] = print,
 ) -> dict:
-    """Train the reward model; returns {objectives, p_score_auc, loss, rows} for the report."""
+    """Train the reward model; returns loss, rows, weights, calibration_shift and what measure.measure finds.
+
+    `items`: the items table, whose first tag is the category of the hard search; without it, the events' tags are.
+    """
     torch.manual_seed(seed)
     tok = Tokenizer.load(tokenizer)
-    data = _labelled(training_sets, tok)
-    if previous is None:
-        config = PScoreConfig(
-            codebook_size=tok.codebook_size, items=len(tok.catalogue), static_features=data.static.shape[1]
-        )
-        model = PScore(config, torch.from_numpy(tok.sid_NL))
-    else:
-        model = PScore.load(previous, tok)
-    rows = _rows_with_play(data)
-    held = (data.user_id[rows].astype(np.uint64) * np.uint64(2654435761) >> np.uint64(7)) % np.uint64(
-        100
-    ) < 100 * HELD_OUT_SHARE
-    train_rows, test_rows = rows[~held], rows[held]
-    if not len(train_rows):
-        raise ValueError(
-            "no impression with known labels outside the held-out users: P-Score has nothing to learn from"
-        )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    batches = [b for e in range(EPOCHS if previous is None else 1) for b in data.batches(train_rows, BATCH, seed + e)]
-    curve, recent, said = [], [], time.monotonic()
-    for step, batch_rows in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * (1 - 0.9 * step / len(batches))
-        batch = data.context(batch_rows)
-        candidate, y, known = impressions(data, batch_rows)
-        objectives, fused = model(batch, candidate)
-        loss = p_score_loss(objectives, fused, y, known)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        recent.append(loss.item())
-        if len(recent) == max(1, len(batches) // 50) or step == len(batches) - 1:
-            curve.append({"step": step + 1, "loss": float(np.mean(recent))})
-            recent = []
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            progress(f"step {step + 1}/{len(batches)}  loss {curve[-1]['loss'] if curve else loss.item():.3f}")
+    data = labelled(training_sets, tok)
+    model = new_model(data, tok) if previous is None else PScore.load(previous, tok)
+    set_categories(model, data, tok, items)
+    rows = rows_with_labels(data)
+    fold = fold_of(data.user_id[rows])
+    train_rows, test_rows = rows[~np.isin(fold, [*TEST, *CALIBRATION])], rows[np.isin(fold, TEST)]
+    curve = fit(model, data, train_rows, seed=seed, epochs=EPOCHS if previous is None else 1, progress=progress)
+    shifts = calibrate(model, data, rows[np.isin(fold, CALIBRATION)])
     model.save(out)
-    metrics = {"loss": curve, "rows": len(train_rows), **_aucs(model, data, test_rows)}
+    metrics = {
+        "loss": curve,
+        "rows": len(train_rows),
+        "weights": dict(WEIGHTS),
+        "calibration_shift": dict(zip(LABELS, shifts)),
+        **measure(predict(model, data, test_rows), seed),
+    }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics
 
 
-def impressions(data: TrainingSet, rows: np.ndarray):
-    """The rows' newest impressions: candidates [B, M], targets and availability [B, M, O] (0 where padding)."""
-    shown, mask = data.shown.right_aligned(rows, MAX_IMPRESSIONS)
-    y, known = targets_of(torch.from_numpy(shown[..., 1]), torch.from_numpy(shown[..., 2]))
-    return torch.from_numpy(shown[..., 0]), y, known * torch.from_numpy(mask)[..., None]
+def new_model(data: TrainingSet, tok: Tokenizer, **choices) -> PScore:
+    """An untrained model for a source; `choices` are fields of PScoreConfig."""
+    sizes = {"codebook_size": tok.codebook_size, "items": len(tok.catalogue), "static_features": data.static.shape[1]}
+    return PScore(PScoreConfig(**(sizes | choices)), torch.from_numpy(tok.sid_NL))
 
 
-def _labelled(training_sets: list[Path], tok: Tokenizer) -> TrainingSet:
+def fit(
+    model: PScore,
+    data: TrainingSet,
+    rows: np.ndarray,
+    *,
+    seed: int,
+    epochs: int,
+    weights: Mapping[str, float] = WEIGHTS,
+    objectives: tuple[str, ...] = LABELS,
+    progress: Callable[[str], None] = print,
+) -> list[dict]:
+    """Train in place on `rows`, on the model's device; returns the loss curve.
+
+    `objectives`: all, or one for a single-objective model. Raises ValueError without rows.
+    """
+    if not len(rows):
+        raise ValueError(
+            "no impression with known labels outside the held-out users: P-Score has nothing to learn from"
+        )
+    device = model.sid_NL.device
+    _, y, known = impressions(data, rows)
+    tower, one = (
+        ClassWeights.of(y.flatten(0, 1), known.flatten(0, 1), balance).to(device)
+        for balance in (TOWER_BALANCE, SCORE_BALANCE)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    batches = [b for e in range(epochs) for b in data.batches(rows, BATCH, seed + e)]
+    curve, recent, said = [], [], time.monotonic()
+    model.train()
+    for step, batch_rows in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * (1 - 0.9 * step / len(batches))
+        context = {k: v.to(device) for k, v in data.context(batch_rows).items()}
+        candidate, y, known = (t.to(device) for t in impressions(data, batch_rows))
+        loss = p_score_loss(model.outputs(context, candidate), y, known, tower, one, weights, objectives)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        recent.append(loss.detach())
+        if len(recent) == max(1, len(batches) // 50) or step == len(batches) - 1:
+            curve.append({"step": step + 1, "loss": float(torch.stack(recent).mean())})
+            recent = []
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            progress(f"step {step + 1}/{len(batches)}  loss {curve[-1]['loss'] if curve else loss.item():.3f}")
+    return curve
+
+
+def labelled(training_sets: list[Path], tok: Tokenizer) -> TrainingSet:
+    """The training sets encoded for a tokenizer."""
     config = onerec_laptop(
         codebook_size=tok.codebook_size, items=len(tok.catalogue), static_features=static_features(training_sets[0])
     )
     return TrainingSet(training_sets, tok.catalogue, config)
 
 
-def _rows_with_play(data: TrainingSet) -> np.ndarray:
+def set_categories(model: PScore, data: TrainingSet, tok: Tokenizer, items: Path | None) -> None:
+    """Fill the model's category of each item (0 = unknown); what a source does not say stays as it was."""
+    category = model.item_category_N.cpu().numpy().copy()
+    if items is None:
+        for name in PATHWAYS:
+            events = data.pathway[name].values
+            known = events[events[:, 2] > 0]
+            category[known[:, 0]] = known[:, 2]
+    else:
+        table = pq.read_table(items, columns=["item_id", "tags"])
+        tags = read_ragged(table, ["tags"])
+        tagged = tags.lengths > 0
+        index = tok.catalogue.index(table["item_id"].to_numpy()[tagged])
+        category[index] = 1 + tags.values[tags.offsets[:-1][tagged]]
+    category[-1] = 0  # the unknown item has none
+    model.item_category_N.copy_(torch.from_numpy(category))
+
+
+def fold_of(user_id: np.ndarray) -> np.ndarray:
+    """A hundredth 0..99 for each user, by hash: the same in every run and on every day."""
+    return (user_id.astype(np.uint64) * np.uint64(2654435761) >> np.uint64(7)) % np.uint64(100)
+
+
+def rows_with_labels(data: TrainingSet) -> np.ndarray:
     """Rows with every label known (timed logs); where a source never logs them all, every row with any label known."""
     rows = np.flatnonzero(data.shown.lengths)
     mask, starts = data.shown.values[:, 2], data.shown.offsets[rows]
     known = np.bitwise_and.reduceat(mask, starts)
     return rows[known == known.max()] if known.any() else rows[np.bitwise_or.reduceat(mask, starts) > 0]
-
-
-@torch.no_grad()
-def _aucs(model: PScore, data: TrainingSet, rows: np.ndarray) -> dict:
-    """AUC of each tower and of the one score for each label, on held-out users. None where a class is absent."""
-    model.eval()
-    logits, fused, ys, knowns = [], [], [], []
-    for chunk in np.array_split(rows, max(1, len(rows) // 1024)):
-        candidate, y, known = impressions(data, chunk)
-        o, f = model(data.context(chunk), candidate)
-        keep = known.any(-1)
-        logits.append(o[keep])
-        fused.append(f[keep])
-        ys.append(y[keep])
-        knowns.append(known[keep] > 0)
-    o, f, y, known = (torch.cat(t).numpy() for t in (logits, fused, ys, knowns))
-    objectives, p_score = {}, {}
-    for i, name in enumerate(LABELS):
-        has = known[:, i]
-        positives = int(y[has, i].sum()) if name != "hate" else int(len(y[has]) - y[has, i].sum())
-        objectives[name] = {"auc": auc(o[has, i], y[has, i]), "positives": positives, "rows": int(has.sum())}
-        p_score[name] = auc(f[has], y[has, i])
-    return {"objectives": objectives, "p_score_auc": p_score}
-
-
-def auc(score: np.ndarray, y: np.ndarray) -> float | None:
-    """Area under the ROC curve by ranks (ties shared); None when only one class is present."""
-    positives = int(y.sum())
-    if positives in (0, len(y)):
-        return None
-    ranks = rankdata(score)
-    return float((ranks[y > 0].sum() - positives * (positives + 1) / 2) / (positives * (len(y) - positives)))

@@ -23,8 +23,8 @@ from models.onerec.model import OneRec
 from models.tokenizer.trie import Trie
 
 LEVEL_COLUMNS = ("c0", "c1", "c2")
-# Parameters with one row an item: they grow when the catalogue does.
-ITEM_TABLES = {"item_residual.weight": 1, "item_bias_N": 0}  # value: rows behind the items (the unknown item's)
+# Tensors with one row an item: they grow when the catalogue does. Value: rows behind the items (the unknown item's).
+ITEM_TABLES = {"item_residual.weight": 1, "item_bias_N": 0, "item_category_N": 1}
 SID_DIGEST = "sid_sha256"  # key of the safetensors metadata
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 

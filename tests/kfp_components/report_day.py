@@ -227,12 +227,33 @@ def _pretrain() -> dict:
 
 
 def _reward() -> dict:
-    objectives = {n: {"auc": 0.73 - i / 40, "positives": 4_000 >> 2 * i, "rows": 9_000} for i, n in enumerate(LABELS)}
+    def ranking(start: float, i: int) -> dict:
+        auc, gauc = start - i / 40, start - 0.15 - i / 50
+        return {
+            "auc": auc,
+            "auc_interval": [auc - 0.013, auc + 0.013],
+            "gauc": gauc,
+            "gauc_interval": [gauc - 0.024, gauc + 0.024],
+        }
+
+    absent = {"auc": None, "auc_interval": None, "gauc": None, "gauc_interval": None}
+    measured = {
+        n: {
+            "ece": 0.0093 + i / 700,
+            "predicted_over_observed": 1.01 + i / 30,
+            "positives": 4_000 >> 2 * i,
+            "rows": 9_000,
+        }
+        for i, n in enumerate(LABELS)
+    }
+    p_score = {n: absent if n == "forward" else ranking(0.7, i) for i, n in enumerate(LABELS)}
     return {
         "loss": [{"step": s, "loss": 3.4 - s / 500} for s in range(10, 501, 10)],
         "rows": 24_000,
-        "objectives": objectives,
-        "p_score_auc": {n: None if n == "forward" else 0.7 - i / 40 for i, n in enumerate(LABELS)},
+        "objectives": {n: ranking(0.73, i) | measured[n] for i, n in enumerate(LABELS)},
+        "p_score": p_score,
+        "hand_sum": {n: ranking(0.69, i) for i, n in enumerate(LABELS)},
+        "p_score_auc": {n: p_score[n]["auc"] for n in LABELS},
     }
 
 

@@ -13,7 +13,7 @@ from report_day import DAY, EVIL, synthetic_day
 
 from kfp_components.report.charts import Bar, Series, bar_chart, line_chart
 from kfp_components.report.collect import collect
-from kfp_components.report.page import count, duration, gib, number, render, share, write_report
+from kfp_components.report.page import count, duration, gib, number, render, share, within, write_report
 
 SECTIONS = ("data", "tokenizer", "pretrain", "evaluation", "reward", "align", "cost", "serving", "provenance")
 
@@ -74,6 +74,9 @@ def test_the_page_shows_the_numbers_of_report_json(report, tmp_path):
         assert duration(step["seconds"]) in text and gib(step["peak_mib"]) in text and step["digest"] in text
     for name, values in saved["reward"]["objectives"].items():
         assert number(values["auc"], 3) in text and count(values["positives"]) in text, name
+        assert number(values["ece"]) in text and number(values["predicted_over_observed"], 2) in text, name
+        for score in (values, saved["reward"]["p_score"][name], saved["reward"]["hand_sum"][name]):
+            assert within(score, "auc") in text and within(score, "gauc") in text, name
     for rule, rows, fate in (
         ("rows read", "112,000", ""),
         ("duplicates", "412", "dropped"),

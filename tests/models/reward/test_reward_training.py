@@ -1,4 +1,4 @@
-"""The daily reward step on a tiny source, and its AUC against scikit-learn."""
+"""The daily reward step on a tiny source."""
 
 from __future__ import annotations
 
@@ -7,36 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+import torch
 
 from models.onerec.features import LABELS
-from models.reward.train import auc, impressions, train_reward
+from models.reward.measure import calibrate, impressions, intercept, predict
+from models.reward.pscore import PScore
+from models.reward.train import fold_of, labelled, new_model, set_categories, train_reward
 from models.training.checkpoint import Tokenizer
 from models.training.data import TrainingSet
 from tests.models.conftest import LIKE, Row, World, simulate_days, small_model, write_training_set
-
-
-@settings(max_examples=80, deadline=None)
-@given(pairs=st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=40))
-def test_auc_equals_scikit_learn_with_ties(pairs):
-    score, y = np.array([p[0] for p in pairs], float), np.array([p[1] for p in pairs], float)
-    if len(set(y)) < 2:
-        assert auc(score, y) is None
-    else:
-        assert auc(score, y) == pytest.approx(roc_auc_score(y, score))
-
-
-@pytest.mark.parametrize("y", [[], [1.0], [0.0, 0.0]])
-def test_auc_of_one_class_is_unknown(y):
-    assert auc(np.zeros(len(y)), np.array(y)) is None
-
-
-def test_auc_by_hand():
-    assert auc(np.array([0.1, 0.2, 0.3]), np.array([0.0, 0.0, 1.0])) == 1.0
-    assert auc(np.array([0.3, 0.2, 0.1]), np.array([0.0, 0.0, 1.0])) == 0.0
-    assert auc(np.array([0.5, 0.5]), np.array([0.0, 1.0])) == 0.5
 
 
 def test_impressions_mask_padding(world, tmp_path):
@@ -73,17 +52,70 @@ def test_it_learns_what_users_like_and_repeats_by_seed(world, plenty, tmp_path, 
     metrics = _train(world, tmp_path / "a", training_sets=plenty)
     loss = [point["loss"] for point in metrics["loss"]]
     assert loss[-1] < loss[0]
-    assert set(metrics["objectives"]) == set(metrics["p_score_auc"]) == set(LABELS)
+    assert all(set(metrics[k]) == set(LABELS) for k in ("objectives", "p_score", "hand_sum", "p_score_auc", "weights"))
     like = metrics["objectives"]["like"]
-    assert like["auc"] > 0.6 < metrics["p_score_auc"]["like"]
+    assert like["auc"] > 0.6 < metrics["p_score_auc"]["like"] == metrics["p_score"]["like"]["auc"]
+    for score in (like, metrics["p_score"]["like"], metrics["hand_sum"]["like"]):
+        for key in ("auc", "gauc"):
+            low, high = score[f"{key}_interval"]
+            assert 0 <= low <= score[key] <= high <= 1
+    assert like["ece"] < 0.25 and 0.6 < like["predicted_over_observed"] < 1.6
+    assert metrics["objectives"]["follow"] == {
+        "auc": None, "auc_interval": None, "gauc": None, "gauc_interval": None,
+        "ece": pytest.approx(0, abs=0.05), "predicted_over_observed": None, "positives": 0, "rows": like["rows"],
+    }  # fmt: skip
     assert 0 < like["positives"] < like["rows"]
     assert 0 < metrics["objectives"]["hate"]["positives"] < 0.3 * like["rows"]  # counts the hated, not the rest
     assert metrics["objectives"]["follow"]["auc"] is None  # nobody follows in this source
-    assert metrics["rows"] < 800 and like["rows"] == (800 - metrics["rows"]) * 8  # a user is trained on or held out
+    folds = fold_of(np.arange(400))
+    assert metrics["rows"] == 2 * (folds >= 15).sum() and like["rows"] == 2 * (folds < 10).sum() * 8
     assert json.loads((tmp_path / "a" / "metrics.json").read_text()) == metrics
     _train(world, tmp_path / "b", training_sets=plenty)
     for name in ("reward.safetensors", "config.json", "metrics.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_daily_step_takes_categories_from_the_items_or_else_from_the_events(world, tmp_path):
+    tokenizer = Tokenizer.load(world.tokenizer)
+    data = labelled(world.training, tokenizer)
+    by_events, by_items = new_model(data, tokenizer), new_model(data, tokenizer)
+    set_categories(by_events, data, tokenizer, None)
+    set_categories(by_items, data, tokenizer, world.items)
+    events, items = by_events.item_category_N.numpy(), by_items.item_category_N.numpy()
+    assert events[-1] == items[-1] == 0
+    ids = tokenizer.catalogue.item_ids
+    for at, item in enumerate(ids):
+        assert items[at] == (0 if item % 7 == 3 else 1 + item % 4)  # one item in seven has no tag
+    for table in (events[:-1], items[:-1]):  # events say the topic of every item that was ever shown
+        for topic in range(4):
+            assert len(set(table[(ids % 4 == topic) & (table > 0)])) == 1
+    assert len(set(events[:-1])) >= 4
+    out = tmp_path / "a"
+    _train(world, out, items=world.items)
+    assert np.array_equal(PScore.load(out, tokenizer).item_category_N.numpy(), items)
+
+
+def test_calibration_moves_the_towers_to_what_other_users_do(world, plenty):
+    tokenizer = Tokenizer.load(world.tokenizer)
+    data = labelled(plenty, tokenizer)
+    model, rows = new_model(data, tokenizer), np.arange(len(data))
+    with torch.no_grad():
+        model.tower_bias_O += 3
+    before = predict(model, data, rows)
+    calibrate(model, data, rows)
+    after = predict(model, data, rows)
+    like = LABELS.index("like")
+    assert after.y[:, like].mean() == pytest.approx((1 / (1 + np.exp(-after.towers[:, like]))).mean(), rel=0.01)
+    shift = after.towers - before.towers
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[0], shift.shape), atol=1e-4)
+
+
+def test_an_intercept_by_few_labels_stays_near_nothing():
+    assert intercept(np.empty(0), np.empty(0)) == 0
+    rng = np.random.default_rng(0)
+    many = intercept(np.full(10_000, -3.0), (rng.random(10_000) < 0.2).astype(float))
+    assert many == pytest.approx(3 + np.log(0.2 / 0.8), abs=0.08)
+    assert 0 < intercept(np.full(5, -3.0), np.array([1.0, 0, 0, 0, 0])) < 1.1 < many
 
 
 def test_a_later_day_goes_on_from_the_day_before(world, tmp_path):
