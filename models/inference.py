@@ -1,6 +1,9 @@
 """The loaded model of one release: raw feature arrays of one user in, item ids out. Triton's `onerec` model calls it.
 
 recommender = Recommender.load(Path("var/simulated/store/releases/<id>"))
+
+With `select="p_score"` the release's reward model chooses (the report's "RM selection"): as many items are generated as
+the beam is wide, and those with the highest P-Score are returned, best first.
 """
 
 from __future__ import annotations
@@ -12,14 +15,18 @@ import numpy as np
 import torch
 
 from models.onerec.features import NUM_FIELDS, encode_events
+from models.onerec.model import OneRec
 from models.onerec.ranking import MAX_BEAM, rank_unseen
+from models.reward.pscore import PScore
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.data import PATHWAYS
+
+SELECTIONS = ("", "p_score")
 
 
 @dataclasses.dataclass(frozen=True)
 class Recommendation:
-    """Items best first: ids [k] int64, scores [k] float32 (log-probability), codes [k, 3] int32.
+    """Items best first: ids [k] int64, scores [k] float32 (log-probability, or P-Score if selected), codes [k, 3].
 
     k may be less than asked.
     """
@@ -32,8 +39,9 @@ class Recommendation:
 class Recommender:
     """Tokenizer and model that belong together, ready to answer. Safe to call from one thread at a time."""
 
-    def __init__(self, model, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: OneRec, tokenizer: Tokenizer, p_score: PScore | None = None) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
+        self.p_score = p_score.eval() if p_score else None
         self.lengths = {
             "short": model.config.short_len,
             "positive": model.config.positive_len,
@@ -41,10 +49,16 @@ class Recommender:
         }
 
     @classmethod
-    def load(cls, release: Path) -> Recommender:
-        """From a release directory (tokenizer/ and model/). Raises ValueError when the two do not match."""
+    def load(cls, release: Path, select: str = "") -> Recommender:
+        """From a release directory (tokenizer/ and model/, and reward/ to select by "p_score").
+
+        Raises ValueError when they do not match or `select` is unknown.
+        """
+        if select not in SELECTIONS:
+            raise ValueError(f"select is {select!r}; choose one of {list(SELECTIONS)} (empty: the model's own order)")
         tokenizer = Tokenizer.load(release / "tokenizer")
-        return cls(load_model(release / "model", tokenizer), tokenizer)
+        p_score = PScore.load(release / "reward", tokenizer) if select else None
+        return cls(load_model(release / "model", tokenizer), tokenizer, p_score)
 
     def recommend(
         self,
@@ -85,5 +99,11 @@ class Recommender:
             batch[f"{name}_mask"] = torch.ones(1, len(raw), dtype=torch.bool)
         catalogue = self.tokenizer.catalogue
         unwanted = catalogue.index(np.asarray(exclude, np.int64))
-        index, score, codes = rank_unseen(self.model, batch, self.tokenizer.trie, [unwanted], k, max(beam, k))[0]
+        choose = self.p_score is not None
+        trie, width = self.tokenizer.trie, max(beam, k)
+        index, score, codes = rank_unseen(self.model, batch, trie, [unwanted], k, width, keep_all=choose)[0]
+        if self.p_score is not None and len(index):
+            score = self.p_score.score(batch, torch.from_numpy(index)[None])[0].numpy()
+            best = np.argsort(-score, kind="stable")[:k]
+            index, score, codes = index[best], score[best], codes[best]
         return Recommendation(catalogue.item_ids[index], score.astype(np.float32), codes.astype(np.int32))

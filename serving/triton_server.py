@@ -34,7 +34,8 @@ _PR_SET_PDEATHSIG = 1
 
 class TritonServer:
     """One tritonserver process on free local ports. `release` is a release folder, `features` and `feature_store`
-    the folders of Feast's offline tables and of its registry and online store; `log` collects the server's output.
+    the folders of Feast's offline tables and of its registry and online store; `log` collects the server's output;
+    `select` "p_score" lets the release's reward model choose from the beam.
 
     The thread that enters the block must outlive it: the kernel ends the server with that thread.
     """
@@ -50,6 +51,7 @@ class TritonServer:
         grpc_port: int | None = None,
         metrics_port: int | None = None,
         threads: int = 2,
+        select: str = "",
     ) -> None:
         self.log = Path(log)
         ports = _free_ports(3)
@@ -59,6 +61,7 @@ class TritonServer:
             "ONEREC_RELEASE_DIR": str(Path(release).resolve()),
             "ONEREC_FEATURES_DIR": str(Path(features).resolve()),
             "ONEREC_FEATURE_STORE_DIR": str(Path(feature_store).resolve()),
+            "ONEREC_SELECT": select,
             "OMP_NUM_THREADS": str(threads),
             # Threads that wait by spinning cost 400 ms a request instead of 25 as soon as the cores are shared.
             "OMP_WAIT_POLICY": "PASSIVE",

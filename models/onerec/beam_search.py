@@ -56,14 +56,36 @@ def _follow(cache_BMHPd: Tensor, beam_BW: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sample_codes(model: OneRec, z_BTD: Tensor, mask_BT: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """`count` unconstrained samples of each user from the policy, [B, count, 3]."""
+def sample_codes(
+    model: OneRec,
+    z_BTD: Tensor,
+    mask_BT: Tensor,
+    count: int,
+    generator: torch.Generator,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Tensor:
+    """`count` unconstrained samples of each user from the policy, [B, count, 3].
+
+    At each level only the `top_k` most probable codes (0: all) and the smallest set that holds `top_p` are drawn from.
+    """
     kv = model.context_kv(z_BTD)
     prefix = torch.zeros(len(z_BTD), count, 0, dtype=torch.int64, device=z_BTD.device)
     for level in range(model.config.levels):
         hidden = model.decode(prefix if level else prefix[:, :1], kv, mask_BT)[:, :, -1]
-        p = torch.softmax(model.level_logits(hidden, level).float(), -1)
+        p = _truncated(torch.softmax(model.level_logits(hidden, level).float(), -1), top_k, top_p)
         p = p.expand(-1, count, -1)
         code = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(*p.shape[:2], 1)
         prefix = torch.cat([prefix, code], -1)
     return prefix
+
+
+def _truncated(p: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Probabilities with all but the most probable codes set to zero; they need not sum to one."""
+    if not top_k and top_p >= 1:
+        return p
+    ordered, code = p.sort(dim=-1, descending=True)
+    keep = ordered.cumsum(-1) - ordered < top_p
+    if top_k:
+        keep[..., top_k:] = False
+    return torch.zeros_like(p).scatter(-1, code, torch.where(keep, ordered, 0.0))

@@ -48,10 +48,8 @@ class MoE(nn.Module):
         ends = load.cumsum(0).to(torch.int32)
         token = order // self.k
         x_sorted = x_ND[token]
-        hidden = F.silu(F.grouped_mm(x_sorted, self.gate_EDF, offs=ends)) * F.grouped_mm(
-            x_sorted, self.up_EDF, offs=ends
-        )
-        y_sorted = F.grouped_mm(hidden, self.down_EFD, offs=ends) * gate_NK.flatten()[order, None]
+        hidden = F.silu(_grouped(x_sorted, self.gate_EDF, ends)) * _grouped(x_sorted, self.up_EDF, ends)
+        y_sorted = _grouped(hidden, self.down_EFD, ends) * gate_NK.flatten()[order, None]
         return torch.zeros_like(x_ND).index_add(0, token, y_sorted).view(x.shape)
 
     @torch.no_grad()
@@ -59,3 +57,10 @@ class MoE(nn.Module):
         """After an optimiser step: bias += rate * sign(mean load - load), then forget the load."""
         self.bias_E += self.rate * torch.sign(self.load_E.mean() - self.load_E)
         self.load_E.zero_()
+
+
+def _grouped(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
+    """Each run of rows times its expert's matrix; in bfloat16 on CUDA, whose kernel takes nothing else."""
+    if not x_ND.is_cuda:
+        return F.grouped_mm(x_ND, w_EDF, offs=ends)
+    return F.grouped_mm(x_ND.bfloat16(), w_EDF.bfloat16(), offs=ends).to(x_ND.dtype)

@@ -35,12 +35,19 @@ def rank_items(model: OneRec, batch: dict[str, Tensor], trie: Trie, width: int) 
 
 
 def rank_unseen(
-    model: OneRec, batch: dict[str, Tensor], trie: Trie, unwanted: list[np.ndarray], k: int, width: int
+    model: OneRec,
+    batch: dict[str, Tensor],
+    trie: Trie,
+    unwanted: list[np.ndarray],
+    k: int,
+    width: int,
+    keep_all: bool = False,
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Up to k items of each user, best first: catalogue indices [n], scores [n] and codes [n, 3].
 
     `unwanted` holds catalogue indices that a user must not get. Users whom they leave fewer than k items are ranked
-    again with a beam four times as wide, up to MAX_BEAM or the catalogue.
+    again with a beam four times as wide, up to MAX_BEAM or the catalogue. `keep_all` returns everything else the beam
+    found too, not only the first k.
     """
     empty = np.empty(0, np.int64), np.empty(0, np.float32), np.empty((0, 3), np.int64)
     found = [empty] * len(unwanted)
@@ -51,8 +58,8 @@ def rank_unseen(
         size = max(1, beams // width)  # a wider beam takes fewer users at a time: memory stays what it was
         for part in (rows[i : i + size] for i in range(0, len(rows), size)):
             ranked = rank_items(model, {name: t[part] for name, t in batch.items()}, trie, width)
-            for row, item, score, codes in zip(part, *(t.numpy() for t in ranked)):
-                first = np.flatnonzero(np.isfinite(score) & ~np.isin(item, unwanted[row]))[:k]
+            for row, item, score, codes in zip(part, *(t.cpu().numpy() for t in ranked)):
+                first = np.flatnonzero(np.isfinite(score) & ~np.isin(item, unwanted[row]))[: None if keep_all else k]
                 found[row] = item[first], score[first], codes[first]
         if width == limit:
             break

@@ -1,9 +1,12 @@
-"""Alignment: RSFT and ECPO in one loop, with the format reward (TR sections 2.4, 3.3), from the pre-trained model.
+"""Alignment: RSFT and a policy objective in one loop, with format reward and industrial rules (TR sections 2.4, 3.3).
 
-RSFT keeps the half of the sessions with the longer play time and goes on with next-token prediction. ECPO takes a share
-of RSFT's users, rolls out a group of items a user by beam search from the current policy, scores them by P-Score and
-prefers the better. The format reward samples freely and rewards legal tuples. A recall probe on users that neither ever
-sees decides at the end: alignment that hurts is thrown away and the pre-trained model is kept.
+RSFT keeps the half of the sessions with the longer play time and goes on with next-token prediction. The policy
+objective (ECPO by default) takes a share of RSFT's users: a rollout worker generates a group of items for each, the
+rewards score them and the better are preferred. The format reward samples freely and rewards legal tuples. A probe on
+users that none of this ever sees is measured before, meanwhile and after: alignment that hurts stops, and the
+pre-trained model is kept.
+
+    align(training_sets=[day], tokenizer=..., model=pretrained, reward=..., out=..., seed=7)
 """
 
 from __future__ import annotations
@@ -12,45 +15,58 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from models.onerec.beam_search import beam_search, sample_codes
+from models.evaluation.floors import popularity
 from models.onerec.model import OneRec
 from models.onerec.moe import MoE
-from models.onerec.ranking import rank_items
-from models.reward.pscore import PScore
+from models.reward.industrial import IndustrialReward, Rule, Traits
+from models.reward.reward import RewardSetup, build_rewards
 from models.training.checkpoint import Tokenizer, load_model, save_model
 from models.training.data import TrainingSet
-from models.training.ecpo import ecpo_objective, format_advantage, group_advantage
 from models.training.losses import item_loss, ntp_loss
+from models.training.objectives import ObjectiveConfig
+from models.training.preference import Preference, PreferenceConfig
+from models.training.pretrain import learning_rate
+from models.training.rollout import RolloutConfig, RolloutWorker, Worker
+from models.training.rollout_process import ProcessWorker
+from models.training.safety import Probe, Watch, harm
+
+EXPOSED = 10  # items of a list that a user is taken to see, for the exposure of industrial rules
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlignConfig:
-    """Published: learning rates, half dropped, 1 % of RSFT's users, K=5 format samples. The rest: docs/decisions.md."""
+    """Published: half of the sessions dropped, 1 % of RSFT's users. The rest: docs/decisions.md."""
 
     lr_sparse: float = 1e-4
     lr_dense: float = 8e-5
-    batch_size: int = 128
-    max_steps: int = 60
+    warmup_share: float = 0.05  # then annealed to a tenth, as in pre-training
+    clip_norm: float = 1.0
+    batch_size: int = 32
+    min_steps: int = 80  # a small day is passed over several times
+    max_steps: int = 400
+    rsft_weight: float = 1.0
+    item_loss_weight: float = 1.0
     user_share: float = 0.01
     min_users: int = 256
     users_per_step: int = 16
-    group_size: int = 32
-    format_samples: int = 32
-    format_k: int = 5
-    sync_every: int = 4
-    ecpo_weight: float = 0.1
-    format_weight: float = 0.1
-    item_loss_weight: float = 1.0
-    clip_norm: float = 1.0
+    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    rollout_process: bool = False  # the worker in a process of its own, one step ahead of the trainer
+    sync_every: int = 4  # steps between pushes to the rollout worker; 0: never, the pre-trained model generates
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
+    rewards: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"p_score": 1.0})
+    rules: tuple[Rule, ...] = ()
+    exposure_window: int = 5000
     probe_users: int = 512
     probe_k: int = 50
+    check_every: int = 40  # steps between looks at the probe; 0: only before and after
     allowed_recall_loss: float = 0.03  # relative; beyond it the pre-trained model is kept
 
 
@@ -64,85 +80,129 @@ def align(
     seed: int,
     progress: Callable[[str], None] = print,
     config: AlignConfig = AlignConfig(),
+    items: Path | None = None,
+    device: str = "cpu",
+    each_step: Callable[[OneRec, dict[str, Any]], None] = lambda policy, point: None,
 ) -> dict:
     """Align the model of directory `model`; `training_sets` is the newest day. Returns the curves and the decision.
 
-    Raises ValueError when fewer than two rows hold a positive, FloatingPointError when a gradient is not finite.
+    `items` is the catalogue's table, which industrial rules read. `each_step` sees the policy and the curve's point,
+    with its times in seconds, after every step. Writes model.safetensors, config.json, optimizer.safetensors and
+    metrics.json. Raises ValueError when fewer than two rows hold a positive and for a wrong configuration.
     """
     torch.manual_seed(seed)
-    rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+    rng = np.random.default_rng(seed)
     tok = Tokenizer.load(tokenizer)
-    policy, p_score = load_model(model, tok), PScore.load(reward, tok).eval()
-    behaviour = load_model(model, tok).eval()
+    policy = load_model(model, tok).to(device)
+    reference = load_model(model, tok).to(device).eval() if config.objective.kl_beta else None
+    base = build_rewards(config.rewards, RewardSetup(reward=reward, tokenizer=tok, device=device))
     data = TrainingSet(training_sets, tok.catalogue, policy.config)
+    marked = _marked(config.rules, items, training_sets, data)
+    rewarded = IndustrialReward(base, config.rules, marked, config.exposure_window)
+    held, sessions, users = _split(data, config, rng)
+    trie = tok.trie.to(device)
+    probe = Probe(data=data, rows=held, reward=base, trie=trie, k=config.probe_k, seed=seed, device=device)
+    prefer = Preference(config.preference, config.objective, rewarded, reference, seed, device)
+    worker: Worker = (
+        ProcessWorker(model=model, tokenizer=tokenizer, config=config.rollout, seed=seed, device=device)
+        if config.rollout_process
+        else RolloutWorker(load_model(model, tok).to(device), tok, config.rollout, seed)
+    )
+    optimizer = _optimizer(policy, config)
+
+    before = probe.measure(policy)
+    rewarded.observe(before.top_items)
+    curve: list[dict[str, Any]] = []
+    watch, hurt, said = Watch(), None, time.monotonic()
+    batches, turns = _batches(data, sessions, config, seed), _turns(data, users, config.users_per_step)
+    context = next(turns)
+    ticket = worker.request(context)
+    for step, rows in enumerate(batches):
+        begun = time.monotonic()
+        if config.sync_every and step % config.sync_every == 0:
+            worker.push(policy.state_dict(), step)
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * learning_rate(step, len(batches), config.warmup_share)
+        rollout, used = worker.collect(ticket, step), context
+        waited, context = time.monotonic() - begun, next(turns)
+        ticket = worker.request(context)  # before this step's update: a worker of its own generates meanwhile
+        policy.train()
+        batch = {k: v.to(device) for k, v in data.batch(rows, 8).items()}
+        z, mask = policy.encode(batch)
+        weight = batch["target_mask"].float()
+        rsft = ntp_loss(policy, batch["targets"], weight, z, mask)[0]
+        rsft = rsft + config.item_loss_weight * item_loss(policy, batch["targets"], weight, z)
+        preferred, stats = prefer.loss(policy, used, rollout)
+        optimizer.zero_grad(set_to_none=True)
+        (config.rsft_weight * rsft + preferred).backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip_norm).item()
+        if not np.isfinite(norm):
+            hurt = f"the gradient norm is {norm} at step {step + 1}"
+            break
+        optimizer.step()
+        for module in policy.modules():
+            if isinstance(module, MoE):
+                module.balance()
+        rewarded.observe(rollout.item_BG[:, :EXPOSED])
+        spike = watch.step(norm, stats["ratio_max"], stats["entropy"])
+        curve.append({"step": step + 1, **stats, "rsft_loss": rsft.item(), "grad_norm": norm, "spike": spike})
+        seconds = {"rollout_seconds": waited, "seconds": time.monotonic() - begun}
+        each_step(policy, curve[-1] | seconds)
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            progress(f"step {step + 1}/{len(batches)}  reward {stats['reward']:.4f}  legal {stats['legality']:.3f}")
+        if config.check_every and (step + 1) % config.check_every == 0 and step + 1 < len(batches):
+            hurt = harm(before, probe.measure(policy), config.allowed_recall_loss)
+            if hurt:
+                hurt = f"stopped at step {step + 1} of {len(batches)}: {hurt}"
+                break
+    worker.close()
+    after = probe.measure(policy)
+    hurt = hurt or harm(before, after, config.allowed_recall_loss)
+    if hurt:
+        for name in ("model.safetensors", "config.json"):
+            shutil.copyfile(model / name, out / name)
+    else:
+        save_model(policy, out)
+    shutil.copyfile(model / "optimizer.safetensors", out / "optimizer.safetensors")
+    metrics = {
+        "curve": curve,
+        **{f"{k}_before": v for k, v in before.numbers().items()},
+        **{f"{k}_after": v for k, v in after.numbers().items()},
+        "kept": "pretrained" if hurt else "aligned",
+        "reason": f"{hurt}; the pre-trained model is kept" if hurt else _kept(before, after, config),
+        "users": len(users),
+        "sessions": len(sessions),
+        "steps": len(curve),
+        "objective": config.objective.name,
+        "on_policy_share": float(np.mean([p["on_policy"] for p in curve])) if curve else 0.0,
+        "staleness_mean": float(np.mean([p["staleness"] for p in curve])) if curve else 0.0,
+        **watch.summary(),
+        "industrial": {
+            rule.name: {
+                "target": rule.share,
+                "before": _share(mark, before.top_items),
+                "after": _share(mark, after.top_items),
+            }
+            for rule, mark in zip(config.rules, marked)
+        },
+    }
+    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    return metrics
+
+
+def _split(data: TrainingSet, config: AlignConfig, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Rows of the probe, of RSFT's sessions, and those of RSFT's users who take part in the policy objective."""
     with_targets = rng.permutation(np.flatnonzero(data.targets.lengths > 0))
     if len(with_targets) < 2:
         raise ValueError(
             f"{len(with_targets)} rows with a positive (long_view, like, follow, forward) in the newest day: alignment "
             "needs one to train on and one to measure; align a day with more impressions"
         )
-    probe = with_targets[: min(config.probe_users, max(1, len(with_targets) // 4))]
-    sessions = _longer_half(data, with_targets[len(probe) :])
+    held = with_targets[: min(config.probe_users, max(1, len(with_targets) // 4))]
+    sessions = _longer_half(data, with_targets[len(held) :])
     users = rng.permutation(sessions)[: max(round(config.user_share * len(sessions)), config.min_users)]
-    batches = (list(data.batches(sessions, config.batch_size, seed)) or [sessions])[: config.max_steps]
-    sparse = {id(m.weight) for m in policy.modules() if isinstance(m, torch.nn.Embedding)}
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in policy.parameters() if id(p) in sparse], "lr": config.lr_sparse},
-            {"params": [p for p in policy.parameters() if id(p) not in sparse], "lr": config.lr_dense},
-        ],
-        betas=(0.9, 0.95),
-        weight_decay=0.0,
-        fused=True,
-    )
-    before = _measure(policy, p_score, data, probe, tok, config, seed)
-    curve, said = [], time.monotonic()
-    for step, rows in enumerate(batches):
-        if step % config.sync_every == 0:
-            behaviour.load_state_dict(policy.state_dict())
-        policy.train()
-        batch = data.batch(rows, 8)
-        z, mask = policy.encode(batch)
-        weight = batch["target_mask"].float()
-        rsft, _ = ntp_loss(policy, batch["targets"], weight, z, mask)
-        rsft_total = rsft + config.item_loss_weight * item_loss(policy, batch["targets"], weight, z)
-        chosen = users[np.arange(step * config.users_per_step, (step + 1) * config.users_per_step) % len(users)]
-        ecpo, form, stats = _preference_losses(policy, behaviour, p_score, data.context(chosen), tok, config, generator)
-        loss = rsft_total + config.ecpo_weight * ecpo + config.format_weight * form
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.clip_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {norm.item()} at alignment step {step}; lower ecpo_weight")
-        optimizer.step()
-        for module in policy.modules():
-            if isinstance(module, MoE):
-                module.balance()
-        curve.append(
-            {"step": step + 1, **stats, "ecpo_loss": ecpo.item(), "rsft_loss": rsft.item(), "grad_norm": norm.item()}
-        )
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            progress(f"step {step + 1}/{len(batches)}  reward {stats['reward']:.4f}  legal {stats['legality']:.3f}")
-    after = _measure(policy, p_score, data, probe, tok, config, seed)
-    kept, reason = _decide(before, after, config)
-    if kept == "aligned":
-        save_model(policy, out)
-    else:
-        for name in ("model.safetensors", "config.json"):
-            shutil.copyfile(model / name, out / name)
-    shutil.copyfile(model / "optimizer.safetensors", out / "optimizer.safetensors")
-    metrics = {
-        "curve": curve,
-        **{f"{k}_before": v for k, v in before.items()},
-        **{f"{k}_after": v for k, v in after.items()},
-        "kept": kept,
-        "reason": reason,
-        "users": len(users),
-        "sessions": len(sessions),
-    }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    return metrics
+    return held, sessions, users
 
 
 def _longer_half(data: TrainingSet, rows: np.ndarray) -> np.ndarray:
@@ -153,75 +213,57 @@ def _longer_half(data: TrainingSet, rows: np.ndarray) -> np.ndarray:
     return order[len(order) // 2 :]
 
 
-def sequence_logp(model: OneRec, codes_BGL: Tensor, z: Tensor, mask: Tensor) -> Tensor:
-    """log pi(o | u) of code tuples, summed over the levels, [B, G]."""
-    levels = model.code_logits(codes_BGL, z, mask)
-    steps = [
-        torch.log_softmax(x.float(), -1).gather(2, codes_BGL[..., i : i + 1])[..., 0] for i, x in enumerate(levels)
+def _batches(data: TrainingSet, sessions: np.ndarray, config: AlignConfig, seed: int) -> list[np.ndarray]:
+    """Sessions in seeded passes until `min_steps` batches are there, at most `max_steps`."""
+    out: list[np.ndarray] = []
+    passes = 0
+    while not out or len(out) < config.min_steps:
+        out += data.batches(sessions, config.batch_size, seed + passes)
+        passes += 1
+        if passes > 1 and len(out) >= config.min_steps:
+            out = out[: config.min_steps]
+    return out[: config.max_steps]
+
+
+def _turns(data: TrainingSet, users: np.ndarray, count: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Contexts of `count` users at a time, round and round."""
+    at = np.arange(count)
+    while True:
+        yield data.context(users[at % len(users)])
+        at = (at + count) % len(users)
+
+
+def _optimizer(policy: OneRec, config: AlignConfig) -> torch.optim.AdamW:
+    """AdamW with one learning rate for embedding tables and one for the rest, without weight decay."""
+    sparse = {id(m.weight) for m in policy.modules() if isinstance(m, torch.nn.Embedding)}
+    groups = [
+        {"params": [p for p in policy.parameters() if id(p) in sparse], "base_lr": config.lr_sparse},
+        {"params": [p for p in policy.parameters() if id(p) not in sparse], "base_lr": config.lr_dense},
     ]
-    return torch.stack(steps).sum(0)
+    return torch.optim.AdamW(groups, lr=config.lr_dense, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
 
 
-def _preference_losses(
-    policy: OneRec,
-    behaviour: OneRec,
-    p_score: PScore,
-    context: dict[str, Tensor],
-    tok: Tokenizer,
-    config: AlignConfig,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor, dict]:
-    """ECPO loss on scored rollouts and format loss on free samples (both to be minimised), and what they saw."""
-    with torch.no_grad():
-        z_old, mask_old = behaviour.encode(context)
-        codes, beam_logp = beam_search(behaviour, z_old, mask_old, config.group_size, tok.trie)
-        item = tok.trie.lookup(codes)
-        valid = torch.isfinite(beam_logp)  # a surplus beam may spell an item that stands in the group already
-        reward = p_score.score(context, item.clamp_min(0))
-        free = sample_codes(behaviour, z_old, mask_old, config.format_samples, generator)
-        legal = tok.trie.lookup(free) >= 0
-        pick = torch.randperm(free.shape[1], generator=generator)[: config.format_k]
-        all_codes = torch.cat([codes, free[:, pick]], 1)
-        logp_old = sequence_logp(behaviour, all_codes, z_old, mask_old)
-    z, mask = policy.encode(context)
-    logp = sequence_logp(policy, all_codes, z, mask)
-    G = codes.shape[1]
-    preferred = ecpo_objective(logp[:, :G], logp_old[:, :G], group_advantage(reward, valid))
-    formed = ecpo_objective(logp[:, G:], logp_old[:, G:], format_advantage(legal[:, pick]))
-    stats = {"reward": reward[valid].mean().item(), "legality": legal.float().mean().item()}
-    return -preferred.mean(), -formed.mean(), stats
+def _marked(
+    rules: tuple[Rule, ...], items: Path | None, training_sets: list[Path], data: TrainingSet
+) -> list[np.ndarray]:
+    """The items that each rule marks, [N] bool each."""
+    if not rules:
+        return []
+    if items is None:
+        raise ValueError(f"{len(rules)} industrial rules but no items table; give the day's `items` partition")
+    traits = Traits.read(items, data.catalogue, popularity(training_sets)[0])
+    return [traits.marked(rule, int(data.now_s.max())) for rule in rules]
 
 
-@torch.no_grad()
-def _measure(
-    model: OneRec, p_score: PScore, data: TrainingSet, rows: np.ndarray, tok: Tokenizer, config: AlignConfig, seed: int
-) -> dict[str, float]:
-    """Mean P-Score of the legal items among the top 10, recall of the rows' targets, and legality of free samples."""
-    model.eval()
-    generator = torch.Generator().manual_seed(seed)
-    reward, recall, legality = [np.empty(0)], [], []
-    for chunk in np.array_split(rows, max(1, len(rows) // 256)):
-        context = data.context(chunk)
-        item, score, _ = rank_items(model, context, tok.trie, 2 * config.probe_k)
-        item = torch.where(torch.isfinite(score), item, -1)  # a surplus beam holds no item
-        first = item[:, :10]
-        reward.append(p_score.score(context, first.clamp_min(0))[first >= 0].numpy())
-        top = item[:, : config.probe_k].numpy()
-        recall += [np.isin(data.targets.row(i), top[j]).mean() for j, i in enumerate(chunk)]
-        z, mask = model.encode(context)
-        free = sample_codes(model, z, mask, 8, generator)
-        legality.append((tok.trie.lookup(free) >= 0).float().mean().item())
-    return {
-        "reward": float(np.concatenate(reward).mean()),
-        "recall_probe": float(np.mean(recall)),
-        "legality": float(np.mean(legality)),
-    }
+def _share(marked_N: np.ndarray, items: torch.Tensor) -> float:
+    """Share of marked items among those that are items."""
+    shown = items[items >= 0].numpy()
+    return float(marked_N[shown].mean()) if len(shown) else 0.0
 
 
-def _decide(before: dict[str, float], after: dict[str, float], config: AlignConfig) -> tuple[str, str]:
-    """Keep the aligned model unless the probe's recall fell past the limit."""
-    floor = before["recall_probe"] * (1 - config.allowed_recall_loss)
-    was, now = before["recall_probe"], after["recall_probe"]
-    if now < floor:
-        return "pretrained", f"recall of the probe fell from {was:.4f} to {now:.4f}, limit {floor:.4f}"
-    return "aligned", f"recall of the probe {was:.4f} -> {now:.4f}, limit {floor:.4f}"
+def _kept(before, after, config: AlignConfig) -> str:
+    limit = before.recall_probe * (1 - config.allowed_recall_loss)
+    return (
+        f"held-out recall {before.recall_probe:.4f} -> {after.recall_probe:.4f}, limit {limit:.4f}; reward "
+        f"{before.reward:.4f} -> {after.reward:.4f}"
+    )

@@ -1,4 +1,4 @@
-"""ECPO, the early-clipped group-relative policy optimisation (TR section 2.4.1), and the format reward's advantage.
+"""ECPO, the early-clipped group-relative policy optimisation (TR section 2.4.1).
 
 A policy ratio is per item: the product of its three code probabilities.
 """
@@ -32,8 +32,3 @@ def group_advantage(reward_BG: Tensor, valid_BG: Tensor) -> Tensor:
     variance = (torch.where(valid_BG, reward_BG - mean, 0.0) ** 2).sum(1, keepdim=True) / n
     advantage = (reward_BG - mean) / variance.sqrt().clamp_min(1e-6)
     return torch.where(valid_BG & (variance > 1e-12), advantage, 0.0)
-
-
-def format_advantage(legal_BK: Tensor) -> Tensor:
-    """1 for a legal sample, 0 (no gradient) for an illegal one, never negative (TR section 2.4.3)."""
-    return legal_BK.float()

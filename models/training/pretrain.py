@@ -93,7 +93,7 @@ def pretrain(
     recent: list[list[float]] = []
     for step, batch_rows in enumerate(batches):
         for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * scale * _learning_rate(step, len(batches), config.warmup_share)
+            group["lr"] = group["base_lr"] * scale * learning_rate(step, len(batches), config.warmup_share)
         batch = {k: v.to(device) for k, v in data.batch(batch_rows, config.max_targets).items()}
         w_BM = batch["target_mask"] * torch.from_numpy(weight[batch_rows]).to(device, torch.float32)[:, None]
         z, mask = model.encode(batch)
@@ -163,7 +163,7 @@ def _schedule(data: TrainingSet, rows: np.ndarray, epochs: int, config: Pretrain
     return out
 
 
-def _learning_rate(step: int, steps: int, warmup_share: float) -> float:
+def learning_rate(step: int, steps: int, warmup_share: float) -> float:
     """Linear warm-up, then cosine to a tenth."""
     warmup = max(1, round(steps * warmup_share))
     if step < warmup:

@@ -1,4 +1,4 @@
-"""ECPO at the worked ratios of its definition: value and gradient; advantages of groups and of the format reward."""
+"""ECPO at the worked ratios of its definition: value and gradient; advantages of groups."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.training.ecpo import ecpo_objective, format_advantage, group_advantage
+from models.training.ecpo import ecpo_objective, group_advantage
 
 # (advantage, pi / pi_old, value, coefficient of grad log pi), epsilon 0.2 and delta 0.1.
 TABLE = [
@@ -87,12 +87,3 @@ def test_invalid_samples_neither_get_an_advantage_nor_count_in_the_mean():
 def test_equal_rewards_or_too_few_samples_give_zero(valid):
     advantage = group_advantage(torch.full((1, 3), 0.3), torch.tensor([valid]))
     assert advantage[0].tolist() == [0.0, 0.0, 0.0]
-
-
-def test_format_advantage_is_never_negative_and_without_gradient_for_illegal_samples():
-    legal = torch.tensor([[True, False], [False, True]])
-    advantage = format_advantage(legal)
-    assert advantage.tolist() == [[1.0, 0.0], [0.0, 1.0]]
-    logp = torch.full((2, 2), -3.0, requires_grad=True)
-    ecpo_objective(logp, torch.full((2, 2), -3.0), advantage).sum().backward()
-    assert logp.grad.tolist() == [[1.0, 0.0], [0.0, 1.0]]

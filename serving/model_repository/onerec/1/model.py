@@ -1,5 +1,7 @@
 """Triton model `onerec`: verifies the release in ONEREC_RELEASE_DIR, loads it, answers one user a request.
 
+ONEREC_SELECT=p_score lets the release's reward model choose from the beam; without it the model's own order stands.
+
 Tensors cross by DLPack: the backend's own NumPy path returns empty arrays under NumPy 2.
 """
 
@@ -23,8 +25,10 @@ class TritonPythonModel:
     def initialize(self, args: dict) -> None:
         folder = Path(os.environ["ONEREC_RELEASE_DIR"])
         manifest = verify(folder)
-        self.recommender = Recommender.load(folder)
-        pb_utils.Logger.log_info(f"onerec: serving release {manifest.release_id}")
+        select = os.environ.get("ONEREC_SELECT", "")
+        self.recommender = Recommender.load(folder, select)
+        order = "P-Score chooses from the beam" if select else "the model's own order"
+        pb_utils.Logger.log_info(f"onerec: serving release {manifest.release_id}, {order}")
 
     def execute(self, requests: list) -> list:
         return [self._answer(request) for request in requests]

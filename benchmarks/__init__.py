@@ -1,0 +1,1 @@
+"""Benchmarks: one command each, results beside the code that made them."""

@@ -1,0 +1,65 @@
+"""ECPO beside RSFT alone, GRPO, GBPO and DPO on the same data, seeds and steps.
+
+python -m benchmarks.alignment.policies --prepared prepared/kuairand --seeds 1 2 3 --device cpu --jobs 8
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from benchmarks.alignment.harness import Benchmark, Column, main
+from benchmarks.alignment.measure import Evaluation, aligned, loop_numbers
+
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    "pretrained": None,
+    "rsft only": {
+        "preference.policy_weight": 0.0,
+        "preference.item_policy_weight": 0.0,
+        "preference.format_weight": 0.0,
+    },
+    "rsft + format": {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0},
+    "ecpo": {"objective.name": "ecpo"},
+    "ecpo no rsft": {"objective.name": "ecpo", "rsft_weight": 0.0},
+    "grpo": {"objective.name": "grpo"},
+    "grpo kl": {"objective.name": "grpo", "objective.kl_beta": 0.04},
+    "gbpo": {"objective.name": "gbpo"},
+    "dpo": {"objective.name": "dpo", "sync_every": 0},
+    "iterative dpo": {"objective.name": "dpo", "sync_every": 20},
+}
+
+
+def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    evaluation, changes = Evaluation(args), VARIANTS[variant]
+    if changes is None:
+        return evaluation.numbers(evaluation.pretrained, seed)
+    model, metrics = aligned(args, seed, changes)
+    return evaluation.numbers(model, seed) | loop_numbers(metrics) | {"curve": metrics["curve"]}
+
+
+if __name__ == "__main__":
+    main(
+        Benchmark(
+            module="benchmarks.alignment.policies",
+            title="Policy objectives: reward, recall, legality, gradients",
+            variants=list(VARIANTS),
+            one=one,
+            columns=[
+                Column(key="p_score", title="P-Score top 10"),
+                Column(key="pass@8", title="pass@8"),
+                Column(key="pass@64", title="pass@64"),
+                Column(key="pass@512", title="pass@512"),
+                Column(key="recall", title="recall@50"),
+                Column(key="recall_change", title="change"),
+                Column(key="recall_change_users", title="its half-width over users"),
+                Column(key="legality", title="legal free samples", digits=3),
+                Column(key="grad_norm_max", title="largest gradient norm", digits=1),
+                Column(key="grad_spikes", title="spikes", digits=1),
+                Column(key="ratio_max", title="largest ratio", digits=1),
+                Column(key="clipped", title="outside the clip", digits=3),
+                Column(key="align_seconds", title="seconds", digits=0),
+            ],
+            notes="pass@K is the best P-Score of K items by beam search, mean over users. A spike is a gradient norm "
+            "over five times the median of the twenty steps before.",
+        )
+    )
