@@ -11,6 +11,7 @@ import torch
 from models.inference import MAX_BEAM, Recommender
 from models.onerec.features import encode_events
 from models.onerec.ranking import rank_items
+from models.reward.pscore import PScore, PScoreConfig
 from tests.models.conftest import small_model
 
 STATIC = np.array([1, 2, 3])
@@ -77,6 +78,34 @@ def test_fewer_items_than_asked_when_nothing_is_left(recommender):
     everything = _ask(recommender, k=40, beam=40).item_ids
     assert _ask(recommender, exclude=everything[:37], k=5).item_ids.tolist() == everything[37:].tolist()
     assert len(_ask(recommender, exclude=everything).item_ids) == 0
+
+
+def test_the_reward_model_selects_from_the_whole_beam(recommender):
+    """Best of K: the k items with the highest P-Score of all that a beam of width K generates, less the excluded."""
+    model, tokenizer = recommender.model, recommender.tokenizer
+    torch.manual_seed(5)
+    p_score = PScore(PScoreConfig(codebook_size=4, items=40, static_features=3), model.sid_NL[:-1]).eval()
+    selecting = Recommender(model, tokenizer, p_score)
+    plain = _ask(recommender, k=20, beam=20)
+    unwanted = plain.item_ids[:2]
+    got = _ask(selecting, k=5, beam=20, exclude=unwanted)
+    batch = {"static": torch.from_numpy(STATIC)[None]}
+    for name, events in (("short", _events(9)[-5:]), ("positive", _events(4)), ("lifelong", _events(0))):
+        encoded = encode_events(events, np.full(len(events), NOW), tokenizer.catalogue, 32, 16)
+        batch[name] = torch.from_numpy(encoded)[None]
+        batch[f"{name}_mask"] = torch.ones(1, len(events), dtype=torch.bool)
+    candidates = plain.item_ids[2:]
+    score = p_score.score(batch, torch.from_numpy(candidates // 10)[None])[0].numpy()
+    assert got.item_ids.tolist() == candidates[np.argsort(-score)[:5]].tolist()
+    np.testing.assert_allclose(got.scores, np.sort(score)[::-1][:5], rtol=1e-6)
+    assert tokenizer.trie.lookup(torch.from_numpy(got.sids)).tolist() == (got.item_ids // 10).tolist()
+    everything = _ask(recommender, k=40, beam=40).item_ids
+    assert len(_ask(selecting, exclude=everything).item_ids) == 0
+
+
+def test_an_unknown_selection_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="select is 'best'"):
+        Recommender.load(tmp_path, select="best")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -54,13 +55,14 @@ def trained(world, tmp_path_factory) -> dict[str, Path]:
 
 def _align(world: World, trained: dict[str, Path], out: Path, **changes) -> dict:
     out.mkdir()
-    sets = changes.pop("training_sets", world.training[1:])
+    sets, items = changes.pop("training_sets", world.training[1:]), changes.pop("items", None)
     return align(
         training_sets=sets,
         tokenizer=world.tokenizer,
         **trained,
         out=out,
         seed=2,
+        items=items,
         progress=lambda _: None,
         config=AlignConfig(**(SMALL | changes)),
     )
@@ -103,7 +105,7 @@ def test_the_loop_looks_at_the_probe_and_stops(world, trained, tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_keeps_the_pretrained_model(world, trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("models.training.align.item_loss", lambda *args: torch.tensor(float("nan"), requires_grad=True))
+    monkeypatch.setattr("models.training.align.item_loss", lambda policy, *rest: policy.bos_D.sum() * float("nan"))
     metrics = _align(world, trained, tmp_path / "a")
     assert metrics["kept"] == "pretrained" and "gradient norm is nan at step 1" in metrics["reason"]
     assert metrics["curve"] == []
@@ -164,9 +166,12 @@ def test_a_small_day_is_passed_over_until_min_steps(world, trained, tmp_path):
 
 
 def test_industrial_rules_are_reported_with_their_shares(world, trained, tmp_path):
+    items = tmp_path / "items.parquet"
     rule = Rule(name="half", item_ids=tuple(range(0, 48, 2)), share=0.1, factor=0.5)
+    table = pq.read_table(world.items)
+    pq.write_table(table.append_column("upload_time", pa.nulls(len(table), pa.timestamp("ms", "UTC"))), items)
     metrics = _align(
-        world, trained, tmp_path / "a", items=world.items, rules=(rule,), allowed_recall_loss=1.0, exposure_window=50
+        world, trained, tmp_path / "a", items=items, rules=(rule,), allowed_recall_loss=1.0, exposure_window=50
     )
     share = metrics["industrial"]["half"]
     assert share["target"] == 0.1 and 0 < share["before"] <= 1 and 0 <= share["after"] <= 1
