@@ -7,7 +7,8 @@ below its reference by more than the 95 % interval of the difference (paired, ov
 gains 0.1/N and the next trial begins. The base is the best trial so far: a trial replaces it when fewer objectives
 fall, or as many with a smaller largest gap. A trial trains the fusion tower alone, over one set of trained towers: they
 get no gradient from it anyway, and hundreds of small raises become affordable. Validation users decide; test users are
-never looked at. Everything follows from the seed.
+never looked at. An objective with fewer than FEWEST rows of its rarer class among them keeps its weight: a handful of
+hated videos would otherwise steer everything. Everything follows from the seed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from models.onerec.features import LABELS
 from models.reward.losses import SCORE_BALANCE, ClassWeights, score_loss
-from models.reward.measure import CHUNK, Said, impressions, predict
+from models.reward.measure import CHUNK, impressions, predict
 from models.reward.pscore import PScore
 from models.reward.quality import Estimate, auc_gap
 from models.reward.train import (
@@ -44,6 +45,7 @@ from models.training.checkpoint import Tokenizer
 from models.training.data import TrainingSet
 
 HEAD_BATCH = 512
+FEWEST = 30  # rows of the rarer class under which an AUC is luck
 Gaps = Mapping[str, Estimate]  # AUC of the P-Score minus that of the objective's own model
 
 
@@ -105,6 +107,7 @@ class SourceTrials:
         *,
         seed: int,
         epochs: int,
+        fewest: int = FEWEST,
         device: str = "cpu",
         progress: Callable[[str], None] = print,
     ) -> None:
@@ -113,25 +116,25 @@ class SourceTrials:
         self.train = rows[~np.isin(fold, [*TEST, *CALIBRATION, *VALIDATION])]
         self.validation = rows[np.isin(fold, VALIDATION)]
         self.seed, self.epochs = seed, epochs
+        _, y, known = impressions(data, self.validation)
+        positives = (y * known).sum((0, 1))
+        rarer = torch.minimum(positives, known.sum((0, 1)) - positives).int().tolist()
+        judged = [name for name, rows_of in zip(LABELS, rarer) if rows_of >= max(fewest, 1)]
+        progress(f"rows of the rarer class {dict(zip(LABELS, rarer))}; judged: {', '.join(judged) or 'none'}")
         self.reference: dict[str, np.ndarray] = {}
-        for name in (*LABELS, ""):
+        for name in (*judged, ""):
             torch.manual_seed(seed)
             model = new_model(data, tok).to(device)
             set_categories(model, data, tok, items)
             chosen = (name,) if name else LABELS
             fit(model, data, self.train, seed=seed, epochs=epochs, objectives=chosen, progress=lambda _: None)
             if name:
-                self._refer(name, predict(model, data, self.validation), progress)
+                self.reference[name] = predict(model, data, self.validation).towers[:, LABELS.index(name)]
+                progress(f"reference {name}")
         self.head = model.fusion.cpu()
         self.x, self.y, self.known, _ = frozen(model, data, self.train)
         self.x_val, self.y_val, self.known_val, self.user_val = frozen(model, data, self.validation)
         self.classes = ClassWeights.of(self.y, self.known, SCORE_BALANCE)
-
-    def _refer(self, name: str, said: Said, progress: Callable[[str], None]) -> None:
-        i = LABELS.index(name)
-        if 0 < said.y[said.known[:, i], i].sum() < said.known[:, i].sum():
-            self.reference[name] = said.towers[:, i]
-        progress(f"reference {name}" + ("" if name in self.reference else ": one class only, left out"))
 
     def __call__(self, weights: dict[str, float]) -> Gaps:
         score, gaps = self._score(weights), {}
@@ -188,6 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, default=200, help="trials (200)")
     parser.add_argument("--step", type=float, default=0.1, help="raise a trial, times 1/N (0.1)")
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--fewest", type=int, default=FEWEST, help=f"rows of the rarer class to be judged ({FEWEST})")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
@@ -196,7 +200,9 @@ def main(argv: list[str] | None = None) -> None:
     if not sets:
         raise SystemExit(f"no dt=<day>/part-0.parquet up to {a.until} in {a.training_sets}; give the training folder")
     tok = Tokenizer.load(a.tokenizer)
-    measure = SourceTrials(labelled(sets, tok), tok, a.items, seed=a.seed, epochs=a.epochs, device=a.device)
+    measure = SourceTrials(
+        labelled(sets, tok), tok, a.items, seed=a.seed, epochs=a.epochs, fewest=a.fewest, device=a.device
+    )
     base, trials = search_weights(measure, LABELS, budget=a.budget, step=a.step)
     found = {
         "weights": base.weights,

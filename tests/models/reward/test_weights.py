@@ -12,7 +12,7 @@ from models.reward.quality import Estimate
 from models.reward.train import TEST, fold_of, labelled
 from models.reward.weights import SourceTrials, Trial, main, search_weights
 from models.training.checkpoint import Tokenizer
-from tests.models.conftest import simulate_days
+from tests.models.conftest import LIKE, simulate_days
 
 NAMES = ("a", "b", "c")
 QUIET = {"progress": lambda _: None}
@@ -83,6 +83,18 @@ def test_on_a_source_it_repeats_by_seed_and_leaves_out_objectives_nobody_shows(w
     assert set(found["weights"]) == set(LABELS) and min(found["weights"].values()) > 0
     assert set(found["gaps"]) <= {"click", "long_view", "like", "hate"} and "like" in found["gaps"]
     assert 1 <= len(found["trials"]) <= 2
+
+
+def test_an_objective_with_a_handful_of_rows_is_not_judged(world, days):
+    tok, said = Tokenizer.load(world.tokenizer), []
+    data = labelled(days, tok)
+    shown = {"seed": 1, "epochs": 1, "progress": said.append}
+    counts = SourceTrials(data, tok, None, **shown)
+    held = counts.validation
+    likes = sum(int(((data.shown.row(i)[:, 1] & LIKE) > 0).sum()) for i in held)
+    assert f"'like': {likes}" in said[0] and set(counts.reference) <= {"click", "long_view", "like", "hate"}
+    assert set(SourceTrials(data, tok, None, fewest=likes, **shown).reference) == {"click", "long_view", "like"}
+    assert SourceTrials(data, tok, None, fewest=10_000, **shown)(dict.fromkeys(LABELS, 1.0)) == {}
 
 
 def test_searching_never_looks_at_test_users(world, days):
