@@ -25,13 +25,13 @@ TOWER_BALANCE, SCORE_BALANCE, MOST_WEIGHT = 0.25, 0.5, 100.0
 # target is "not hated".
 WEIGHTS = {
     "click": 1.0,
-    "long_view": 2.0,
-    "like": 4.7,
+    "long_view": 1.0,
+    "like": 1.0,
     "follow": 1.0,
     "comment": 1.0,
     "forward": 1.0,
     "hate": 1.0,
-    "profile_enter": 1.0,
+    "profile_enter": 1.2,
 }
 
 
