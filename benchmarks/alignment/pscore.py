@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     a = parser.parse_args(argv)
     if len(a.seeds) > len(T95):
         parser.error(f"at most {len(T95)} seeds")
-    begun = time.monotonic()
+    begun, measured_at = time.monotonic(), commit()  # a long run may see later commits
     jobs = [(seed, name) for seed in a.seeds for name in ("", *LABELS)]
     train = functools.partial(one_model, a.workspace, a.day, a.days, a.epochs, a.device)
     if a.workers == 1:
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     head = [
         "# P-Score beside single-objective models and a hand-weighted sum",
         "",
-        f"Date {dt.date.today()}, commit `{commit()}`, seeds {a.seeds}, {len(a.seeds)} x {1 + len(LABELS)} models, "
+        f"Date {dt.date.today()}, commit `{measured_at}`, seeds {a.seeds}, {len(a.seeds)} x {1 + len(LABELS)} models, "
         f"{a.epochs} epochs over {a.days} days, {time.monotonic() - begun:.0f} s.",
         f"Hardware: {hardware(a.device)}, {a.workers} at once.",
         "",

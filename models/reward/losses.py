@@ -21,16 +21,17 @@ from models.onerec.features import LABELS
 from models.reward.pscore import Outputs
 
 TOWER_BALANCE, SCORE_BALANCE, MOST_WEIGHT = 0.25, 0.5, 100.0
-# w^xtr, all positive; hate's target is "not hated". Only ratios matter.
+# w^xtr, all positive, only ratios matter; found by models/reward/weights.py on KuaiRand (docs/decisions.md). Hate's
+# target is "not hated".
 WEIGHTS = {
-    "click": 0.5,
+    "click": 1.0,
     "long_view": 1.0,
     "like": 1.0,
     "follow": 1.0,
     "comment": 1.0,
     "forward": 1.0,
     "hate": 1.0,
-    "profile_enter": 0.5,
+    "profile_enter": 1.2,
 }
 
 

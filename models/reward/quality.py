@@ -2,7 +2,7 @@
 
     auc(score, y, user)                     # Estimate(value, low, high), 95 %
     auc_gap(score, other, y, user)          # the difference of two scores' AUC on the same rows
-    gauc(score, y, user, seed)              # mean of the users' AUC, weighted by their impressions
+    gauc(score, y, user, seed)              # mean of the users' AUC, weighted by their impressions; gauc_gap likewise
     calibration(probability, y)             # expected calibration error, predicted / observed
 
 Impressions of one user resemble each other, so an interval that counts them as independent is too narrow. Users are the
@@ -16,7 +16,7 @@ import dataclasses
 import numpy as np
 
 Z95 = 1.959964
-BINS = 20
+BINS, RESAMPLES = 20, 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,23 +84,36 @@ def _estimate(part: np.ndarray, y: np.ndarray, user: np.ndarray, least: float, m
     return Estimate(theta, max(theta - half, least), min(theta + half, most))
 
 
-def gauc(score: np.ndarray, y: np.ndarray, user: np.ndarray, seed: int, resamples: int = 500) -> Estimate | None:
+def gauc(score: np.ndarray, y: np.ndarray, user: np.ndarray, seed: int) -> Estimate | None:
     """Mean AUC within users, weighted by their impressions, over users with both classes; None without such a user.
 
     The interval is a seeded bootstrap over those users.
     """
+    return _mean_over_users(*_within_users(score, y, user), seed)
+
+
+def gauc_gap(score: np.ndarray, other: np.ndarray, y: np.ndarray, user: np.ndarray, seed: int) -> Estimate | None:
+    """GAUC of `score` minus that of `other` on the same rows, paired within users; None where gauc has none."""
+    rows, own = _within_users(score, y, user)
+    return _mean_over_users(rows, own - _within_users(other, y, user)[1], seed)
+
+
+def _within_users(score: np.ndarray, y: np.ndarray, user: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and AUC of each user with both classes."""
     user = np.unique(user, return_inverse=True)[1]
-    rank = midranks(score, user)
     rows, positives = np.bincount(user), np.bincount(user, y > 0)
+    rank_sum = np.bincount(user, midranks(score, user) * (y > 0))
     both = (positives > 0) & (positives < rows)
-    if not both.any():
-        return None
-    rank_sum = np.bincount(user, rank * (y > 0))[both]
     n, p = rows[both].astype(float), positives[both]
-    weighted = n * (rank_sum - p * (p + 1) / 2) / (p * (n - p))
-    drawn = np.random.default_rng(seed).integers(len(n), size=(resamples, len(n)))
-    low, high = np.quantile(weighted[drawn].sum(1) / n[drawn].sum(1), [0.025, 0.975])
-    return Estimate(float(weighted.sum() / n.sum()), float(low), float(high))
+    return n, (rank_sum[both] - p * (p + 1) / 2) / (p * (n - p))
+
+
+def _mean_over_users(rows: np.ndarray, value: np.ndarray, seed: int) -> Estimate | None:
+    if not len(rows):
+        return None
+    drawn = np.random.default_rng(seed).integers(len(rows), size=(RESAMPLES, len(rows)))
+    low, high = np.quantile((rows * value)[drawn].sum(1) / rows[drawn].sum(1), [0.025, 0.975])
+    return Estimate(float((rows * value).sum() / rows.sum()), float(low), float(high))
 
 
 def calibration(probability: np.ndarray, y: np.ndarray, bins: int = BINS) -> tuple[float, float | None]:

@@ -2,13 +2,14 @@
 
     python -m models.reward.weights --training-sets var/<source>/features/training --tokenizer <dir> --out weights.json
 
-Every objective has a single-objective model as reference. Weights start equal at 1/N. While an objective's AUC lies
+Every objective has a single-objective model as reference. Weights start equal at 1/N. While an objective's GAUC lies
 below its reference by more than the 95 % interval of the difference (paired, over users), the one with the largest gap
 gains 0.1/N and the next trial begins. The base is the best trial so far: a trial replaces it when fewer objectives
-fall, or as many with a smaller largest gap. A trial trains the fusion tower alone, over one set of trained towers: they
-get no gradient from it anyway, and hundreds of small raises become affordable. Validation users decide; test users are
-never looked at. An objective with fewer than FEWEST rows of its rarer class among them keeps its weight: a handful of
-hated videos would otherwise steer everything. Everything follows from the seed.
+fall, or as many with a smaller largest gap. GAUC as in Pantheon, because alignment and serving only ever compare the
+scores of one user; `--by auc` compares across users too. A trial trains the fusion tower alone, over one set of trained
+towers: they get no gradient from it anyway, and hundreds of small raises become affordable. Validation users decide;
+test users are never looked at. An objective with fewer than FEWEST rows of its rarer class among them keeps its weight:
+a handful of hated videos would otherwise steer everything. Everything follows from the seed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from models.onerec.features import LABELS
 from models.reward.losses import SCORE_BALANCE, ClassWeights, score_loss
 from models.reward.measure import CHUNK, impressions, predict
 from models.reward.pscore import PScore
-from models.reward.quality import Estimate, auc_gap
+from models.reward.quality import Estimate, auc_gap, gauc_gap
 from models.reward.train import (
     CALIBRATION,
     LEARNING_RATE,
@@ -46,7 +47,7 @@ from models.training.data import TrainingSet
 
 HEAD_BATCH = 512
 FEWEST = 30  # rows of the rarer class under which an AUC is luck
-Gaps = Mapping[str, Estimate]  # AUC of the P-Score minus that of the objective's own model
+Gaps = Mapping[str, Estimate]  # GAUC (or AUC) of the P-Score minus that of the objective's own model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Trial:
 
     @property
     def fallen(self) -> list[str]:
-        """Objectives whose loss of AUC is beyond its interval, the largest loss first."""
+        """Objectives whose loss is beyond its interval, the largest loss first."""
         return sorted((n for n, g in self.gaps.items() if g.high < 0), key=lambda n: self.gaps[n].value)
 
     @property
@@ -108,6 +109,7 @@ class SourceTrials:
         seed: int,
         epochs: int,
         fewest: int = FEWEST,
+        by: str = "gauc",
         device: str = "cpu",
         progress: Callable[[str], None] = print,
     ) -> None:
@@ -115,7 +117,7 @@ class SourceTrials:
         fold = fold_of(data.user_id[rows])
         self.train = rows[~np.isin(fold, [*TEST, *CALIBRATION, *VALIDATION])]
         self.validation = rows[np.isin(fold, VALIDATION)]
-        self.seed, self.epochs = seed, epochs
+        self.seed, self.epochs, self.by = seed, epochs, by
         _, y, known = impressions(data, self.validation)
         positives = (y * known).sum((0, 1))
         rarer = torch.minimum(positives, known.sum((0, 1)) - positives).int().tolist()
@@ -138,12 +140,12 @@ class SourceTrials:
 
     def __call__(self, weights: dict[str, float]) -> Gaps:
         score, gaps = self._score(weights), {}
-        for i, name in enumerate(LABELS):
+        for name, reference in self.reference.items():
+            i = LABELS.index(name)
             has = self.known_val[:, i].numpy() > 0
-            if name in self.reference:
-                y = self.y_val[has, i].numpy()
-                gap = auc_gap(score[has], self.reference[name][has], y, self.user_val[has])
-                assert gap is not None  # both classes are there, or the objective would have no reference
+            own, other, y, user = score[has], reference[has], self.y_val[has, i].numpy(), self.user_val[has]
+            gap = gauc_gap(own, other, y, user, self.seed) if self.by == "gauc" else auc_gap(own, other, y, user)
+            if gap is not None:
                 gaps[name] = gap
         return gaps
 
@@ -190,6 +192,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--until", default="9999", help="last day, YYYY-MM-DD")
     parser.add_argument("--budget", type=int, default=200, help="trials (200)")
     parser.add_argument("--step", type=float, default=0.1, help="raise a trial, times 1/N (0.1)")
+    parser.add_argument("--by", choices=("gauc", "auc"), default="gauc")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--fewest", type=int, default=FEWEST, help=f"rows of the rarer class to be judged ({FEWEST})")
     parser.add_argument("--seed", type=int, default=7)
@@ -200,9 +203,8 @@ def main(argv: list[str] | None = None) -> None:
     if not sets:
         raise SystemExit(f"no dt=<day>/part-0.parquet up to {a.until} in {a.training_sets}; give the training folder")
     tok = Tokenizer.load(a.tokenizer)
-    measure = SourceTrials(
-        labelled(sets, tok), tok, a.items, seed=a.seed, epochs=a.epochs, fewest=a.fewest, device=a.device
-    )
+    how = {"seed": a.seed, "epochs": a.epochs, "fewest": a.fewest, "by": a.by, "device": a.device}
+    measure = SourceTrials(labelled(sets, tok), tok, a.items, **how)
     base, trials = search_weights(measure, LABELS, budget=a.budget, step=a.step)
     found = {
         "weights": base.weights,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from models.reward.quality import Z95, auc, auc_gap, calibration, gauc, midranks
+from models.reward.quality import Z95, auc, auc_gap, calibration, gauc, gauc_gap, midranks
 
 
 def rows(seed: int, n: int, users: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -37,6 +37,7 @@ def test_auc_of_one_class_is_unknown(y):
     nothing = np.zeros(len(y))
     assert auc(nothing, np.array(y), nothing) is None and auc_gap(nothing, nothing, np.array(y), nothing) is None
     assert gauc(nothing, np.array(y), nothing, 0) is None
+    assert gauc_gap(nothing, nothing, np.array(y), nothing, 0) is None
 
 
 def test_auc_by_hand():
@@ -127,6 +128,16 @@ def test_gauc_is_the_weighted_mean_of_each_users_auc():
     assert found.value == pytest.approx(total / weight) and found.low < found.value < found.high
     assert found == gauc(score, y, user, seed=1) != gauc(score, y, user, seed=2)
     assert gauc(score + 100 * user, y, user, seed=1).value == pytest.approx(found.value)  # a user's level is no merit
+
+
+def test_the_gap_of_gaucs_is_paired_within_users():
+    score, y, user = rows(5, 400, 40)
+    other = np.round(score + np.random.default_rng(3).normal(size=400), 1)
+    gap = gauc_gap(score, other, y, user, seed=1)
+    assert gap.value == pytest.approx(gauc(score, y, user, 1).value - gauc(other, y, user, 1).value)
+    assert gap.low < gap.value < gap.high and gap == gauc_gap(score, other, y, user, seed=1)
+    same = gauc_gap(score, 2 * score + user, y, user, seed=1)
+    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
 
 
 def test_calibration_by_hand():
