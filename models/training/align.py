@@ -48,8 +48,8 @@ class AlignConfig:
     lr_dense: float = 8e-5
     warmup_share: float = 0.05  # then annealed to a tenth, as in pre-training
     clip_norm: float = 1.0
-    batch_size: int = 32
-    min_steps: int = 80  # a small day is passed over several times
+    batch_size: int = 128
+    min_steps: int = 20  # a small day is passed over several times
     max_steps: int = 400
     rsft_weight: float = 1.0
     item_loss_weight: float = 1.0
