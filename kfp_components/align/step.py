@@ -29,6 +29,6 @@ def run(run: Run, *, features: Outcome, tokenizer: Outcome, pretrained: Outcome,
     return run.step(
         "align",
         inputs=[features, tokenizer, pretrained, reward],
-        rooms=("models/training", "models/onerec", "models/tokenizer/trie.py", "models/reward/pscore.py"),
+        rooms=("models/training", "models/onerec", "models/tokenizer/trie.py", "models/reward"),
         body=body,
     )
