@@ -42,7 +42,7 @@ EXPOSED = 10  # items of a list that a user is taken to see, for the exposure of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlignConfig:
-    """Published: half of the sessions dropped, 1 % of RSFT's users. Half the published learning rates, as the batches are
+    """Published: half of the sessions dropped, 1 % of its users. Half the published learning rates, as batches are
     small; this and the rest: docs/decisions.md."""
 
     lr_sparse: float = 5e-5
