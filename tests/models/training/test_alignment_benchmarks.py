@@ -1,4 +1,4 @@
-"""Every alignment benchmark runs one variant on a tiny prepared folder, and its table holds what the variant returned."""
+"""Every alignment benchmark runs a variant on a tiny prepared folder; intervals and tables are what they say."""
 
 from __future__ import annotations
 
