@@ -56,6 +56,8 @@ class Recommender:
         """
         if select not in SELECTIONS:
             raise ValueError(f"select is {select!r}; choose one of {list(SELECTIONS)} (empty: the model's own order)")
+        if select and not (release / "reward").is_dir():
+            raise ValueError(f"{release.name} has no reward model to select by; publish one, or serve without `select`")
         tokenizer = Tokenizer.load(release / "tokenizer")
         p_score = PScore.load(release / "reward", tokenizer) if select else None
         return cls(load_model(release / "model", tokenizer), tokenizer, p_score)

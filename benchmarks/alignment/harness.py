@@ -57,7 +57,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     p.add_argument("--prepared", type=Path, required=True, help="folder written by benchmarks.alignment.prepare")
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--device", default="cpu", help="cpu or cuda")
-    p.add_argument("--steps", type=int, default=80, help="alignment steps (80)")
+    p.add_argument("--steps", type=int, default=120, help="alignment steps (120)")
     p.add_argument("--users", type=int, default=1000, help="evaluation users (1000)")
     p.add_argument("--jobs", type=int, default=1, help="processes at a time (1)")
     p.add_argument("--variants", nargs="+", help="only these variants")

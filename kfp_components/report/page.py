@@ -253,7 +253,7 @@ def _aucs(reward: dict[str, Any]) -> Markup:
 def _alignment(a: dict[str, Any]) -> list[Markup]:
     curve = a.get("curve", [])
     reward = line_chart(
-        title="ECPO reward",
+        title="Reward of the rollouts",
         x_label="alignment step",
         y_label="mean P-Score of the rollouts",
         series=[_series(curve, "reward", "reward")],

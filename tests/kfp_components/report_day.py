@@ -275,9 +275,19 @@ def _align() -> dict:
         "legality_before": 0.802,
         "legality_after": 0.8944,
         "kept": "aligned",
-        "reason": "recall of the probe 0.2011 -> 0.1997, limit 0.1951",
+        "reason": "held-out recall 0.2011 -> 0.1997, limit 0.1951; reward 0.4102 -> 0.4713",
         "users": 256,
         "sessions": 7_001,
+        "steps": 60,
+        "objective": "ecpo",
+        "on_policy_share": 0.25,
+        "staleness_mean": 1.5,
+        "grad_spikes": 0,
+        "grad_norm_max": 11.25,
+        "ratio_max": 2.3,
+        "entropy_first": 7.04,
+        "entropy_last": 6.49,
+        "industrial": {"content farms": {"target": 0.05, "before": 0.091, "after": 0.062}},
     }
 
 

@@ -106,6 +106,8 @@ def test_the_reward_model_selects_from_the_whole_beam(recommender):
 def test_an_unknown_selection_is_refused(tmp_path):
     with pytest.raises(ValueError, match="select is 'best'"):
         Recommender.load(tmp_path, select="best")
+    with pytest.raises(ValueError, match="no reward model to select by"):
+        Recommender.load(tmp_path, select="p_score")
 
 
 @pytest.mark.parametrize(

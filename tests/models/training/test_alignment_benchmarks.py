@@ -1,0 +1,125 @@
+"""Every alignment benchmark runs a variant on a tiny prepared folder; intervals and tables are what they say."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.alignment import (
+    format_reward,
+    group_size,
+    harness,
+    industrial,
+    policies,
+    rollout_speed,
+    selection,
+    true_reward,
+)
+from benchmarks.alignment.measure import Evaluation, configure
+from models.reward.train import train_reward
+from models.training.pretrain import PretrainConfig, pretrain
+from tests.models.conftest import FIRST_DAY_S
+
+DIM = 4
+
+
+@pytest.fixture(scope="module")
+def prepared(world, tmp_path_factory) -> Path:
+    """What `prepare.py` copies, made from the tests' world, with a truth drawn at random."""
+    out = tmp_path_factory.mktemp("prepared")
+    for name in ("model", "reward"):
+        (out / name).mkdir()
+    common = {"training_sets": world.training, "tokenizer": world.tokenizer, "previous": None, "seed": 1}
+    pretrain(**common, out=out / "model", progress=lambda _: None, config=PretrainConfig(min_steps=1, batch_size=16))
+    train_reward(**common, out=out / "reward", progress=lambda _: None)
+    shutil.copytree(world.tokenizer, out / "tokenizer")
+    shutil.copyfile(world.training[-1], out / "training.parquet")
+    shutil.copyfile(world.evaluation, out / "evaluation.parquet")
+    items = pq.read_table(world.items)
+    uploaded = pa.array([FIRST_DAY_S * 1000] * len(items), pa.timestamp("ms", "UTC"))
+    pq.write_table(items.append_column("upload_time", uploaded), out / "items.parquet")
+    rng = np.random.default_rng(0)
+    (out / "truth").mkdir()
+    day = pa.array([np.datetime64("2022-05-07")] * 64, pa.date32())
+    taste = pa.array(rng.normal(size=(64, DIM)).tolist())
+    pq.write_table(pa.table({"user_id": np.arange(64), "dt": day, "taste": taste}), out / "truth" / "tastes.parquet")
+    vector, quality = pa.array(rng.normal(size=(48, DIM)).tolist()), rng.normal(size=48)
+    pq.write_table(
+        pa.table({"item_id": np.arange(48), "vector": vector, "quality": quality}), out / "truth" / "items.parquet"
+    )
+    return out
+
+
+@pytest.fixture
+def args(prepared) -> argparse.Namespace:
+    return argparse.Namespace(
+        prepared=prepared, device="cpu", steps=2, users=12, widest=8, day=None, factor=0.5, batch=4, rounds=1
+    )
+
+
+@pytest.mark.parametrize(
+    "module, variant",
+    [
+        (policies, "pretrained"),
+        (policies, "dpo"),
+        (format_reward, "top 5, free beam"),
+        (group_size, "sampling top-k 50, top-p .95"),
+        (industrial, "both"),
+        (rollout_speed, "G 32"),
+        (selection, "best of 32"),
+        (true_reward, "ecpo"),
+    ],
+)
+def test_one_variant_returns_finite_numbers(module, variant, args):
+    result = module.one(variant, 1, args)
+    numbers = {k: v for k, v in result.items() if isinstance(v, float)}
+    assert len(numbers) >= 3 and all(math.isfinite(v) for v in numbers.values())
+    json.dumps(result)
+
+
+def test_every_variant_is_a_valid_configuration():
+    for module in (policies, format_reward, group_size, true_reward):
+        for changes in module.VARIANTS.values():
+            configure(changes or {}, 5)
+
+
+def test_true_preference_is_the_simulators(prepared):
+    users, items = np.array([3, 0]), np.array([7, 1, 40])
+    found = true_reward.truth(prepared / "truth", users, None, items)
+    tastes, table = (pq.read_table(prepared / "truth" / f"{n}.parquet") for n in ("tastes", "items"))
+    for i, user in enumerate(users):
+        for j, item in enumerate(items):
+            taste, vector = (
+                np.array(t[c].to_pylist()[k]) for t, c, k in ((tastes, "taste", user), (table, "vector", item))
+            )
+            assert found[i, j] == pytest.approx(3.5 * taste @ vector + 0.4 * table["quality"].to_pylist()[item])
+
+
+def test_recall_is_that_of_unseen_positives(args):
+    evaluation = Evaluation(args)
+    assert len(evaluation.rows) == 12
+    for row, relevant in zip(evaluation.rows, evaluation.relevant):
+        assert len(relevant) and not set(relevant) & set(evaluation.data.seen.row(row))
+    everything = np.tile(np.arange(48), (12, 1))
+    assert evaluation.recall(everything).tolist() == [1.0] * 12
+    assert evaluation.recall(np.full((12, 5), -1)).tolist() == [0.0] * 12
+
+
+def test_the_interval_is_students():
+    mean, half = harness.interval([1.0, 2.0, 3.0])
+    assert mean == 2.0 and half == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
+    assert math.isnan(harness.interval([1.0])[1])
+
+
+def test_the_table_has_a_row_a_variant():
+    results = [{"variant": "a", "x": 1.0}, {"variant": "a", "x": 3.0}, {"variant": "b"}]
+    lines = harness.table(results, ["a", "b"], [harness.Column(key="x", title="X", digits=1)]).splitlines()
+    assert lines[0] == "| variant | X |" and lines[2].startswith("| a | 2.0 ± 12.7 |") and lines[3] == "| b | – |"
