@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import shutil
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def prepared(world, tmp_path_factory) -> Path:
     pq.write_table(items.append_column("upload_time", uploaded), out / "items.parquet")
     rng = np.random.default_rng(0)
     (out / "truth").mkdir()
-    day = pa.array([np.datetime64("2022-05-07")] * 64, pa.date32())
+    day = pa.array([date(2022, 5, 7)] * 64, pa.date32())
     taste = pa.array(rng.normal(size=(64, DIM)).tolist())
     pq.write_table(pa.table({"user_id": np.arange(64), "dt": day, "taste": taste}), out / "truth" / "tastes.parquet")
     vector, quality = pa.array(rng.normal(size=(48, DIM)).tolist()), rng.normal(size=48)
