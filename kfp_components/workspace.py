@@ -95,11 +95,12 @@ class Workspace:
 def check_day(day: str) -> str:
     """The day itself when it reads YYYY-MM-DD, else ValueError."""
     try:
-        if dt.date.fromisoformat(day).isoformat() == day:
-            return day
+        written = dt.date.fromisoformat(day).isoformat()
     except ValueError:
-        pass
-    raise ValueError(f"{day!r} is not a day; write it as YYYY-MM-DD")
+        written = None
+    if written != day:  # also 20220505 and 2022-W18-4, which name a day in another way
+        raise ValueError(f"{day!r} is not a day; write it as YYYY-MM-DD")
+    return day
 
 
 def day_before(day: str) -> str:

@@ -89,7 +89,8 @@ def test_one_variant_returns_finite_numbers(module, variant, args):
 def test_every_variant_is_a_valid_configuration():
     for module in (policies, format_reward, group_size, true_reward):
         for changes in module.VARIANTS.values():
-            configure(changes or {}, 5)
+            config = configure(changes or {}, 5)
+            assert config.min_steps == config.max_steps == 5 and config.allowed_recall_loss == 1.0
 
 
 def test_true_preference_is_the_simulators(prepared):
