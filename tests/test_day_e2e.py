@@ -153,7 +153,7 @@ def test_the_same_day_again_reuses_every_step(root, workspace, outcomes) -> None
     again = run(["make", "daily", f"DATE={DAY}"], root)
     assert again.returncode == 0, again.stdout + again.stderr
     reused = [line.split()[0] for line in again.stdout.splitlines() if "reused (took" in line]
-    assert reused == list(STEPS)
+    assert sorted(reused) == sorted(STEPS)  # each once; pretrain and reward run side by side, so their order is chance
     assert Outcome.read(workspace.step_dir(DAY, "publish")).digest == outcomes["publish"].digest
 
 
