@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Resolve the environments anew and write their locks, with hashes. Needs uv on PATH.
 #   make lock                      (PIP_FIND_LINKS may name a folder with a CPU build of torch)
+# Versions already locked stay unless an .in file forbids them; UPGRADE=1 takes the newest of all.
 # torch has locks of its own: torch-cpu.txt for a CPU build found through pip's configured find-links, cuda.txt for the
 # ordinary wheel and the libraries only that one needs. `make setup` takes the first that pip can find (TORCH=cuda forces it).
 set -euo pipefail
 cd "$(dirname "$0")"
-opts=(--python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate -q)
+opts=(--python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate -q ${UPGRADE:+--upgrade})
 local_wheels=(${PIP_FIND_LINKS:+--find-links "$PIP_FIND_LINKS"})
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 
 uv pip compile "${opts[@]}" orchestrate.in -o orchestrate.txt
+cp ml.txt "$tmp/ml.txt"; cp cuda.txt "$tmp/cuda.txt"  # what is there is what uv prefers
 uv pip compile "${opts[@]}" "${local_wheels[@]}" ml.in -o "$tmp/ml.txt"
 grep '^torch==' ml.in | tee "$tmp/torch.in" >/dev/null
 uv pip compile "${opts[@]}" "$tmp/torch.in" -o "$tmp/cuda.txt"
