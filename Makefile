@@ -22,7 +22,7 @@ daily: setup
 test: setup
 	@status=0; mkdir -p build; \
 	$(ORCH)/bin/python -m pytest tests/dags 2>&1 | tee build/test-orchestrate.txt || status=1; \
-	$(ML)/bin/python -m pytest 2>&1 | tee build/test-ml.txt || status=1; \
+	$(ML)/bin/python -m pytest -n 2 --dist loadfile 2>&1 | tee build/test-ml.txt || status=1; \
 	echo; for env in orchestrate ml; do echo "$$env: $$(tail -n 1 build/test-$$env.txt)"; done; exit $$status
 
 lint: setup

@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from kfp_components.context import Run
+from kfp_components.lineage import release_before
 from kfp_components.step import Outcome
 
 
 def run(run: Run, *, features: Outcome, tokenizer: Outcome, pretrained: Outcome, reward: Outcome) -> Outcome:
     """Writes model.safetensors, config.json, optimizer.safetensors, metrics.json."""
-    w = run.workspace
+    w, bootstrap = run.workspace, release_before(run.workspace, run.day) is None
 
     def body(out: Path, progress) -> dict[str, Any]:
-        from models.training.align import align
+        from models.training.align import AlignConfig, align, align_later_day
 
         return align(
             training_sets=w.training_sets(run.day, bootstrap=False),
@@ -24,11 +25,13 @@ def run(run: Run, *, features: Outcome, tokenizer: Outcome, pretrained: Outcome,
             out=out,
             seed=run.seed,
             progress=progress,
+            config=AlignConfig() if bootstrap else align_later_day(),
         )
 
     return run.step(
         "align",
         inputs=[features, tokenizer, pretrained, reward],
         rooms=("models/training", "models/onerec", "models/tokenizer/trie.py", "models/reward"),
+        settings={"bootstrap": bootstrap},
         body=body,
     )

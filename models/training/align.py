@@ -50,7 +50,7 @@ class AlignConfig:
     warmup_share: float = 0.05  # then annealed to a tenth, as in pre-training
     clip_norm: float = 1.0
     batch_size: int = 32
-    min_steps: int = 120  # a small day is passed over several times
+    min_steps: int = 120  # at bootstrap: a small day is passed over several times
     max_steps: int = 400
     rsft_weight: float = 1.0
     item_loss_weight: float = 1.0
@@ -69,6 +69,11 @@ class AlignConfig:
     probe_k: int = 50
     check_every: int = 60  # steps between looks at the probe; 0: only before and after
     allowed_recall_loss: float = 0.05  # relative; beyond it the pre-trained model is kept
+
+
+def align_later_day() -> AlignConfig:
+    """For a day whose model was aligned the day before: one pass over its sessions (docs/decisions.md)."""
+    return AlignConfig(min_steps=1)
 
 
 def align(

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from models.reward.industrial import Rule
 from models.reward.train import train_reward
-from models.training.align import AlignConfig, _batches, _longer_half, align
+from models.training.align import AlignConfig, _batches, _longer_half, align, align_later_day
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.data import TrainingSet
 from models.training.objectives import ObjectiveConfig
@@ -159,6 +159,7 @@ def test_a_small_day_is_passed_over_until_min_steps(world, trained, tmp_path):
     tokenizer = Tokenizer.load(world.tokenizer)
     data = TrainingSet(world.training[1:], tokenizer.catalogue, load_model(trained["model"], tokenizer).config)
     rows = np.arange(40)
+    assert len(_batches(data, rows, align_later_day(), 0)) == -(-len(rows) // align_later_day().batch_size)  # one pass
     batches = _batches(data, rows, AlignConfig(batch_size=16, min_steps=7, max_steps=100), 0)
     assert len(batches) == 7 and sorted(np.concatenate(batches[:3]).tolist()) == rows.tolist()
     assert len(_batches(data, rows, AlignConfig(batch_size=4, min_steps=2, max_steps=100), 0)) == 10  # one whole pass

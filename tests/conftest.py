@@ -1,0 +1,17 @@
+"""For all tests: the whole day starts first, so that it runs beside the many short ones; each process takes one thread.
+
+make test    (two workers share the tests, file by file)
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: two workers and their child processes share two cores, and OpenMP threads would fight over them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    """Longest file first: pytest-xdist hands files out in the order of collection."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
