@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-# Before torch is imported: two workers and their child processes share two cores, and OpenMP threads would fight over them.
+# Before torch is imported: two workers and their child processes share two cores; OpenMP threads would fight over them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
