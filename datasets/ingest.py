@@ -15,7 +15,11 @@
 | user or item id missing or negative | quarantine | no_id |
 | time stamp missing | quarantine | no_time |
 | time stamp over 6 h outside the log day | quarantine | time_outside_day |
-| time stamp up to 6 h outside the log day | keep, in the partition of its log day | time_near_day |
+| late: the event is up to 6 h older than the log day it came with | keep, in the partition of that log day | late |
+| too late: the event is older than that | quarantine | too_late |
+| the event is up to 6 h younger than its log day | keep, in the partition of its log day | ahead_of_day |
+| the event is younger than that | quarantine | too_far_ahead |
+| out of order: the event is older than the row before it in the source | keep, sorted by time | out_of_order |
 | play time negative | keep, play time null | play_time_negative |
 | play time over 100 times the duration | keep, play time null | play_time_too_long |
 | duration zero or negative | keep, duration null | duration_not_positive |
@@ -26,11 +30,19 @@
 
 Quarantined rows lie unchanged in `quarantine.parquet` of the partition, with the reason. So
 rows_read = duplicates + quarantined + kept, in every partition (tested). The same source gives the same digests.
+
+A partition holds what arrived with its log day; a late row never changes the partition of an older day, which training
+has already seen. To bring back rows that were too late, put them into the log of their own day and backfill that day.
+
+A source is read in two streams, one for its days and one that stages the wanted days; then a day at a time is judged
+and written. Memory stays under `memory_mib` beside a fixed rest; what does not fit spills into a temporary folder
+beside the lake, which needs about the disk space of the wanted days as Parquet, twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -42,11 +54,13 @@ from datasets import cleaning
 from datasets.adapters import detect
 from datasets.adapters.base import Adapter
 from datasets.adapters.csv_files import quoted
-from datasets.contract import ITEMS
+from datasets.contract import HISTORY, IMPRESSIONS, ITEMS
 from datasets.errors import DataError
-from datasets.partitions import PART, partition_days, partition_path, sha256, write_partition
+from datasets.partitions import PART, Stream, partition_days, partition_path, sha256, write_partition
 
 QUARANTINE = "quarantine.parquet"
+MEMORY_MIB = 3072
+_BATCH = 1 << 16
 
 _UNREADABLE = (
     duckdb.ConversionException,
@@ -59,28 +73,40 @@ _UNREADABLE = (
 
 
 def ingest(
-    *, source: Path, day: date, lake: Path, bootstrap: bool, progress: Callable[[str], None] = print
+    *,
+    source: Path,
+    day: date,
+    lake: Path,
+    bootstrap: bool,
+    progress: Callable[[str], None] = print,
+    adapter: Adapter | None = None,
+    memory_mib: int = MEMORY_MIB,
 ) -> dict[str, Any]:
     """Write the day (bootstrap: every log day up to it, and the untimed history) and the day after, if there is one.
 
-    The day after is for evaluation only; items and users are those known at the end of `day`. Raises DataError, and
-    writes nothing, for a source that cannot be used. Returns the adapter, the days, and each table's rows, digest and
-    counts.
+    The day after is for evaluation only; items and users are those known at the end of `day`. `adapter`: of the
+    source, if it is not to be told by its file names. `memory_mib`: of DuckDB. Raises DataError, and writes nothing,
+    for a source that cannot be used. Returns the adapter, the days, and each table's rows, digest and counts.
     """
-    adapter = detect(source)
-    with duckdb.connect() as con:
-        con.execute("SET TimeZone = 'UTC'")
-        con.execute("SET enable_progress_bar = false")
-        try:
-            known = adapter.days(con)
-            wanted = _wanted(source, known, day, bootstrap)
-            following = [d for d in known if d == day + timedelta(days=1)]
-            tables = _Lake(con, adapter, lake, day, progress).write(known, wanted, following, bootstrap)
-        except _UNREADABLE as error:
-            text = str(error).splitlines()[0]
-            raise DataError(
-                f"source {source} ({adapter.name}) cannot be read: {text}. Mend the file or the type"
-            ) from error
+    adapter = adapter or detect(source)
+    lake.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{lake.name}.ingest-", dir=lake.parent) as scratch:
+        config = {"memory_limit": f"{memory_mib}MiB", "temp_directory": f"{scratch}/spill"}
+        with duckdb.connect(config=config) as con:
+            con.execute("SET TimeZone = 'UTC'")
+            con.execute("SET enable_progress_bar = false")
+            try:
+                known = adapter.days(con)
+                wanted = _wanted(source, known, day, bootstrap)
+                following = [d for d in known if d == day + timedelta(days=1)]
+                run = _Lake(con, adapter, lake, day, progress, Path(scratch) / "staged")
+                tables = run.write(known, wanted, following, bootstrap)
+            except _UNREADABLE as error:
+                adapter.explain(con)
+                text = str(error).splitlines()[0]
+                raise DataError(
+                    f"source {source} ({adapter.name}) cannot be read: {text}. Mend the file or the type"
+                ) from error
     evaluation = [d for d in following if f"impressions/dt={d}" in tables]
     return {
         "adapter": adapter.name,
@@ -93,12 +119,19 @@ def ingest(
 
 
 class _Lake:
-    """One run of the ingest: reads everything first, so that a bad source changes nothing, then writes."""
+    """One run of the ingest: reads the whole source first, so that a bad one changes nothing, then writes."""
 
     def __init__(
-        self, con: duckdb.DuckDBPyConnection, adapter: Adapter, lake: Path, day: date, progress: Callable[[str], None]
+        self,
+        con: duckdb.DuckDBPyConnection,
+        adapter: Adapter,
+        lake: Path,
+        day: date,
+        progress: Callable[[str], None],
+        staged: Path,
     ) -> None:
         self.con, self.adapter, self.lake, self.day, self.progress = con, adapter, lake, day, progress
+        self.staged, self.zone = staged, adapter.timezone
         self.tables: dict[str, dict[str, Any]] = {}
         self.hashes: dict[Path, str] = {}
 
@@ -106,41 +139,49 @@ class _Lake:
         self, known: list[date], wanted: list[date], following: list[date], bootstrap: bool
     ) -> dict[str, dict[str, Any]]:
         con, day = self.con, self.day
-        bad_items, item_counts = cleaning.split_entities(con, self.adapter.items(con, day), "items", "item_id")
-        bad_users, user_counts = cleaning.split_entities(con, self.adapter.users(con, day), "users", "user_id")
+        items = cleaning.split_entities(con, self.adapter.items(con, day), "items", "item_id")
+        users = cleaning.split_entities(con, self.adapter.users(con, day), "users", "user_id")
         cleaning.check_user_columns(con)
+        history = self.adapter.history(con) if bootstrap else None
+        split = cleaning.split_history(con, history) if history else None
         # The day before is read only to find the rows that it holds too; none of it is written.
         before = wanted[0] - timedelta(days=1)
         days = [*(d for d in known if d == before), *wanted, *following]
-        cleaning.judge_impressions(con, self.adapter.impressions(con, days), days, self.adapter.timezone)
-        found = dict(con.execute("SELECT dt, count(*) FROM judged WHERE reason IS NULL GROUP BY dt").fetchall())
+        cleaning.stage(con, self.adapter.impressions(con, days), self.staged)
+        usable = [d for d in [*wanted, *following] if self._usable(d)]
         for d in wanted:
-            if not found.get(d):
-                read = cleaning.count_impressions(con, d)
-                why = f" ({read['rows_read']} were read: {_reasons(read)})" if read["rows_read"] else ""
-                raise DataError(
-                    f"{self.adapter.source} has no usable rows for {d}{why}; it has rows for {_spell(sorted(found))}. "
-                    "Copy that day's log again, or ask for one of these days"
-                )
-        history = self.adapter.history(con) if bootstrap else None
-        if history:
-            good, bad, counts = cleaning.split_history(con, history)
-            self._put("history", good, bad, counts)
-            self.progress(f"history: {good.num_rows:,} interactions")
-        for d in [*wanted, *(d for d in following if found.get(d))]:
-            rows = cleaning.kept_impressions(con, d)
-            counts = cleaning.count_impressions(con, d)
-            self._put(f"impressions/dt={d}", rows, cleaning.quarantined_impressions(con, d), counts, self._sources(d))
-            self.progress(f"impressions {d}: {rows.num_rows:,} rows{_mention(counts)}")
-        self._write_entities(wanted, bootstrap, (bad_items, item_counts), (bad_users, user_counts))
+            if d not in usable:
+                self._raise_for_day(d, usable)
+        if split:
+            good, bad, counts = split
+            rows = self._put("history", good, bad, counts, HISTORY)
+            self.progress(f"history: {rows:,} interactions")
+        for d in usable:
+            cleaning.judge_day(con, self.staged, d, self.zone)
+            counts = cleaning.count_impressions(con, self.staged, d)
+            kept, bad = cleaning.kept_impressions(), cleaning.quarantined_impressions()
+            rows = self._put(f"impressions/dt={d}", kept, bad, counts, IMPRESSIONS, self._sources(d))
+            self.progress(f"impressions {d}: {rows:,} rows{_mention(counts)}")
+        self._write_entities(wanted, bootstrap, {"items": items, "users": users})
         return self.tables
 
+    def _usable(self, day: date) -> bool:
+        staged = next(self.staged.glob(f"dt={day}/*.parquet"), None)
+        return staged is not None and cleaning.count_usable(self.con, self.staged, day, self.zone) > 0
+
+    def _raise_for_day(self, day: date, usable: list[date]) -> None:
+        why = ""
+        if next(self.staged.glob(f"dt={day}/*.parquet"), None):
+            cleaning.judge_day(self.con, self.staged, day, self.zone)
+            read = cleaning.count_impressions(self.con, self.staged, day)
+            why = f" ({read['rows_read']} were read: {_reasons(read)})"
+        raise DataError(
+            f"{self.adapter.source} has no usable rows for {day}{why}; it has rows for {_spell(usable)}. "
+            "Copy that day's log again, or ask for one of these days"
+        )
+
     def _write_entities(
-        self,
-        wanted: list[date],
-        bootstrap: bool,
-        items: tuple[pa.Table, dict[str, int]],
-        users: tuple[pa.Table, dict[str, int]],
+        self, wanted: list[date], bootstrap: bool, entities: dict[str, tuple[str, dict[str, int]]]
     ) -> None:
         """Write items and users: what the feature files know, and whoever occurs in the lake up to the day."""
         table = self.lake / "impressions"
@@ -150,37 +191,59 @@ class _Lake:
             f for f in [self.lake / "history" / PART] if f.exists() and (not bootstrap or "history" in self.tables)
         ]
         seen = ", ".join(quoted(str(file)) for file in files)
-        for name, (bad, counts) in {"items": items, "users": users}.items():
+        for name, (bad, counts) in entities.items():
             key = f"{name[:-1]}_id"
             self.con.execute(
                 f"""CREATE OR REPLACE TEMP TABLE {name}_unknown AS SELECT DISTINCT {key}
                 FROM read_parquet([{seen}], union_by_name=true) ANTI JOIN {name} USING ({key})"""
             )
             self.con.execute(f"INSERT INTO {name} BY NAME SELECT * FROM {name}_unknown")
-            added = self.con.execute(f"SELECT count(*) FROM {name}_unknown").fetchall()[0][0]
-            counts = counts | {f"unknown_{name[:-1]}": added}
+            counts = counts | {f"unknown_{name[:-1]}": self._count(f"SELECT count(*) FROM {name}_unknown")}
+            columns, schema = "*", None
             if name == "items":
                 missing = "SELECT count(*) FROM items ANTI JOIN items_unknown USING (item_id) WHERE author_id IS NULL"
-                counts["author_missing"] = self.con.execute(missing).fetchall()[0][0]
-                counts["duration_not_positive"] = self.con.execute(
-                    "SELECT count(*) FROM items WHERE duration_ms <= 0"
-                ).fetchall()[0][0]
-                columns = """* REPLACE (coalesce(author_id, -1) AS author_id,
-                    CASE WHEN duration_ms > 0 THEN duration_ms END AS duration_ms)"""
-            else:
-                columns = "*"
-            rows = self.con.sql(f"SELECT {columns} FROM {name} ORDER BY {key}").to_arrow_table()
-            rows = rows.select(ITEMS.names).cast(ITEMS) if name == "items" else _not_null(rows, key)
-            self._put(f"{name}/dt={self.day}", rows, bad, counts)
-            self.progress(f"{name} {self.day}: {rows.num_rows:,} rows{_mention(counts)}")
+                counts["author_missing"] = self._count(missing)
+                counts["duration_not_positive"] = self._count("SELECT count(*) FROM items WHERE duration_ms <= 0")
+                mended = {
+                    "author_id": "coalesce(author_id, -1) AS author_id",
+                    "duration_ms": "CASE WHEN duration_ms > 0 THEN duration_ms END AS duration_ms",
+                }
+                columns, schema = ", ".join(mended.get(n, n) for n in ITEMS.names), ITEMS
+            query = f"SELECT {columns} FROM {name} ORDER BY {key}"
+            rows = self._put(f"{name}/dt={self.day}", query, bad, counts, schema or self._not_null(query, key))
+            self.progress(f"{name} {self.day}: {rows:,} rows{_mention(counts)}")
 
     def _put(
-        self, name: str, rows: pa.Table, bad: pa.Table, counts: dict[str, int], sources: dict[str, str] | None = None
-    ) -> None:
-        extra = {QUARANTINE: bad} if bad.num_rows else None
-        fields = {"sources": sources, "timezone": self.adapter.timezone} if sources else {}
-        manifest = write_partition(self.lake / name, rows, counts=counts, extra_files=extra, **fields)
+        self,
+        name: str,
+        rows: str,
+        bad: str,
+        counts: dict[str, int],
+        schema: pa.Schema,
+        sources: dict[str, str] | None = None,
+    ) -> int:
+        """Write a partition from two queries, the rows and the quarantined ones; return the number of rows."""
+        extra = {QUARANTINE: self._stream(bad)} if self._count(f"SELECT count(*) FROM ({bad})") else None
+        fields = {"sources": sources, "timezone": self.zone} if sources else {}
+        content = self._stream(rows, schema)
+        manifest = write_partition(self.lake / name, content, counts=counts, extra_files=extra, **fields)
         self.tables[name] = {key: manifest[key] for key in ("rows", "digest", "counts")}
+        return manifest["rows"]
+
+    def _stream(self, query: str, schema: pa.Schema | None = None) -> Stream:
+        def batches() -> Iterator[pa.RecordBatch]:
+            yield from self.con.sql(query).to_arrow_reader(_BATCH)
+
+        return Stream(schema=schema or self._schema(query), batches=batches)
+
+    def _schema(self, query: str) -> pa.Schema:
+        return self.con.sql(f"SELECT * FROM ({query}) LIMIT 0").to_arrow_table().schema
+
+    def _not_null(self, query: str, key: str) -> pa.Schema:
+        return pa.schema([field.with_nullable(field.name != key) for field in self._schema(query)])
+
+    def _count(self, query: str) -> int:
+        return int(self.con.execute(query).fetchall()[0][0])
 
     def _sources(self, day: date) -> dict[str, str]:
         """sha256 of each file that the day came from, by its path inside the source: the partition's provenance."""
@@ -220,11 +283,6 @@ def _reasons(counts: dict[str, int]) -> str:
 def _mention(counts: dict[str, int]) -> str:
     met = [f"{name} {count:,}" for name, count in counts.items() if count and name != "rows_read"]
     return f" ({', '.join(met)})" if met else ""
-
-
-def _not_null(rows: pa.Table, key: str) -> pa.Table:
-    fields = [field.with_nullable(field.name != key) for field in rows.schema]
-    return rows.cast(pa.schema(fields))
 
 
 def _totals(tables: dict[str, dict[str, Any]], evaluation: list[date]) -> dict[str, int]:

@@ -18,7 +18,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,15 @@ MANIFEST = "_manifest.json"
 PART = "part-0.parquet"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_GROUP = 1 << 17
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Rows made while they are written, so that a table of any size needs the memory of one row group."""
+
+    schema: pa.Schema
+    batches: Callable[[], Iterator[pa.RecordBatch]]
 
 
 def partition_path(table: Path, day: date) -> Path:
@@ -47,10 +57,10 @@ def partition_days(table: Path) -> list[date]:
 
 def write_partition(
     path: Path,
-    table: pa.Table,
+    table: pa.Table | Stream,
     *,
     counts: Mapping[str, int] | None = None,
-    extra_files: Mapping[str, pa.Table] | None = None,
+    extra_files: Mapping[str, pa.Table | Stream] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
     """Write `table` as the partition at `path`, replacing the one that is there, and return its manifest.
@@ -66,11 +76,11 @@ def write_partition(
         files = []
         for name, content in {PART: table, **(extra_files or {})}.items():
             file = staged / name
-            pq.write_table(content, file, compression="zstd", row_group_size=1 << 17, store_schema=True)
+            rows = _write_file(file, content)
             _flush(file)
-            files.append({"path": name, "rows": content.num_rows, "size": file.stat().st_size, "sha256": sha256(file)})
+            files.append({"path": name, "rows": rows, "size": file.stat().st_size, "sha256": sha256(file)})
         digest = hashlib.sha256("".join(f"{f['path']} {f['sha256']}\n" for f in files).encode()).hexdigest()
-        manifest = {"rows": table.num_rows, "digest": digest, "files": files, "counts": dict(counts or {}), **fields}
+        manifest = {"rows": files[0]["rows"], "digest": digest, "files": files, "counts": dict(counts or {}), **fields}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _flush(staged / MANIFEST)
         _flush(staged)
@@ -79,6 +89,23 @@ def write_partition(
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return manifest
+
+
+def _write_file(file: Path, content: pa.Table | Stream) -> int:
+    """Write one Parquet file, and return its rows. Row groups have the same rows whatever batches a stream comes in."""
+    if isinstance(content, pa.Table):
+        pq.write_table(content, file, compression="zstd", row_group_size=_GROUP, store_schema=True)
+        return content.num_rows
+    rows, held = 0, pa.Table.from_batches([], content.schema)
+    with pq.ParquetWriter(file, content.schema, compression="zstd", store_schema=True) as writer:
+        for batch in content.batches():
+            held = pa.concat_tables([held, pa.Table.from_batches([batch]).cast(content.schema)])
+            while len(held) >= _GROUP:
+                writer.write_table(held.slice(0, _GROUP), row_group_size=_GROUP)
+                rows, held = rows + _GROUP, held.slice(_GROUP)
+        if len(held) or not rows:
+            writer.write_table(held, row_group_size=_GROUP)
+    return rows + len(held)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def test_contract_parquet_is_read_with_its_zone_and_snapshots(simulation: Path, 
     assert result["tables"]["items/dt=2025-01-02"]["rows"] == snapshot.num_rows < 60
     written = pq.read_table(tmp_path / "impressions/dt=2025-01-01/part-0.parquet", partitioning=None)
     assert pc.min(written["event_time"]).as_py().date() >= date(2024, 12, 31)  # the log day begins at 16:00 UTC
-    assert result["counts"]["time_near_day"] == 0
+    assert result["counts"]["late"] == result["counts"]["ahead_of_day"] == 0
 
 
 PARQUET_STOPS = {
