@@ -18,13 +18,14 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, cast
 
 import duckdb
 
 from datasets.errors import DataError
 
 _BLOCK = 8 << 20
+_LINE = 2 << 20  # the longest line; DuckDB holds several buffers of four of them
 
 
 class CsvScan:
@@ -93,8 +94,8 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _open(file: Path) -> IO[bytes]:
-    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")
+def _open(file: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb"))
 
 
 def _check(file: Path, columns: Mapping[str, str]) -> list[str]:
@@ -141,7 +142,8 @@ def _scan(file: Path, header: list[str]) -> str:
     names = ", ".join(f"{quoted(name)}: 'VARCHAR'" for name in header)
     return (
         f"read_csv({quoted(str(file))}, auto_detect=false, header=true, columns={{{names}}}, delim=',', quote='\"', "
-        "escape='\"', strict_mode=true, null_padding=false, ignore_errors=false, max_line_size=16777216)"
+        "escape='\"', strict_mode=true, null_padding=false, ignore_errors=false, "
+        f"max_line_size={_LINE}, buffer_size={4 * _LINE})"
     )
 
 

@@ -12,7 +12,8 @@ from tiny_kuairand import DAYS, KuaiRandFiles, time_ms
 
 from datasets.cleaning import KEPT, ORDER, QUARANTINED
 from datasets.errors import DataError
-from datasets.ingest import QUARANTINE, ingest
+from datasets.ingest import ingest
+from datasets.lake import QUARANTINE
 from datasets.partitions import read_manifest
 
 DAY = DAYS[1]
