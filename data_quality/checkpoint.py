@@ -104,7 +104,11 @@ def validate_pathways(
             if table.items:
                 total = con.execute(f"SELECT coalesce(sum(len({table.items})), 0) FROM {scan(files)}").fetchall()[0][0]
             rules = table.suite(
-                _before(con, features, table, d), impressions=lists.impressions[d], items=lists.items, total=total
+                _before(con, features, table, d),
+                impressions=lists.impressions[d],
+                items=lists.items,
+                end=end,
+                total=total,
             )
             query = table.query(files, lists.users, end)
             checks.append(Check.of(con, table.name, day, query, rules, ("user_id", "event_timestamp")))

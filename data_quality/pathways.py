@@ -3,11 +3,12 @@
     table = PathwayTable(name="user_short", prefix="short", columns=(...), max_length=20)
     table.suite(before) -> the rules over table.query(...)
 
-What the columns are called and how long the lists may be is the feature repository's, and comes as arguments.
+What the columns are called is the feature repository's, and comes as an argument; LENGTHS are those of the paper.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ import pyarrow as pa
 from data_quality import CRITICAL, WARNING
 from data_quality.rules import Rule, never, unique, within
 from data_quality.tables import scan
+from data_quality.users import MAX_VALUES
 from datasets.cleaning import TOLERANCE
 from datasets.contract import LABELS, POSITIVE_MASK
 
@@ -25,6 +27,9 @@ VOLUME = (0.5, 2.0)  # of the median rows of the trailing partitions
 SHRUNK = 0.5  # of the mean list length of the partition before
 ELEMENTS = 20_000_000  # of the item lists are looked up in the items table; of more, every k-th user's
 SEARCHED = ("short", "positive")  # whose events stand in the order of their clocks (a cluster's clock is a mean)
+
+LENGTHS = {"short": 20, "positive": 256, "lifelong": 2000}
+TOP_CODE = MAX_VALUES + 1
 
 RANGES = {
     "item_id": (0, None),
@@ -72,18 +77,20 @@ class PathwayTable:
             LEFT JOIN (SELECT DISTINCT user_id FROM {scan(users)}) u ON t.user_id = u.user_id"""
 
     def suite(
-        self, before: Before | None, *, impressions: list[Path], items: list[Path], total: float = 0
+        self, before: Before | None, *, impressions: list[Path], items: list[Path], end: datetime, total: float = 0
     ) -> list[Rule]:
         """before: the trailing partitions, if any. `total`: elements of the item lists of the table."""
-        rules = [*self._rows(before, impressions), *self._lists()]
+        # An impression whose clock runs ahead of its day is no event of the day yet.
+        log = f"(SELECT * FROM {scan(impressions)} WHERE epoch_ms(event_time) < {int(end.timestamp() * 1000)})"
+        rules = [*self._rows(before, log), *self._lists()]
         if self.items:
             rules += self._references(items, max(1, int(total // ELEMENTS)))
         if self.prefix:
-            rules += self._events(impressions)
+            rules += self._events(log)
         return rules
 
-    def _rows(self, before: Before | None, impressions: list[Path]) -> list[Rule]:
-        shown = f"SELECT DISTINCT user_id FROM {scan(impressions)}"
+    def _rows(self, before: Before | None, log: str) -> list[Rule]:
+        shown = f"SELECT DISTINCT user_id FROM {log}"
         missing = f"SELECT s.user_id FROM ({shown}) s ANTI JOIN t USING (user_id)"
         found = [
             within(None, "count(*)", "there are users", CRITICAL, low=1),
@@ -102,14 +109,14 @@ class PathwayTable:
                 name="users shown something that day without a row",
                 column="user_id",
                 says="everybody who was shown something that day has a row",
-                severity=CRITICAL if self.items else WARNING,  # a positive pathway may be empty, and then has no row
+                severity=CRITICAL,
                 value=f"SELECT count(*) FROM ({missing})",
                 high=0,
                 whole=True,
                 shown=f"SELECT * FROM ({missing}) ORDER BY user_id",
             ),
         ]
-        if self.prefix == "positive":
+        if self.prefix == "positive":  # who liked nothing has no row
             found.pop()
         if before is not None:
             low, high = (int(before.rows * share) for share in VOLUME)
@@ -165,10 +172,14 @@ class PathwayTable:
                 whole=True,
                 shown=f"SELECT * FROM ({known} {unknown})",
             ),
-            never(self.items or "", "length = 0", "nobody's list is empty", WARNING),
+            *(
+                [never(self.items or "", "length = 0 AND stamp_s >= end_s", "nobody's list is empty", WARNING)]
+                if self.prefix != "positive"
+                else []
+            ),
         ]
 
-    def _events(self, impressions: list[Path]) -> list[Rule]:
+    def _events(self, log: str) -> list[Rule]:
         clock, label = f"{self.prefix}_time_s", f"{self.prefix}_label"
         slack = int(TOLERANCE.total_seconds())
         found = [
@@ -178,7 +189,7 @@ class PathwayTable:
         if self.prefix in SEARCHED:
             found.append(never(clock, f"list_sort({clock}) <> {clock}", "the oldest event comes first", CRITICAL))
         if self.prefix == "short":
-            newest = f"SELECT max(epoch_ms(event_time)) / 1000 FROM {scan(impressions)}"
+            newest = f"SELECT max(epoch_ms(event_time)) / 1000 FROM {log}"
             found.append(
                 within(
                     clock,
@@ -192,3 +203,14 @@ class PathwayTable:
             bad = f"len(list_filter({label}, lambda x: x & {POSITIVE_MASK} = 0)) > 0"
             found.append(never(label, bad, "every event has positive feedback", CRITICAL))
         return found
+
+
+def pathway_tables(columns: Mapping[str, Sequence[str]]) -> list[PathwayTable]:
+    """The tables of the feature views, by the names of their columns: `user_short` holds `short_item_id` and so on."""
+    found = []
+    for name, lists in columns.items():
+        prefix = name.removeprefix("user_")
+        kind = {"prefix": prefix, "max_length": LENGTHS[prefix]} if prefix in LENGTHS else {"prefix": ""}
+        top = TOP_CODE if name == "user_static" else None
+        found.append(PathwayTable(name=name, columns=tuple(lists), top=top, **kind))
+    return found

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from zoo import DAY, Workspace
 
-from data_quality.pathways import PathwayTable
+from data_quality.pathways import pathway_tables
 from datasets.cleaning import day_bounds
 from datasets.contract import EVENT_FIELDS, label_mask, positive
 from datasets.ingest import ingest
@@ -23,18 +23,10 @@ def quiet(text: str) -> None:
     pass
 
 
-def events(name: str, prefix: str, length: int) -> PathwayTable:
-    columns = tuple(f"{prefix}_{field}" for field in EVENT_FIELDS)
-    return PathwayTable(name=name, prefix=prefix, columns=columns, max_length=length)
-
-
-TABLES = (
-    PathwayTable(name="user_static", columns=("static_codes",), top=8191),
-    events("user_short", "short", 20),
-    events("user_positive", "positive", 256),
-    events("user_lifelong", "lifelong", 2000),
-    PathwayTable(name="user_seen", columns=("seen_item_id",)),
-)
+VIEWS = {"user_short": "short", "user_positive": "positive", "user_lifelong": "lifelong"}
+COLUMNS = {"user_static": ("static_codes",), "user_seen": ("seen_item_id",)}
+COLUMNS |= {view: tuple(f"{prefix}_{field}" for field in EVENT_FIELDS) for view, prefix in VIEWS.items()}
+TABLES = pathway_tables(COLUMNS)
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +77,7 @@ def write_pathways(lake: Path, features: Path, day: date) -> None:
                 FROM read_parquet('{users}') SEMI JOIN ({today}) USING (user_id)""",
             "user_seen": "SELECT user_id, list(item_id ORDER BY ms) AS seen_item_id FROM events GROUP BY user_id",
         }
-        for table in TABLES[1:4]:
+        for table in (table for table in TABLES if table.prefix):
             which = "WHERE positive" if table.prefix == "positive" else ""
             last = f"QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY ms DESC) <= {table.max_length}"
             lists = ", ".join(f"list({f} ORDER BY ms) AS {table.prefix}_{f}" for f in EVENT_FIELDS)

@@ -91,7 +91,7 @@ def test_an_empty_day_and_half_a_progress_line(tmp_path):
 
 def test_the_checks_that_stopped_the_day_are_shown(tmp_path):
     w = synthetic_day(tmp_path, until="ingest")
-    results = w.run_dir(DAY) / "data_quality" / "results.json"
+    results = w.run_dir(DAY) / "quality" / "results.json"
     results.parent.mkdir(parents=True)
     results.write_text(json.dumps(metrics_of("validate") | {"critical_failed": 1}))
     assert collect(w, DAY)["quality"] is None, "a file of some earlier run"
