@@ -132,7 +132,7 @@ def _measured(con: duckdb.DuckDBPyConnection, check: Check, result: Any) -> dict
         count = entry["observed"] if isinstance(entry["observed"], int) else None
         entry |= {"unexpected_count": count, "observed": count}
         if count and not entry["success"]:
-            entry["example"] = [_plain(row) for row in examples(con, check.query, rule, check.index, EXAMPLES)]
+            entry["example"] = [plain(row) for row in examples(con, check.query, rule, check.index, EXAMPLES)]
     return entry
 
 
@@ -151,13 +151,13 @@ def _entry(check: Check, result: Any) -> dict[str, Any]:
         "rule": config.notes,
         "expectation": config.type,
         "column": config.kwargs.get("column"),
-        "expected": {k: _plain(v) for k, v in kwargs.items()},
+        "expected": {k: plain(v) for k, v in kwargs.items()},
         # An expectation that cannot be computed says nothing of the data, so it must not pass for a warning.
         "severity": "critical" if crashed else str(config.severity.value),
         "success": bool(result.success),
-        "observed": _crash(result) if crashed else _plain(seen.get("observed_value", share and share / 100)),
-        "unexpected_count": _plain(seen.get("unexpected_count")),
-        "example": [_plain(row) for row in seen.get("partial_unexpected_index_list") or []][:EXAMPLES],
+        "observed": _crash(result) if crashed else plain(seen.get("observed_value", share and share / 100)),
+        "unexpected_count": plain(seen.get("unexpected_count")),
+        "example": [plain(row) for row in seen.get("partial_unexpected_index_list") or []][:EXAMPLES],
     }
 
 
@@ -166,12 +166,12 @@ def _crash(result: Any) -> str:
     return f"could not be computed: {messages[0] if messages else result.exception_info}"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON has it: whole floats become ints (pandas makes floats of ints with nulls), NaN becomes null."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, dt.datetime | dt.date):
         return None if pd.isna(value) else value.isoformat()
     if hasattr(value, "item"):

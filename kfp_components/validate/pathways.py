@@ -1,4 +1,4 @@
-"""The check of a day's pathway tables, at the end of the step that writes them: `found["quality"] = check_pathways(...)`.
+"""The check of a day's pathway tables, at the end of the step that writes them: found["quality"] = check_pathways(...)
 
 A critical failure stops the day there; warnings go into the release and the report, beside those of `validate`.
 """

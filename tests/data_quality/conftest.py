@@ -9,9 +9,8 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
-from zoo import DAY, Workspace
+from zoo import DAY, TABLES, Workspace
 
-from data_quality.pathways import pathway_tables
 from datasets.cleaning import day_bounds
 from datasets.contract import EVENT_FIELDS, label_mask, positive
 from datasets.ingest import ingest
@@ -21,12 +20,6 @@ from datasets.simulator import TIMEZONE, simulate
 
 def quiet(text: str) -> None:
     pass
-
-
-VIEWS = {"user_short": "short", "user_positive": "positive", "user_lifelong": "lifelong"}
-COLUMNS = {"user_static": ("static_codes",), "user_seen": ("seen_item_id",)}
-COLUMNS |= {view: tuple(f"{prefix}_{field}" for field in EVENT_FIELDS) for view, prefix in VIEWS.items()}
-TABLES = pathway_tables(COLUMNS)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from conftest import TABLES
-from zoo import DAY, ZOO, C, Kind, W, Workspace, first, forget_the_timezone
+from zoo import DAY, TABLES, ZOO, C, Kind, W, Workspace, first, forget_the_timezone
 
 from data_quality.checkpoint import require, validate, validate_pathways
 from datasets.errors import DataError

@@ -17,11 +17,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.contract import LABELS, POSITIVE_LABELS
+from data_quality.pathways import pathway_tables
+from datasets.contract import EVENT_FIELDS, LABELS, POSITIVE_LABELS
 from datasets.partitions import MANIFEST, PART, read_manifest, write_partition
 
 DAY = "2025-01-03"
 C, W = "critical", "warning"
+VIEWS = {"user_short": "short", "user_positive": "positive", "user_lifelong": "lifelong"}
+COLUMNS = {"user_static": ("static_codes",), "user_seen": ("seen_item_id",)}
+COLUMNS |= {view: tuple(f"{prefix}_{field}" for field in EVENT_FIELDS) for view, prefix in VIEWS.items()}
+TABLES = pathway_tables(COLUMNS)
 Row = dict[str, Any]
 Reason = tuple[str, str, str]
 
