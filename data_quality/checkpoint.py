@@ -129,7 +129,8 @@ def require(result: dict[str, Any]) -> None:
 
 def _rules(con: duckdb.DuckDBPyConnection, tables: Tables, labels: Labels, table: str, day: date) -> list[Rule]:
     if table == "impressions":
-        return impressions.suite(labels.before(day))
+        rules = impressions.suite(labels.before(day))
+        return rules if tables.strict else [*rules, impressions.copies(scan(tables.impressions[day]))]
     if table == "users":
         names = [entry[0] for entry in con.execute(f"DESCRIBE SELECT * FROM {scan(tables.users)}").fetchall()]
         return users.suite([name for name in names if name != "user_id"])

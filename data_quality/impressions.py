@@ -6,6 +6,7 @@ suite(Trailing()) -> the rules over `tables.Tables.query("impressions", day)`
 from __future__ import annotations
 
 from data_quality import CRITICAL, WARNING
+from data_quality.intake import LIMITS
 from data_quality.rules import Rule, never, unique, within
 from data_quality.tables import Trailing
 from datasets.cleaning import MAX_PLAYS, TOLERANCE
@@ -25,6 +26,13 @@ _TOLERANCE_MS = int(TOLERANCE.total_seconds() * 1000)
 def suite(before: Trailing) -> list[Rule]:
     """before: what the trailing week looked like."""
     return [*_contract(), *_references(), *_labels(before), *_volume(before)]
+
+
+def copies(source: str) -> Rule:
+    """For logs that no ingest has counted: the exact copies in `source`, of which the table has one each."""
+    limit, says = LIMITS["duplicates"]
+    share = f"SELECT 1 - (SELECT count(*) FROM t) / (SELECT greatest(count(*), 1) FROM {source})"
+    return Rule(name=says, says=says, severity=WARNING, value=share, high=limit, whole=True)
 
 
 def _contract() -> list[Rule]:

@@ -34,8 +34,9 @@ CATEGORIES = ("string", "int64", "int32", "int16", "int8")
 class Tables:
     """Files of the impressions a day, of the items and users of the last day, and of the items before.
 
-    `manifests`: partition name -> its manifest, where an ingest wrote one. `strict`: types must be the contract's to
-    the bit, as the ingest writes them; else any integer is an integer.
+    `manifests`: partition name -> its manifest, where an ingest wrote one. `strict`: as the ingest writes them, types
+    are the contract's to the bit and no row stands there twice; else any integer is an integer, and exact copies, which
+    the ingest drops, count once.
     """
 
     impressions: dict[date, list[Path]]
@@ -54,20 +55,23 @@ class Tables:
         """The table with the columns that rules need beside its own: what takes two tables, or the calendar."""
         start, end = day_bounds(day, self.zone)
         if table == "users":
-            return f"SELECT * FROM {scan(self.users)}"
+            return f"SELECT * FROM {self._rows(self.users)}"
         if table == "items":
             return f"""SELECT *, epoch_ms(upload_time) AS upload_ms, {_ms(end)} AS end_ms, content_embedding AS e,
                 (SELECT mode(len(content_embedding)) FROM {scan(self.items)}) AS width,
                 CASE WHEN list_count(content_embedding) = len(content_embedding) THEN list_inner_product(
                     CAST(content_embedding AS DOUBLE[]), CAST(content_embedding AS DOUBLE[])) END AS norm
-                FROM {scan(self.items)}"""
+                FROM {self._rows(self.items)}"""
         known = " OR ".join(f"{name} IS NOT NULL" for name in POSITIVE_LABELS)
         return f"""SELECT i.*, epoch_ms(event_time) AS ms, {_ms(start)} AS start_ms, {_ms(end)} AS end_ms,
             k.item_id IS NOT NULL AS item_known, u.user_id IS NOT NULL AS user_known,
             CAST({positive("i.")} AS TINYINT) AS is_positive, CAST({known} AS TINYINT) AS is_positive_known
-            FROM {scan(self.impressions[day])} i
+            FROM {self._rows(self.impressions[day])} i
             LEFT JOIN (SELECT DISTINCT item_id FROM {scan(self.items)}) k ON i.item_id = k.item_id
             LEFT JOIN (SELECT DISTINCT user_id FROM {scan(self.users)}) u ON i.user_id = u.user_id"""
+
+    def _rows(self, files: list[Path]) -> str:
+        return scan(files) if self.strict else f"(SELECT DISTINCT * FROM {scan(files)})"
 
 
 @dataclass(frozen=True, kw_only=True)
