@@ -104,6 +104,19 @@ def test_the_checks_that_stopped_the_day_are_shown(tmp_path):
     assert report["verdict"]["quality"]["mark"] == "bad" and "user_id is missing" in report["verdict"]["reasons"][0]
 
 
+def test_checks_of_the_pathway_tables_join_those_of_the_day(tmp_path):
+    w = synthetic_day(tmp_path)
+    alone = collect(w, DAY)["quality"]
+    path = w.outcome(DAY, "pathways")
+    outcome = json.loads(path.read_text())
+    outcome["metrics"]["quality"] = metrics_of("validate")
+    path.write_text(json.dumps(outcome))
+    joined = collect(w, DAY)
+    assert joined["quality"]["warning_failed"] == 2 * alone["warning_failed"] == 2
+    assert len(joined["quality"]["results"]) == 2 * len(alone["results"])
+    assert "quality" not in joined["pathways"]
+
+
 def test_reused_steps_are_marked_and_the_wall_clock_is_left_out(day):
     run(day, "ingest", [], metrics_of("ingest"), {})
     report = collect(day, DAY)
