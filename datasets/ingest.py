@@ -14,7 +14,6 @@
 | same user, item and time as a row of the log day before | quarantine | repeats_day_before |
 | user or item id missing or negative | quarantine | no_id |
 | time stamp missing | quarantine | no_time |
-| time stamp over 6 h outside the log day | quarantine | time_outside_day |
 | late: the event is up to 6 h older than the log day it came with | keep, in the partition of that log day | late |
 | too late: the event is older than that | quarantine | too_late |
 | the event is up to 6 h younger than its log day | keep, in the partition of its log day | ahead_of_day |

@@ -81,7 +81,7 @@ def test_the_page_shows_the_numbers_of_report_json(report, tmp_path):
     for rule, rows, fate in (
         ("rows read", "112,000", ""),
         ("duplicates", "412", "dropped"),
-        ("time outside day", "57", "set aside"),
+        ("too late", "57", "set aside"),
         ("play time negative", "9", "kept"),
         ("items.author missing", "3", "kept"),
     ):
