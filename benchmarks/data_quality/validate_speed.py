@@ -111,8 +111,10 @@ def measure(rows: int, scratch: Path) -> dict:
 
 
 def table(found: list[dict], command: str) -> str:
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     lines = [
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {dt.date.today()}. `{command}`",
+        f"{platform.machine()}, {os.cpu_count()} cores, {dt.date.today()}, commit {git.stdout.strip() or 'unknown'}.",
+        f"`{command}`",
         "",
         "| impressions | Parquet MiB | checks | seconds | CPU seconds, imports too | peak MiB | load at its start |",
         "|---|---|---|---|---|---|---|",
