@@ -20,7 +20,7 @@ from datasets.adapters.base import Adapter
 from datasets.adapters.csv_files import quoted
 from datasets.contract import HISTORY, IMPRESSIONS, ITEMS
 from datasets.errors import DataError
-from datasets.partitions import PART, Stream, partition_days, partition_path, sha256, write_partition
+from datasets.partitions import PART, partition_days, partition_path, sha256, write_partition
 
 QUARANTINE = "quarantine.parquet"
 _BATCH = 1 << 16
@@ -138,11 +138,13 @@ class Lake:
         self.tables[name] = {key: manifest[key] for key in ("rows", "digest", "counts")}
         return manifest["rows"]
 
-    def _stream(self, query: str, schema: pa.Schema | None = None) -> Stream:
-        def batches() -> Iterator[pa.RecordBatch]:
-            yield from self.con.sql(query).to_arrow_reader(_BATCH)
-
-        return Stream(schema=schema or self._schema(query), batches=batches)
+    def _stream(self, query: str, schema: pa.Schema | None = None) -> Iterator[pa.Table]:
+        """The rows of a query in pieces. It is run when the first one is asked for: a connection has one result."""
+        reader = self.con.sql(query).to_arrow_reader(_BATCH)
+        schema = schema or reader.schema
+        yield schema.empty_table()
+        for batch in reader:
+            yield pa.Table.from_batches([batch]).cast(schema)
 
     def _schema(self, query: str) -> pa.Schema:
         return self.con.sql(f"SELECT * FROM ({query}) LIMIT 0").to_arrow_table().schema

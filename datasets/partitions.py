@@ -18,8 +18,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -36,14 +35,6 @@ _RENAME_EXCHANGE = 2
 _GROUP = 1 << 17
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stream:
-    """Rows made while they are written, so that a table of any size needs the memory of one row group."""
-
-    schema: pa.Schema
-    batches: Callable[[], Iterator[pa.RecordBatch]]
-
-
 def partition_path(table: Path, day: date) -> Path:
     """The folder of a day's partition of a table's folder."""
     return table / f"dt={day.isoformat()}"
@@ -57,14 +48,15 @@ def partition_days(table: Path) -> list[date]:
 
 def write_partition(
     path: Path,
-    table: pa.Table | Stream,
+    table: pa.Table | Iterable[pa.Table],
     *,
     counts: Mapping[str, int] | None = None,
-    extra_files: Mapping[str, pa.Table | Stream] | None = None,
+    extra_files: Mapping[str, pa.Table | Iterable[pa.Table]] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
     """Write `table` as the partition at `path`, replacing the one that is there, and return its manifest.
 
+    A table too large for memory may come in pieces of one schema, one at least, asked for as they are written.
     counts: what the writer counted. extra_files: further Parquet files of the partition, by name (quarantined rows).
     fields: further JSON-able manifest entries; they and the counts are not part of the digest, the files are.
     """
@@ -76,7 +68,7 @@ def write_partition(
         files = []
         for name, content in {PART: table, **(extra_files or {})}.items():
             file = staged / name
-            rows = _write_file(file, content)
+            rows = _write_parquet([content] if isinstance(content, pa.Table) else content, file)
             _flush(file)
             files.append({"path": name, "rows": rows, "size": file.stat().st_size, "sha256": sha256(file)})
         digest = hashlib.sha256("".join(f"{f['path']} {f['sha256']}\n" for f in files).encode()).hexdigest()
@@ -91,21 +83,24 @@ def write_partition(
     return manifest
 
 
-def _write_file(file: Path, content: pa.Table | Stream) -> int:
-    """Write one Parquet file, and return its rows. Row groups have the same rows whatever batches a stream comes in."""
-    if isinstance(content, pa.Table):
-        pq.write_table(content, file, compression="zstd", row_group_size=_GROUP, store_schema=True)
-        return content.num_rows
-    rows, held = 0, pa.Table.from_batches([], content.schema)
-    with pq.ParquetWriter(file, content.schema, compression="zstd", store_schema=True) as writer:
-        for batch in content.batches():
-            held = pa.concat_tables([held, pa.Table.from_batches([batch]).cast(content.schema)])
-            while len(held) >= _GROUP:
-                writer.write_table(held.slice(0, _GROUP), row_group_size=_GROUP)
-                rows, held = rows + _GROUP, held.slice(_GROUP)
+def _write_parquet(pieces: Iterable[pa.Table], file: Path) -> int:
+    """Write the pieces one behind the other; return how many rows they have. Row groups do not depend on the pieces."""
+    rows, held, writer = 0, None, None
+    try:
+        for piece in pieces:
+            writer = writer or pq.ParquetWriter(file, piece.schema, compression="zstd", store_schema=True)
+            held = piece if held is None else pa.concat_tables([held, piece])
+            rows += piece.num_rows
+            if (whole := len(held) // _GROUP * _GROUP) > 0:
+                writer.write_table(held.slice(0, whole), row_group_size=_GROUP)
+                held = held.slice(whole)
+        assert writer is not None and held is not None, f"{file}: no piece, so no schema"
         if len(held) or not rows:
             writer.write_table(held, row_group_size=_GROUP)
-    return rows + len(held)
+    finally:
+        if writer is not None:
+            writer.close()
+    return rows
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
