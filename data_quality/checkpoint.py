@@ -11,6 +11,7 @@ in the result, not raised. DuckDB measures (`data_quality.rules`), within MEMORY
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -133,7 +134,11 @@ def _rules(con: duckdb.DuckDBPyConnection, tables: Tables, labels: Labels, table
         return rules if tables.strict else [*rules, impressions.copies(scan(tables.impressions[day]))]
     if table == "users":
         names = [entry[0] for entry in con.execute(f"DESCRIBE SELECT * FROM {scan(tables.users)}").fetchall()]
-        return users.suite([name for name in names if name != "user_id"])
+        features = [name for name in names if name != "user_id"]
+        rows = (
+            con.execute(f"SELECT count(*) FROM {scan(tables.users_before)}").fetchall() if tables.users_before else []
+        )
+        return users.suite(features, rows[0][0] if rows else None)
     if not tables.items_before:
         return items.suite(None)
     query = f"SELECT count(*), count(content_embedding) / greatest(count(*), 1) FROM {scan(tables.items_before)}"
@@ -180,6 +185,8 @@ def _finish(
 @contextmanager
 def _duckdb(out: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(".spill-*"):  # a killed run's: one process writes a folder of results
+        shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=".spill-", dir=out) as spill:
         config: dict[str, Any] = {"memory_limit": f"{MEMORY_MIB}MiB", "temp_directory": spill}
         with duckdb.connect(config=config) as con:

@@ -32,7 +32,7 @@ CATEGORIES = ("string", "int64", "int32", "int16", "int8")
 
 @dataclass(frozen=True, kw_only=True)
 class Tables:
-    """Files of the impressions a day, of the items and users of the last day, and of the items before.
+    """Files of the impressions a day, of the items and users of the last day, and of those before.
 
     `manifests`: partition name -> its manifest, where an ingest wrote one. `strict`: as the ingest writes them, types
     are the contract's to the bit and no row stands there twice; else any integer is an integer, and exact copies, which
@@ -43,6 +43,7 @@ class Tables:
     items: list[Path]
     users: list[Path]
     items_before: list[Path]
+    users_before: list[Path]
     last: date
     zone: str
     manifests: dict[str, dict[str, Any]]
@@ -86,7 +87,6 @@ class Trailing:
 def lake_tables(lake: Path, day: date) -> Tables:
     """The partitions that the ingest of a day wrote. Raises DataError for a partition that is missing."""
     manifests = {f"{table}/dt={day}": read_manifest(partition_path(lake / table, day)) for table in ("items", "users")}
-    before = [d for d in partition_days(lake / "items") if d < day]
     days = partition_days(lake / "impressions")
     manifests |= {f"impressions/dt={d}": read_manifest(partition_path(lake / "impressions", d)) for d in days}
     zone = manifests.get(f"impressions/dt={day}", {}).get("timezone")
@@ -98,7 +98,8 @@ def lake_tables(lake: Path, day: date) -> Tables:
         impressions={d: [partition_path(lake / "impressions", d) / PART] for d in days},
         items=[partition_path(lake / "items", day) / PART],
         users=[partition_path(lake / "users", day) / PART],
-        items_before=[partition_path(lake / "items", before[-1]) / PART] if before else [],
+        items_before=_newest(lake / "items", day),
+        users_before=_newest(lake / "users", day),
         last=day,
         zone=zone,
         manifests=manifests,
@@ -113,12 +114,16 @@ def folder_tables(folder: Path) -> Tables:
         days = source.days(con)
     if any((folder / "impressions").glob(f"dt=*/{MANIFEST}")):
         return lake_tables(folder, max(partition_days(folder / "items")))
-    snapshots = [d for d in source.snapshot_days("items") if d < days[-1]]
+    before = {
+        table: [d for d in source.snapshot_days(table) if d < max(source.snapshot_days(table))]
+        for table in ("items", "users")
+    }
     return Tables(
         impressions={d: source.files(d) for d in days},
         items=source.snapshot("items", days[-1]),
         users=source.snapshot("users", days[-1]),
-        items_before=source.snapshot("items", snapshots[-1]) if snapshots else [],
+        items_before=source.snapshot("items", before["items"][-1]) if before["items"] else [],
+        users_before=source.snapshot("users", before["users"][-1]) if before["users"] else [],
         last=days[-1],
         zone=source.timezone,
         manifests={},
@@ -154,6 +159,12 @@ def schema_frame(name: str, files: list[Path], contract: pa.Schema, strict: bool
                 has = needs
             rows.append((place, column, has, needs))
     return pd.DataFrame(rows, columns=["partition", "column", "type", "contract_type"])
+
+
+def _newest(table: Path, day: date) -> list[Path]:
+    """The file of the newest partition before a day, if there is one."""
+    days = [d for d in partition_days(table) if d < day]
+    return [partition_path(table, days[-1]) / PART] if days else []
 
 
 class Labels:

@@ -40,6 +40,8 @@ beside the lake, which needs about the disk space of the wanted days as Parquet,
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from datetime import date, timedelta
@@ -52,6 +54,7 @@ from datasets.adapters import detect
 from datasets.adapters.base import Adapter
 from datasets.errors import DataError
 from datasets.lake import Lake, spell
+from datasets.partitions import alive
 
 MEMORY_MIB = 3072
 
@@ -83,7 +86,10 @@ def ingest(
     """
     adapter = adapter or detect(source)
     lake.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{lake.name}.ingest-", dir=lake.parent) as scratch:
+    for left in lake.parent.glob(f".{lake.name}.ingest-*"):
+        if not alive(int(left.name.split("-")[1])):  # a killed run's
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f".{lake.name}.ingest-{os.getpid()}-", dir=lake.parent) as scratch:
         config: dict[str, Any] = {"memory_limit": f"{memory_mib}MiB", "temp_directory": f"{scratch}/spill"}
         with duckdb.connect(config=config) as con:
             con.execute("SET TimeZone = 'UTC'")

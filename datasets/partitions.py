@@ -146,11 +146,12 @@ def _clear_leftovers(path: Path) -> None:
     """Delete what a killed write of this partition left; the hidden folder of a living process is left alone."""
     for kind in ("tmp", "old"):
         for leftover in path.parent.glob(f".{path.name}.{kind}-*"):
-            if not _alive(int(leftover.name.rsplit("-", 2)[1])):
+            if not alive(int(leftover.name.rsplit("-", 2)[1])):
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

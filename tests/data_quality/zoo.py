@@ -3,6 +3,7 @@
     for kind in ZOO: kind.spoil(workspace) makes it; kind.reasons says which rules, and no others, must then fail
 
 `spoil` gets a copy of a lake and its pathway tables (`Workspace`). Adding a kind: write a function under `@kind(...)`.
+This file is long because it is a list: one small function a kind.
 """
 
 from __future__ import annotations
@@ -365,6 +366,27 @@ def user_twice(w: Workspace) -> None:
 @kind("users", warning=("device is known for some users",))
 def feature_lost(w: Workspace) -> None:
     w.change("users", every(device=None))
+
+
+def snapshot_before(w: Workspace, table: str, change: Callable[[list[Row]], list[Row]]) -> None:
+    """Give a table a partition of the day before, made of the day's own rows."""
+    rows = pq.read_table(w.lake / table / f"dt={DAY}" / PART, partitioning=None)
+    write_partition(w.lake / table / "dt=2025-01-02", pa.Table.from_pylist(change(rows.to_pylist()), rows.schema))
+
+
+@kind("items", warning=("the catalogue has not shrunk",))
+def catalogue_half_gone(w: Workspace) -> None:
+    snapshot_before(w, "items", lambda rows: [*rows, *(row | {"item_id": row["item_id"] + 1000} for row in rows)])
+
+
+@kind("items", warning=("embeddings have not gone missing",))
+def embeddings_gone_missing(w: Workspace) -> None:
+    snapshot_before(w, "items", embedded)
+
+
+@kind("users", warning=("the users have not become fewer",))
+def users_half_gone(w: Workspace) -> None:
+    snapshot_before(w, "users", lambda rows: [*rows, *(row | {"user_id": row["user_id"] + 1000} for row in rows)])
 
 
 # ---- pathway tables

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -111,7 +112,7 @@ def test_absent_and_broken_manifests_say_what_to_do(tmp_path: Path) -> None:
 def test_a_table_in_pieces_is_the_same_partition(cuts: list[int], tmp_path: Path) -> None:
     rows = pa.table({"x": pa.array(range(300_000), pa.int64())})
     ends = [0, *cuts, len(rows)]
-    pieces = (rows.slice(a, b - a) for a, b in zip(ends, ends[1:]))
+    pieces = (rows.slice(a, b - a) for a, b in pairwise(ends))
     whole = write_partition(tmp_path / "whole", rows)
     assert write_partition(tmp_path / "pieces", pieces) == whole
     assert pq.read_table(tmp_path / "pieces" / PART, partitioning=None).equals(rows)
