@@ -9,7 +9,7 @@ materialize), *tokenizer*, *training* (pretrain, reward, align, evaluate, publis
 
 | symptom | do |
 |---|---|
-| *validate* failed | the logs are bad: read `<root>/runs/<day>/data_quality`, have them mended, run the day again |
+| *validate* failed | the logs are bad: read `<root>/runs/<day>/quality`, have them mended, run the day again |
 | "starts from the release of ..." | days are missing: `onerec backfill --from DAY --to DAY` |
 | green, but production did not move | a gate failed: `onerec release show RELEASE`; promote it by hand or leave it |
 | bad recommendations in production | `onerec release rollback` (moves a pointer, under a second, retrains nothing) |

@@ -1,53 +1,77 @@
-"""The suite of the items known at the end of a day: the catalogue that may be recommended.
+"""The suite of the items known at the end of a day: the catalogue that may be recommended, and its embeddings.
 
-suite(rows_before=None) -> the list of expectations over `batches.entity_frame(..., "items", day)`
+suite(before=None) -> the rules over `tables.Tables.query("items", day)`
 """
 
 from __future__ import annotations
 
-import great_expectations.expectations as gxe
-from great_expectations.expectations.expectation import Expectation
-
 from data_quality import CRITICAL, WARNING
+from data_quality.rules import Rule, never, unique, within
 
 DESCRIBED = 0.9
 AUTHORED = 0.95
-KEPT = 0.9  # of the items of the snapshot before
+KEPT = 0.9  # of the items, and of the share of embeddings, of the snapshot before
+ZERO = 0.01  # of the embeddings may have no direction
+
+_DESCRIBED = "CASE WHEN len(tags) > 0 OR coalesce(caption, asr, ocr) IS NOT NULL OR e IS NOT NULL THEN 1.0 ELSE 0.0 END"
 
 
-def suite(rows_before: int | None) -> list[Expectation]:
-    """rows_before: rows of the snapshot before this one, if there is one."""
-    found: list[Expectation] = [
-        gxe.ExpectTableRowCountToBeBetween(min_value=1, notes="there are items", severity=CRITICAL),
-        gxe.ExpectColumnValuesToNotBeNull(column="item_id", notes="item_id is never missing", severity=CRITICAL),
-        gxe.ExpectColumnValuesToBeUnique(column="item_id", notes="an item stands there once", severity=CRITICAL),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="item_id", min_value=0, notes="item_id is not negative", severity=CRITICAL
+def suite(before: tuple[int, float] | None) -> list[Rule]:
+    """before: rows of the snapshot before this one and the share of them with an embedding, if there is one."""
+    found = [
+        within(None, "count(*)", "there are items", CRITICAL, low=1),
+        never("item_id", "item_id IS NULL", "item_id is never missing", CRITICAL),
+        unique(("item_id",), "an item stands there once", CRITICAL),
+        never("item_id", "item_id < 0", "item_id is not negative", CRITICAL),
+        never("author_id", "author_id IS NULL", "author_id is never missing", CRITICAL),
+        never("author_id", "author_id < -1", "author_id is an id, or -1 for unknown", CRITICAL),
+        never("duration_ms", "duration_ms < 1", "a known duration is positive", CRITICAL),
+        within(
+            "author_id",
+            "count(*) FILTER (author_id >= 0) / count(*)",
+            "most items have a known author",
+            WARNING,
+            low=AUTHORED,
         ),
-        gxe.ExpectColumnValuesToNotBeNull(column="author_id", notes="author_id is never missing", severity=CRITICAL),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="author_id", min_value=-1, notes="author_id is an id, or -1 for unknown", severity=CRITICAL
+        within(None, f"avg({_DESCRIBED})", "most items have a tag, a text or an embedding", WARNING, low=DESCRIBED),
+        never("upload_time", "upload_ms > end_ms", "no item is uploaded after the day", WARNING),
+        *_embeddings(),
+    ]
+    if before is not None:
+        rows, embedded = before
+        found.append(within(None, "count(*)", "the catalogue has not shrunk", WARNING, low=int(rows * KEPT)))
+        if embedded:
+            found.append(
+                within(
+                    "content_embedding",
+                    "count(e) / count(*)",
+                    "embeddings have not gone missing",
+                    WARNING,
+                    low=round(embedded * KEPT, 6),
+                )
+            )
+    return found
+
+
+def _embeddings() -> list[Rule]:
+    """Of the vectors that are there: a catalogue without any passes."""
+    column = "content_embedding"
+    broken = "e IS NOT NULL AND len(e) > 0 AND (norm IS NULL OR NOT isfinite(norm))"
+    return [
+        never(column, "len(e) <> width OR len(e) = 0", "every embedding has the same width", CRITICAL),
+        never(column, broken, "no embedding holds a NaN, an infinity or a null", CRITICAL),
+        within(
+            column,
+            "CASE WHEN count(e) > 1 AND min(hash(e)) = max(hash(e)) THEN 1 ELSE 0 END",
+            "the embeddings are not all one vector",
+            CRITICAL,
+            high=0,
         ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="duration_ms", min_value=1, notes="a known duration is positive", severity=CRITICAL
-        ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="author_id", min_value=0, mostly=AUTHORED, notes="most items have a known author", severity=WARNING
-        ),
-        gxe.ExpectColumnMeanToBeBetween(
-            column="is_described",
-            min_value=DESCRIBED,
-            notes="most items have a tag, a text or an embedding",
-            severity=WARNING,
-        ),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="hours_after_day", max_value=0, notes="no item is uploaded after the day", severity=WARNING
+        within(
+            column,
+            "coalesce(count(*) FILTER (norm = 0) / nullif(count(e), 0), 0)",
+            "hardly any embedding is zero",
+            WARNING,
+            high=ZERO,
         ),
     ]
-    if rows_before is not None:
-        found.append(
-            gxe.ExpectTableRowCountToBeBetween(
-                min_value=int(rows_before * KEPT), notes="the catalogue has not shrunk", severity=WARNING
-            )
-        )
-    return found

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ MANIFEST = "_manifest.json"
 PART = "part-0.parquet"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_GROUP = 1 << 17
 
 
 def partition_path(table: Path, day: date) -> Path:
@@ -47,14 +48,15 @@ def partition_days(table: Path) -> list[date]:
 
 def write_partition(
     path: Path,
-    table: pa.Table,
+    table: pa.Table | Iterable[pa.Table],
     *,
     counts: Mapping[str, int] | None = None,
-    extra_files: Mapping[str, pa.Table] | None = None,
+    extra_files: Mapping[str, pa.Table | Iterable[pa.Table]] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
     """Write `table` as the partition at `path`, replacing the one that is there, and return its manifest.
 
+    A table too large for memory may come in pieces of one schema, one at least, asked for as they are written.
     counts: what the writer counted. extra_files: further Parquet files of the partition, by name (quarantined rows).
     fields: further JSON-able manifest entries; they and the counts are not part of the digest, the files are.
     """
@@ -66,11 +68,11 @@ def write_partition(
         files = []
         for name, content in {PART: table, **(extra_files or {})}.items():
             file = staged / name
-            pq.write_table(content, file, compression="zstd", row_group_size=1 << 17, store_schema=True)
+            rows = _write_parquet([content] if isinstance(content, pa.Table) else content, file)
             _flush(file)
-            files.append({"path": name, "rows": content.num_rows, "size": file.stat().st_size, "sha256": sha256(file)})
+            files.append({"path": name, "rows": rows, "size": file.stat().st_size, "sha256": sha256(file)})
         digest = hashlib.sha256("".join(f"{f['path']} {f['sha256']}\n" for f in files).encode()).hexdigest()
-        manifest = {"rows": table.num_rows, "digest": digest, "files": files, "counts": dict(counts or {}), **fields}
+        manifest = {"rows": files[0]["rows"], "digest": digest, "files": files, "counts": dict(counts or {}), **fields}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _flush(staged / MANIFEST)
         _flush(staged)
@@ -79,6 +81,26 @@ def write_partition(
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return manifest
+
+
+def _write_parquet(pieces: Iterable[pa.Table], file: Path) -> int:
+    """Write the pieces one behind the other; return how many rows they have. Row groups do not depend on the pieces."""
+    rows, held, writer = 0, None, None
+    try:
+        for piece in pieces:
+            writer = writer or pq.ParquetWriter(file, piece.schema, compression="zstd", store_schema=True)
+            held = piece if held is None else pa.concat_tables([held, piece])
+            rows += piece.num_rows
+            if (whole := len(held) // _GROUP * _GROUP) > 0:
+                writer.write_table(held.slice(0, whole), row_group_size=_GROUP)
+                held = held.slice(whole)
+        assert writer is not None and held is not None, f"{file}: no piece, so no schema"
+        if len(held) or not rows:
+            writer.write_table(held, row_group_size=_GROUP)
+    finally:
+        if writer is not None:
+            writer.close()
+    return rows
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -124,11 +146,12 @@ def _clear_leftovers(path: Path) -> None:
     """Delete what a killed write of this partition left; the hidden folder of a living process is left alone."""
     for kind in ("tmp", "old"):
         for leftover in path.parent.glob(f".{path.name}.{kind}-*"):
-            if not _alive(int(leftover.name.rsplit("-", 2)[1])):
+            if not alive(int(leftover.name.rsplit("-", 2)[1])):
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process with this id runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -94,7 +94,7 @@ def test_each_step_consumed_what_the_one_before_it_left(outcomes) -> None:
 def test_great_expectations_judged_the_tables(workspace, outcomes) -> None:
     quality = outcomes["validate"].metrics
     assert quality["critical_failed"] == 0 and len(quality["results"]) > 20
-    page = workspace.run_dir(DAY) / "data_quality" / "docs" / "index.html"
+    page = workspace.run_dir(DAY) / "quality" / "docs" / "index.html"
     assert "great_expectations" in page.read_text(errors="replace").lower().replace(" ", "_")
 
 

@@ -1,9 +1,12 @@
 """What an adapter is: the few questions the ingest asks of a source in its own layout.
 
 To bring your own logs in a new layout, subclass `Adapter`, answer the questions with SQL that DuckDB runs, and add the
-class to ADAPTERS in `datasets/adapters/__init__.py`. `kuairand.py` is the example. An adapter only renames and casts:
-the ingest drops duplicates, judges times and play times, and counts, for every source alike. An adapter raises
-DataError. It reads a result to its end (fetchall), as DuckDB holds the connection until then.
+class to ADAPTERS in `datasets/adapters/__init__.py`; `onerec data scaffold-adapter NAME` writes a first version and
+its test, and `datasets/adapters/kit.py` is what every adapter must pass. An adapter only renames and casts: the ingest
+drops duplicates, judges times and play times, and counts, for every source alike. An adapter raises DataError. It
+reads a result to its end (fetchall), as DuckDB holds the connection until then.
+
+Queries are run once each, in a stream: one over `CsvScan` or `read_parquet` needs no memory for the file's size.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import duckdb
+
+from datasets.adapters.csv_files import CsvScan
 
 
 class Adapter(ABC):
@@ -28,6 +33,7 @@ class Adapter(ABC):
 
     def __init__(self, source: Path) -> None:
         self.source = source
+        self.scans: dict[str, CsvScan] = {}
 
     @classmethod
     @abstractmethod
@@ -36,7 +42,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def days(self, con: duckdb.DuckDBPyConnection) -> list[date]:
-        """The log days that the source has. A source without a folder a day scans its log here, once, into a table."""
+        """The log days that the source has, in order."""
 
     @abstractmethod
     def files(self, day: date) -> list[Path]:
@@ -44,7 +50,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def impressions(self, con: duckdb.DuckDBPyConnection, days: list[date]) -> str:
-        """Query: the impressions of these log days, with one more column, `dt` DATE, the log day."""
+        """Query: the impressions of these log days in the source's order, and `dt` DATE, the log day."""
 
     @abstractmethod
     def items(self, con: duckdb.DuckDBPyConnection, day: date) -> str:
@@ -57,3 +63,15 @@ class Adapter(ABC):
     def history(self, con: duckdb.DuckDBPyConnection) -> str | None:
         """Query: interactions from before the first day of which only the order is known; None without any."""
         return None
+
+    def scan(self, files: list[Path], columns: dict[str, str], required: tuple[str, ...]) -> str:
+        """Query over CSV files, checked once however often it is asked for; `explain` finds what is faulty."""
+        key = " ".join(map(str, files))
+        if key not in self.scans:
+            self.scans[key] = CsvScan(files, columns, required)
+        return self.scans[key].sql
+
+    def explain(self, con: duckdb.DuckDBPyConnection) -> None:
+        """After a query failed: raise DataError naming the file, line and value, where the scans can tell."""
+        for scan in self.scans.values():
+            scan.explain(con)

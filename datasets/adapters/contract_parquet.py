@@ -61,16 +61,21 @@ class ContractParquet(Adapter):
         return " UNION ALL ".join(parts)
 
     def items(self, con: duckdb.DuckDBPyConnection, day: date) -> str:
-        return f"SELECT {_cast(ITEMS)} FROM {_read(self._snapshot('items', day), ITEMS)}"
+        return f"SELECT {_cast(ITEMS)} FROM {_read(self.snapshot('items', day), ITEMS)}"
 
     def users(self, con: duckdb.DuckDBPyConnection, day: date) -> str:
-        return f"SELECT * FROM {_read(self._snapshot('users', day), USERS)}"
+        return f"SELECT * FROM {_read(self.snapshot('users', day), USERS)}"
 
     def history(self, con: duckdb.DuckDBPyConnection) -> str | None:
         files = sorted((self.source / "history").glob("*.parquet"))
         return f"SELECT {_cast(HISTORY)} FROM {_read(files, HISTORY)}" if files else None
 
-    def _snapshot(self, table: str, day: date) -> list[Path]:
+    def snapshot_days(self, table: str) -> list[date]:
+        """The days that items or users have a snapshot of; none if all lie in one folder."""
+        return _days(self.source / table)
+
+    def snapshot(self, table: str, day: date) -> list[Path]:
+        """The files of the newest items or users not after a day."""
         folder = self.source / table
         if days := [found for found in _days(folder) if found <= day]:
             folder = folder / f"dt={days[-1]}"

@@ -18,6 +18,7 @@ def run(run: Run, *, tables: Outcome, quality: Outcome) -> Outcome:
 
     def body(out: Path, progress) -> dict[str, Any]:
         from feature_repo.build import build_features
+        from kfp_components.validate.pathways import check_pathways
 
         found = build_features(
             lake=w.lake,
@@ -29,6 +30,7 @@ def run(run: Run, *, tables: Outcome, quality: Outcome) -> Outcome:
             bootstrap=before is None,
             progress=progress,
         )
+        found["quality"] = check_pathways(run, progress)
         kept = {key: found[key] for key in ("written", "end_of_day", "interval")}
         (out / "pathways.json").write_text(json.dumps(kept, indent=1, sort_keys=True, default=str) + "\n")
         return found
@@ -39,7 +41,7 @@ def run(run: Run, *, tables: Outcome, quality: Outcome) -> Outcome:
     return run.step(
         "pathways",
         inputs=[tables, quality, before.pathways if before else None],
-        rooms=("feature_repo", "datasets/contract.py", "datasets/partitions.py"),
+        rooms=("feature_repo", "data_quality", "datasets/contract.py", "datasets/partitions.py"),
         settings={"bootstrap": before is None},
         body=body,
         outside=written,

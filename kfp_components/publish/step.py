@@ -55,7 +55,8 @@ def run(
             },
             metrics={
                 "evaluation": evaluation.metrics,
-                "data_quality_warnings": quality.metrics["warning_failed"],
+                "data_quality_warnings": quality.metrics["warning_failed"]
+                + features.metrics.get("quality", {}).get("warning_failed", 0),
                 "reward": {"p_score_auc": reward.metrics["p_score_auc"]},
             },
             data=partition_digests([items, *learned]),

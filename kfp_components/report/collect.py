@@ -48,6 +48,7 @@ def collect(workspace: Workspace, day: str) -> dict[str, Any]:
         sections["serving"]["users"] = _users(outcomes["serve"])
     if sections["quality"] is None:
         sections["quality"] = _stopping_results(workspace, day, events.get("validate", {}))
+    _add_pathway_checks(sections)
     missing = {name: why[step] for name, step in SECTIONS.items() if sections[name] is None}
     release = None
     if "publish" in why:
@@ -127,11 +128,22 @@ def _users(serve: Outcome) -> list[dict[str, Any]]:
 
 def _stopping_results(workspace: Workspace, day: str, last: dict[str, Any]) -> dict[str, Any] | None:
     """The results of the checks that stopped the day: a failed validate step leaves no outcome, only this file."""
-    path = workspace.run_dir(day) / "data_quality" / "results.json"
+    path = workspace.run_dir(day) / "quality" / "results.json"
     if last.get("event") != "failed" or not path.is_file() or path.stat().st_mtime < (last["began"] or math.inf):
         return None
     found = json.loads(path.read_text())
     return found if "critical_failed" in found else None
+
+
+def _add_pathway_checks(sections: dict[str, Any]) -> None:
+    """The pathway tables are checked where they are written; the page shows all checks of the day together."""
+    checks = (sections["pathways"] or {}).pop("quality", None)
+    if checks and sections["quality"]:
+        sections["quality"] = {
+            "critical_failed": sections["quality"]["critical_failed"] + checks["critical_failed"],
+            "warning_failed": sections["quality"]["warning_failed"] + checks["warning_failed"],
+            "results": [*sections["quality"]["results"], *checks["results"]],
+        }
 
 
 def _release(workspace: Workspace, published: dict[str, Any]) -> dict[str, Any]:

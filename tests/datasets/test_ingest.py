@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import date
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def test_contract_parquet_is_read_with_its_zone_and_snapshots(simulation: Path, 
     assert result["tables"]["items/dt=2025-01-02"]["rows"] == snapshot.num_rows < 60
     written = pq.read_table(tmp_path / "impressions/dt=2025-01-01/part-0.parquet", partitioning=None)
     assert pc.min(written["event_time"]).as_py().date() >= date(2024, 12, 31)  # the log day begins at 16:00 UTC
-    assert result["counts"]["time_near_day"] == 0
+    assert result["counts"]["late"] == result["counts"]["ahead_of_day"] == 0
 
 
 PARQUET_STOPS = {
@@ -188,3 +189,13 @@ def test_missing_values_of_the_contract_are_quarantined(simulation: Path, tmp_pa
     source = copy_with(simulation, tmp_path / "source", "impressions", lose_an_id)
     result = ingest(source=source, day=date(2025, 1, 1), lake=tmp_path / "lake", bootstrap=True, progress=quiet)
     assert result["counts"]["no_id"] == 1
+
+
+def test_what_a_killed_ingest_left_is_cleared_away_and_a_living_one_s_is_not(
+    files: KuaiRandFiles, tmp_path: Path
+) -> None:
+    dead, living = (tmp_path / f".lake.ingest-{pid}-x" for pid in (2**22 + 1, os.getpid()))
+    for folder in (dead, living):
+        (folder / "staged").mkdir(parents=True)
+    ingest(source=files.write(tmp_path / "s"), day=DAYS[0], lake=tmp_path / "lake", bootstrap=True, progress=quiet)
+    assert not dead.exists() and living.exists()

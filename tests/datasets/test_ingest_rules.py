@@ -10,9 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_kuairand import DAYS, KuaiRandFiles, time_ms
 
-from datasets.cleaning import KEPT, QUARANTINED
+from datasets.cleaning import KEPT, ORDER, QUARANTINED
 from datasets.errors import DataError
-from datasets.ingest import QUARANTINE, ingest
+from datasets.ingest import ingest
+from datasets.lake import QUARANTINE
 from datasets.partitions import read_manifest
 
 DAY = DAYS[1]
@@ -102,7 +103,7 @@ def test_day_without_rows_names_the_days(files: KuaiRandFiles, tmp_path: Path) -
 def test_day_without_usable_rows_says_why(files: KuaiRandFiles, tmp_path: Path) -> None:
     for row in files.log[ROW : ROW + 12]:
         row["time_ms"] = time_ms(DAY, 500)
-    with pytest.raises(DataError, match=r"no usable rows for 2022-04-26 \(12 were read: 12 time_outside_day\)"):
+    with pytest.raises(DataError, match=r"no usable rows for 2022-04-26 \(12 were read: 12 too_far_ahead\)"):
         run(files.write(tmp_path / "source"), tmp_path / "lake")
     assert not (tmp_path / "lake").exists()
 
@@ -122,7 +123,7 @@ COUNTED: dict[str, tuple[Change, str, int, int]] = {
     "same event, other values": (copy_of(ROW, play_time_ms=77), "conflicting_duplicate", 12, 1),
     "same event in the day before": (
         lambda files: files.log.append(files.log[ROW - 1] | {"date": "20220426"}),
-        "time_outside_day",
+        "too_late",
         12,
         1,
     ),
@@ -138,16 +139,26 @@ COUNTED: dict[str, tuple[Change, str, int, int]] = {
     "no video": (put(video_id=""), "no_id", 11, 1),
     "negative user": (put(user_id=-1), "no_id", 11, 1),
     "no time": (put(time_ms=""), "no_time", 11, 1),
-    "time in another year": (put(time_ms=0), "time_outside_day", 11, 1),
-    "time 7 hours after the day": (put(time_ms=time_ms(DAY, 31)), "time_outside_day", 11, 1),
-    "time 7 hours before the day": (put(time_ms=time_ms(DAY, -7)), "time_outside_day", 11, 1),
-    "time 2 hours before the day": (put(time_ms=time_ms(DAY, -2)), "time_near_day", 12, 0),
-    "time at the midnight that ends the day": (put(time_ms=time_ms(DAY, 24)), "time_near_day", 12, 0),
+    "time in another year": (put(time_ms=0), "too_late", 11, 1),
+    "time 7 hours after the day": (put(time_ms=time_ms(DAY, 31)), "too_far_ahead", 11, 1),
+    "time 7 hours before the day": (put(time_ms=time_ms(DAY, -7)), "too_late", 11, 1),
+    "time 2 hours before the day": (put(time_ms=time_ms(DAY, -2)), "late", 12, 0),
+    "time at the midnight that ends the day": (put(time_ms=time_ms(DAY, 24)), "ahead_of_day", 12, 0),
     "negative play time": (put(play_time_ms=-5), "play_time_negative", 12, 0),
     "play time over 100 durations": (put(play_time_ms=2_000_001), "play_time_too_long", 12, 0),
     "no duration": (put(duration_ms=0), "duration_not_positive", 12, 0),
     "negative duration": (put(duration_ms=-3), "duration_not_positive", 12, 0),
     "label of 7": (put(is_like=7), "label_not_binary", 12, 0),
+    "time at the last tolerated moment before the day": (put(time_ms=time_ms(DAY, -6)), "late", 12, 0),
+    "time a millisecond before that": (put(time_ms=time_ms(DAY, -6) - 1), "too_late", 11, 1),
+    "time at the last tolerated moment after the day": (put(time_ms=time_ms(DAY, 30) - 1), "ahead_of_day", 12, 0),
+    "time a millisecond after that": (put(time_ms=time_ms(DAY, 30)), "too_far_ahead", 11, 1),
+    "two rows swapped": (
+        lambda files: files.log.__setitem__(slice(ROW, ROW + 2), [files.log[ROW + 1], files.log[ROW]]),
+        "out_of_order",
+        12,
+        0,
+    ),
     "unknown user": (put(user_id=99), "unknown_user", 12, 0),
     "unknown video": (put(video_id=99), "unknown_item", 12, 0),
 }
@@ -162,6 +173,8 @@ def test_counts_what_it_drops_or_keeps(name: str, files: KuaiRandFiles, tmp_path
     entry = result["tables"][f"impressions/dt={DAY}"]
     counts = entry["counts"]
     met = {name: count for name, count in counts.items() if count and name != "rows_read"}
+    if rule != ORDER:  # a row put at the end of the file is also out of order
+        met.pop(ORDER, None)
     assert met == {rule: 1}
     assert entry["rows"] == kept == pq.read_metadata(partition / "part-0.parquet").num_rows
     assert read_manifest(partition)["counts"] == counts
@@ -175,7 +188,7 @@ def test_counts_what_it_drops_or_keeps(name: str, files: KuaiRandFiles, tmp_path
 
 
 def test_rules_of_the_docstring_are_all_tried() -> None:
-    assert {rule for _, rule, _, _ in COUNTED.values()} >= {*QUARANTINED, *KEPT, "duplicates"}
+    assert {rule for _, rule, _, _ in COUNTED.values()} >= {*QUARANTINED, *KEPT, ORDER, "duplicates"}
 
 
 @pytest.mark.parametrize("value", ["-5", "2000001"])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from datetime import date
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -105,3 +106,20 @@ def test_absent_and_broken_manifests_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "p" / MANIFEST).write_text("{")
     with pytest.raises(DataError, match=r"is not JSON .* run the ingest of that day again"):
         read_manifest(tmp_path / "p")
+
+
+@pytest.mark.parametrize("cuts", [[0], [1, 5, 5], [131_071, 131_073], [200_000]])
+def test_a_table_in_pieces_is_the_same_partition(cuts: list[int], tmp_path: Path) -> None:
+    rows = pa.table({"x": pa.array(range(300_000), pa.int64())})
+    ends = [0, *cuts, len(rows)]
+    pieces = (rows.slice(a, b - a) for a, b in pairwise(ends))
+    whole = write_partition(tmp_path / "whole", rows)
+    assert write_partition(tmp_path / "pieces", pieces) == whole
+    assert pq.read_table(tmp_path / "pieces" / PART, partitioning=None).equals(rows)
+    assert pq.ParquetFile(tmp_path / "pieces" / PART).metadata.num_row_groups == 3
+
+
+def test_a_partition_without_rows_keeps_its_columns(tmp_path: Path) -> None:
+    empty = pa.schema([("x", pa.int64())]).empty_table()
+    assert write_partition(tmp_path / "none", iter([empty]))["rows"] == 0
+    assert pq.read_schema(tmp_path / "none" / PART).names == ["x"]

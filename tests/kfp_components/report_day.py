@@ -148,7 +148,7 @@ def served(release_id: str) -> list[dict]:
 
 def _ingest() -> dict:
     days = [f"2024-03-{d:02d}" for d in range(1, 9)]
-    rule_rows = {"rows_read": 112_000, "duplicates": 412, "time_outside_day": 57, "play_time_negative": 9, "no_id": 0}
+    rule_rows = {"rows_read": 112_000, "duplicates": 412, "too_late": 57, "play_time_negative": 9, "no_id": 0}
     return {
         "adapter": "contract_parquet",
         "timezone": "Asia/Shanghai",

@@ -91,7 +91,7 @@ def test_an_empty_day_and_half_a_progress_line(tmp_path):
 
 def test_the_checks_that_stopped_the_day_are_shown(tmp_path):
     w = synthetic_day(tmp_path, until="ingest")
-    results = w.run_dir(DAY) / "data_quality" / "results.json"
+    results = w.run_dir(DAY) / "quality" / "results.json"
     results.parent.mkdir(parents=True)
     results.write_text(json.dumps(metrics_of("validate") | {"critical_failed": 1}))
     assert collect(w, DAY)["quality"] is None, "a file of some earlier run"
@@ -102,6 +102,19 @@ def test_the_checks_that_stopped_the_day_are_shown(tmp_path):
     report = collect(w, DAY)
     assert report["quality"]["critical_failed"] == 1 and "quality" not in report["missing"]
     assert report["verdict"]["quality"]["mark"] == "bad" and "user_id is missing" in report["verdict"]["reasons"][0]
+
+
+def test_checks_of_the_pathway_tables_join_those_of_the_day(tmp_path):
+    w = synthetic_day(tmp_path)
+    alone = collect(w, DAY)["quality"]
+    path = w.outcome(DAY, "pathways")
+    outcome = json.loads(path.read_text())
+    outcome["metrics"]["quality"] = metrics_of("validate")
+    path.write_text(json.dumps(outcome))
+    joined = collect(w, DAY)
+    assert joined["quality"]["warning_failed"] == 2 * alone["warning_failed"] == 2
+    assert len(joined["quality"]["results"]) == 2 * len(alone["results"])
+    assert "quality" not in joined["pathways"]
 
 
 def test_reused_steps_are_marked_and_the_wall_clock_is_left_out(day):

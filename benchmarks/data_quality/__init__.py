@@ -1,0 +1,1 @@
+"""Benchmarks of data quality: how long the suites take, and in how much memory."""
