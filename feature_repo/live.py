@@ -2,8 +2,8 @@
 
     short = over(table_ND, covered_ms, live_ND, SHORT_LEN)
 
-An event counts as live from the end of the day that its user's newest table row covers. Before that the tables tell what
-happened, whether or not it was pushed.
+An event counts as live from the end of the day that its user's newest table row covers. Before that the tables tell
+what happened, whether or not it was pushed.
 
 Legend: N events, D the fields of an event (contract.EVENT_FIELDS).
 """
@@ -24,7 +24,8 @@ def events_of(row: tuple[int, Mapping[str, np.ndarray | None]] | None) -> np.nda
     """The events [n, 7] of a live row as the online store gives it, oldest first."""
     if row is None:
         return np.zeros((0, len(EVENT_FIELDS)), np.int64)
-    return np.stack([row[1][column] for column in LIVE_COLUMNS], 1)  # type: ignore[arg-type]
+    columns = [row[1][column] for column in LIVE_COLUMNS]
+    return np.stack([column for column in columns if column is not None], 1)
 
 
 def merge(old_ND: np.ndarray, new_ND: np.ndarray) -> np.ndarray:

@@ -1,12 +1,12 @@
 """The local profile's offline store: Feast's DuckDB store with point-in-time joins that read keys first, lists last.
 
 Feast's own `file` store drops label rows without a word. Its `duckdb` store keeps them, but joins every label row with
-every earlier feature row of its user, lists and all, and only then keeps the newest: time and memory grow with the days.
-Here DuckDB's ASOF join sees keys and time stamps only and answers *which* row is the newest; then each Parquet file is
-read once and only the rows that won are kept. Rows come back in the order of the entity rows, as Arrow.
+every earlier feature row of its user, lists and all, and only then keeps the newest: time and memory grow with the
+days. Here DuckDB's ASOF join sees keys and time stamps only and answers *which* row is the newest; then each Parquet
+file is read once and only the rows that won are kept. Rows come back in the order of the entity rows, as Arrow.
 
-The results are those of Feast's `duckdb` store (tests/feature_repo/test_offline_store.py). What the pathways do not need
-(on-demand views, field mappings, created time stamps, other sources than Parquet files) is left to that store.
+The results are those of Feast's `duckdb` store (tests/feature_repo/test_offline_store.py). What the pathways do not
+need (on-demand views, field mappings, created time stamps, other sources than Parquet files) is left to that store.
 
 Legend: N entity or label rows, P of them with a match, R rows of all files of a view, W of them that won.
 """
@@ -61,8 +61,10 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
                 config, feature_views, feature_refs, entity_df, registry, project, full_feature_names,
                 filter_by_created_timestamp,
             )  # fmt: skip
+        entity: pa.Table
         if isinstance(entity_df, str):
-            entity = duckdb.sql(entity_df).to_arrow_table()
+            with duckdb.connect() as connection:
+                entity = connection.execute(entity_df).to_arrow_table()
         else:
             entity = pa.Table.from_pandas(entity_df, preserve_index=False)
         stamp = infer_event_timestamp_from_entity_df({f.name: f.type.to_pandas_dtype() for f in entity.schema})
@@ -195,6 +197,7 @@ def _asof(
 ) -> dict[str, pa.ChunkedArray]:
     """The feature columns [N] of one view, null where an entity row has no row at or before it, or an expired one."""
     source = view.batch_source
+    assert source is not None
     names = {e.name: e.name for e in view.entity_columns} | view.projection.join_key_map
     files = _Files(source, [*names, source.timestamp_field])
     connection.register("asked", entity.select([*names.values(), stamp]).append_column(_ROW, _numbers(len(entity))))
@@ -229,7 +232,7 @@ def _parquet(source: DataSource | None) -> bool:
 
 def _plain(view: FeatureView) -> bool:
     source = view.batch_source
-    return _parquet(source) and not source.field_mapping and not source.created_timestamp_column
+    return _parquet(source) and not (source.field_mapping or source.created_timestamp_column)  # type: ignore[union-attr]
 
 
 def _quoted(name: str) -> str:

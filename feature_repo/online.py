@@ -2,8 +2,8 @@
 
     OnlineFeatures(Path("var/simulated/features"), Path("var/simulated/feature_store")).read(42)
 
-All views of all users asked for are one read of the store (one round trip to Redis), decoded straight from the stored bytes;
-events pushed since the tables were written are laid over them (feature_repo/live.py).
+All views of all users asked for are one read of the store (one round trip to Redis), decoded straight from the stored
+bytes; events pushed since the tables were written are laid over them (feature_repo/live.py).
 """
 
 from __future__ import annotations

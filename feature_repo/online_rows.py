@@ -1,10 +1,10 @@
 """What our two online stores share: Feast's interface over packed rows, of which the newest one always wins.
 
-Feast's own stores keep one protobuf value a column. Ours keep one packed row a user and view (feature_repo/packed.py), and
-write by one rule, atomically: a row replaces the stored one unless that is newer. So a day can be written again with
-mended values, and an older day after a newer one, without going back in time. Feast's SQLite store overwrites whatever
-is there; its Redis store refuses an equal time stamp, so a mended day would never be served, and reads before it
-writes, so two writers may leave the older row.
+Feast's own stores keep one protobuf value a column. Ours keep one packed row a user and view (feature_repo/packed.py),
+and write by one rule, atomically: a row replaces the stored one unless that is newer. So a day can be written again
+with mended values, and an older day after a newer one, without going back in time. Feast's SQLite store overwrites
+whatever is there; its Redis store refuses an equal time stamp, so a mended day would never be served, and reads before
+it writes, so two writers may leave the older row.
 
 `read_rows` is the way serving reads: every view of many users in one call, without a detour through protobuf.
 """

@@ -3,14 +3,14 @@
     events = LiveEvents(Path("var/simulated/features"), Path("var/simulated/feature_store"))
     events.push([LiveEvent(user_id=42, item_id=7, event_time=datetime.now(UTC), labels=("is_click",))])
 
-An event goes through Feast's push source `live_events` into the view `user_live`: each user's newest events. Batch and live
-rows never overwrite each other; whoever reads lays the one over the other (feature_repo/live.py). So a materialization
-loses no later event, and an event that the tables hold by now is not counted twice.
+An event goes through Feast's push source `live_events` into the view `user_live`: each user's newest events. Batch and
+live rows never overwrite each other; whoever reads lays the one over the other (feature_repo/live.py). So a
+materialization loses no later event, and an event that the tables hold by now is not counted twice.
 
-An event is known by its user, item and second. Pushing it again, or again with more feedback (a view that became a like),
-changes that event; the order of arrival does not matter, so a client may repeat a push that it is not sure of.
-Pushes for one user are safe from any number of processes: the user's row is locked between reading and writing
-(a lock of 256 in Redis, a file lock beside SQLite).
+An event is known by its user, item and second. Pushing it again, or again with more feedback (a view that became a
+like), changes that event; the order of arrival does not matter, so a client may repeat a push that it is not sure of.
+Pushes for one user are safe from any number of processes and threads: the user's row is locked between reading and
+writing (one of 256 locks in Redis, a file lock beside SQLite).
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ UNKNOWN = -1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LiveEvent:
-    """One thing that a user was shown and what they did with it, so far. -1: unknown; `labels`: names of the contract."""
+    """What a user was shown and did with it, so far. -1: unknown; `labels`: names of the contract.
+
+    Raises DataError for a time without a zone or before 1970, an id out of range and a name that is no label.
+    """
 
     user_id: int
     item_id: int
@@ -55,15 +58,19 @@ class LiveEvent:
     def __post_init__(self) -> None:
         if self.event_time.tzinfo is None:
             raise DataError(f"the event time {self.event_time} of user {self.user_id} has no time zone: give it in UTC")
+        for name in ("user_id", "item_id"):
+            if not -(1 << 63) <= (value := getattr(self, name)) < 1 << 63:
+                raise DataError(f"{name} is {value}: ids are int64")
+        if self.event_time.timestamp() < 0:
+            raise DataError(f"the event time {self.event_time} of user {self.user_id} is before 1970")
         if unknown := sorted(set(self.labels) - set(LABELS)):
             raise DataError(f"{', '.join(unknown)} is no label: use {', '.join(LABELS)}")
 
     def row(self) -> list[int]:
         """The event in the columns of a pathway."""
         mask = sum(1 << LABELS.index(name) for name in set(self.labels))
-        return [
-            self.item_id, self.author_id, self.tag, int(self.event_time.timestamp()), self.play_ms, self.duration_ms, mask,
-        ]  # fmt: skip
+        time_s = int(self.event_time.timestamp())
+        return [self.item_id, self.author_id, self.tag, time_s, self.play_ms, self.duration_ms, mask]
 
 
 class LiveEvents:
@@ -104,25 +111,26 @@ class LiveEvents:
         return len(users)
 
     def _complete(self, event: LiveEvent) -> LiveEvent:
-        known = self._items.get(event.item_id, {})
-        missing = {name: value for name, value in known.items() if getattr(event, name) == UNKNOWN}
-        return dataclasses.replace(event, **missing) if missing else event
+        if not (known := self._items.get(event.item_id)):
+            return event
+        return dataclasses.replace(
+            event,
+            author_id=known[0] if event.author_id == UNKNOWN else event.author_id,
+            tag=known[1] if event.tag == UNKNOWN else event.tag,
+            duration_ms=known[2] if event.duration_ms == UNKNOWN else event.duration_ms,
+        )
 
 
 def _stamp(events_ND: np.ndarray) -> datetime:
     return datetime.fromtimestamp(int(events_ND[-1, TIME]), UTC)
 
 
-def _items(partition: Path) -> dict[int, dict[str, int]]:
+def _items(partition: Path) -> dict[int, tuple[int, int, int]]:
     """Author, first tag and duration by item, as the pathways know them."""
     if not (partition / PART).is_file():
         raise DataError(f"{partition} holds no items: give a partition of the items table")
     table = pq.read_table(partition / PART, columns=["item_id", "author_id", "tags", "duration_ms"])
     return {
-        item: {
-            "author_id": author,
-            "tag": tags[0] if tags else UNKNOWN,
-            "duration_ms": UNKNOWN if duration is None else duration,
-        }
+        item: (author, tags[0] if tags else UNKNOWN, UNKNOWN if duration is None else duration)
         for item, author, tags, duration in zip(*(table[name].to_pylist() for name in table.column_names))
     }

@@ -1,7 +1,7 @@
 """The feature services, one a model version: what the model was trained with and must be served with.
 
-A release names its service, and a server refuses a release whose service it does not know. A new model version that wants
-other features gets a line in MODEL_VERSIONS, under a new name; the old line stays for as long as a release names it.
+A release names its service, and a server refuses a release whose service it does not know. A new model version that
+wants other features gets a line in MODEL_VERSIONS, under a new name; the old line stays while a release names it.
 """
 
 from __future__ import annotations

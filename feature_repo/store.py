@@ -3,9 +3,9 @@
     apply(features=features, feature_store=feature_store)
     materialize(features=features, feature_store=feature_store, start=datetime(2022, 5, 5, tzinfo=UTC), end=...)
 
-Where registry, online and offline store are is the profile's business (feature_repo/profiles.py); without one given, the
-environment chooses. `feature_store/materialized.json` is our own record of the intervals that were filled: Feast keeps
-watermarks of its own, which a backfill would make wrong, and nothing reads them.
+Where registry, online and offline store are is the profile's business (feature_repo/profiles.py); without one given,
+the environment chooses. `feature_store/materialized.json` is our own record of the intervals that were filled: Feast
+keeps watermarks of its own, which a backfill would make wrong, and nothing reads them.
 """
 
 from __future__ import annotations
