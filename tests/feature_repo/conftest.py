@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from feast.repo_config import RepoConfig
 
@@ -76,6 +77,13 @@ def write_days(features: Path, rng: np.random.Generator) -> None:
             stamps = [instant + offsets[user % 3] for user in asked]
             path = partition_path(features / folder, day)
             write_table(path, asked, stamps, random_lists(rng, LABEL_COLUMNS, len(asked)))
+
+
+def newest(features: Path, view: str, until: datetime) -> dict[int, dict]:
+    """The newest row of each user, straight from the partitions."""
+    rows = [row for path in features.glob(f"{view}/dt=*/*.parquet") for row in pq.read_table(path).to_pylist()]
+    rows = sorted((row for row in rows if row["event_timestamp"] <= until), key=lambda row: row["event_timestamp"])
+    return {row["user_id"]: row for row in rows}
 
 
 @pytest.fixture(scope="session")

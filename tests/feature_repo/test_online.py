@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from datasets.errors import DataError
@@ -16,7 +14,7 @@ from feature_repo.online import FeatureStoreError, OnlineFeatures
 from feature_repo.services import SERVICE
 from feature_repo.store import apply, materialize, open_store
 from feature_repo.views import EVENT_VIEWS, VIEW_COLUMNS
-from tests.feature_repo.conftest import DAYS, STATIC_FEATURES, STRANGERS, USERS, end_of, write_days, write_views
+from tests.feature_repo.conftest import DAYS, STATIC_FEATURES, STRANGERS, USERS, end_of, newest, write_days, write_views
 
 START = end_of(DAYS[0]) - timedelta(days=1)
 
@@ -38,13 +36,6 @@ def fresh(folders, tmp_path, online_profile):
     """The same on SQLite and on Redis."""
     apply(features=folders[0], feature_store=tmp_path / "store", profile=online_profile)
     return {"features": folders[0], "feature_store": tmp_path / "store", "profile": online_profile}
-
-
-def newest(features: Path, view: str, until: datetime) -> dict[int, dict]:
-    """The newest row of each user, straight from the partitions."""
-    rows = [row for path in features.glob(f"{view}/dt=*/*.parquet") for row in pq.read_table(path).to_pylist()]
-    rows = sorted((row for row in rows if row["event_timestamp"] <= until), key=lambda row: row["event_timestamp"])
-    return {row["user_id"]: row for row in rows}
 
 
 def assert_as_of(fresh: dict, until: datetime, users=USERS) -> None:
