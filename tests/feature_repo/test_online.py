@@ -83,7 +83,7 @@ def test_days_in_any_order_and_again(fresh):
 
 
 def test_a_mended_day_is_served(tmp_path, online_profile):
-    """A day written again with other values replaces what it served; a newer day stays. Feast's Redis store would not."""
+    """A day written again with other values replaces what it served (Feast's Redis store would not); a newer stays."""
     where = {"features": tmp_path / "features", "feature_store": tmp_path / "store", "profile": online_profile}
     write_days(where["features"], np.random.default_rng(6))
     apply(**where)

@@ -113,7 +113,7 @@ def test_materializing_keeps_what_is_newer_and_takes_over_what_is_older(where):
 
 
 def test_concurrent_pushes_lose_nothing(where):
-    """Stores of their own, as processes have, and one that is shared. Both locks hold within a process as between two."""
+    """Stores of their own, as processes have, and a shared one. Both locks hold within a process as between two."""
     shared = LiveEvents(**where)
 
     def work(number: int) -> None:

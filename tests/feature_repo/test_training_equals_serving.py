@@ -1,4 +1,4 @@
-"""Training equals serving: what a point-in-time join says of 1,000 users at a moment is what is served at that moment."""
+"""Training equals serving: what a point-in-time join says of 1,000 users at a moment is what is served then."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def silent(text: str) -> None:
 def simulated(tmp_path_factory) -> tuple[Path, list[datetime]]:
     """Feature tables of four simulated days and the interval to materialize. The fourth day is written too."""
     base = tmp_path_factory.mktemp("simulated")
-    simulate(base / "logs", days=4, end=LAST, users=1100, items=300, impressions=16_000, seed=4, progress=silent)
+    simulate(base / "logs", days=4, end=LAST, users=2400, items=300, impressions=24_000, seed=4, progress=silent)
     interval: list[datetime] = []
     previous = None
     for day in (LAST - timedelta(days=1), LAST):
