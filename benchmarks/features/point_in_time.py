@@ -172,8 +172,8 @@ def main() -> None:
         " as a query; `ours, frame`: as a pandas frame. Peak MiB: of the process, less what it held before.",
         "",
         f"- command: python -m benchmarks.features.point_in_time --rows {' '.join(map(str, args.rows))}",
-        f"- hardware: {_processor()}, {os.cpu_count()} cores; load when it ended {os.getloadavg()[1]:.1f}",
-        f"- commit {_commit()}, {dt.date.today()}",
+        f"- hardware: {processor()}, {os.cpu_count()} cores; load when it ended {os.getloadavg()[1]:.1f}",
+        f"- commit {commit()}, {dt.date.today()}",
     ]
     args.out.write_text("\n".join(lines) + "\n")
 
@@ -189,12 +189,12 @@ def _line(rows: int, contender: str, found: dict | None, base: dict | None) -> s
     )
 
 
-def _processor() -> str:
+def processor() -> str:
     names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return names[0].split(":")[1].strip() if names else "unknown processor"
 
 
-def _commit() -> str:
+def commit() -> str:
     return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
 
 

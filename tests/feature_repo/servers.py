@@ -13,6 +13,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -75,7 +76,7 @@ def postgres_server() -> Iterator[str]:
                 connection.execute("CREATE DATABASE onerec")
             yield f"postgresql+psycopg://onerec@127.0.0.1:{port}/onerec?sslmode=disable"
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # the fast shutdown: SIGTERM waits for pooled connections
             server.wait(WAIT_S)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -61,12 +61,16 @@ def cluster(folders, tmp_path_factory, redis_address, postgres_url) -> dict:
     where = {"features": folders[0], "feature_store": tmp_path_factory.mktemp("cluster"), "profile": profile}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from feast.infra.offline_stores.contrib.spark_offline_store.spark import (
+            get_spark_session_or_start_new_with_repoconfig as started,
+        )
+
+        session = started(profile.repo_config(where["feature_store"]).offline_store)
+        session.conf.set("spark.sql.shuffle.partitions", "1")  # 200 tasks a join are for clusters
         apply(**where)
         materialize(**where, start=end_of(DAYS[0]).replace(hour=0), end=end_of(DAYS[4]))
     yield where
-    from pyspark.sql import SparkSession
-
-    SparkSession.active().stop()
+    session.stop()
 
 
 def test_spark_joins_what_duckdb_joins(cluster, folders):
