@@ -9,9 +9,9 @@ import argparse
 import os
 import sys
 
-from cli import backfill, daily, recommend, release, report, simulate
+from cli import backfill, daily, features, recommend, release, report, simulate
 
-GROUPS = (daily, backfill, release, recommend, report, simulate)
+GROUPS = (daily, backfill, release, recommend, features, report, simulate)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.features.online_read [--users 400] [--calls 300]
 
-The users are heavy ones: every list is full (20, 256 and 2,000 events of seven fields, 10,000 seen items), the values as wide
-as KuaiRand's. Readers of the same rows:
+The users are heavy ones: every list is full (20, 256 and 2,000 events of seven fields, 10,000 seen items), the values
+as wide as KuaiRand's. Readers of the same rows:
 
 - `ours`: `OnlineFeatures.read_many`, what Triton's `recommend` calls: packed rows, decoded by NumPy.
 - `get_online_features`: Feast's own call over our store (feature_repo/online_rows.py), to protobuf.
@@ -160,11 +160,10 @@ def _server(where: dict) -> Iterator[Read]:
                 try:
                     read([1])
                     break
-                except OSError:
+                except OSError as error:
                     if server.poll() is not None or time.monotonic() > end:
-                        raise RuntimeError(
-                            f"feast serve does not answer: {(folder / 'server.log').read_text()[-2000:]}"
-                        )
+                        said = (folder / "server.log").read_text()[-2000:]
+                        raise RuntimeError(f"feast serve does not answer: {said}") from error
                     time.sleep(0.5)
             yield read
         finally:
@@ -207,7 +206,7 @@ def main() -> None:
     ]
     tail = [
         "",
-        f"Every user has {events} events, {LENGTHS['user_seen']:,} seen items and {LENGTHS['user_static']} static codes.",
+        f"Every user has {events} events, {LENGTHS['user_seen']:,} seen items, {LENGTHS['user_static']} static codes.",
         "",
         f"- command: python -m benchmarks.features.online_read --users {args.users} --calls {args.calls}",
         f"- hardware: {processor()}, {os.cpu_count()} cores; load when it ended {os.getloadavg()[1]:.1f}",

@@ -3,7 +3,7 @@
     python -m benchmarks.features.point_in_time --rows 100000 1000000 10000000 [--work FOLDER]
 
 For each size: N label rows (user, time) and N feature rows (user, time, four int64 in a list) in 30 day partitions, of
-N / 10 users, all random. Each contender runs in a process of its own, from the Parquet files to an Arrow table in memory:
+N / 10 users, all random. Each contender runs in a process of its own, from Parquet files to an Arrow table in memory:
 
 - `asof`: the ASOF join that one would write by hand in DuckDB, lists and all.
 - `ours`: feature_repo.offline_duckdb through `FeatureStore.get_historical_features`, labels given as a query.
@@ -168,8 +168,8 @@ def main() -> None:
                 print(lines[-1], flush=True)
     lines += [
         "",
-        f"Median of {args.rounds} rounds, each in a process of its own. `asof`: written by hand in DuckDB. `ours`: labels"
-        " as a query; `ours, frame`: as a pandas frame. Peak MiB: of the process, less what it held before.",
+        f"Median of {args.rounds} rounds, each in a process of its own. `asof`: written by hand in DuckDB. `ours`:"
+        " labels as a query; `ours, frame`: as a pandas frame. Peak MiB: of the process, less what it held before.",
         "",
         f"- command: python -m benchmarks.features.point_in_time --rows {' '.join(map(str, args.rows))}",
         f"- hardware: {processor()}, {os.cpu_count()} cores; load when it ended {os.getloadavg()[1]:.1f}",
