@@ -64,7 +64,7 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
         entity: pa.Table
         if isinstance(entity_df, str):
             with duckdb.connect() as connection:
-                entity = connection.sql(entity_df).to_arrow_table()  # type: ignore[union-attr]
+                entity = connection.sql(entity_df).to_arrow_table()
         else:
             entity = pa.Table.from_pandas(entity_df, preserve_index=False)
         stamp = infer_event_timestamp_from_entity_df({f.name: f.type.to_pandas_dtype() for f in entity.schema})
