@@ -9,6 +9,7 @@ materialization loses no later event, and an event that the tables hold by now i
 
 An event is known by its user, item and second. Pushing it again, or again with more feedback (a view that became a
 like), changes that event; the order of arrival does not matter, so a client may repeat a push that it is not sure of.
+Push through here and not into Feast's server: what that is given replaces a user's live events.
 Pushes for one user are safe from any number of processes and threads: the user's row is locked between reading and
 writing (one of 256 locks in Redis, a file lock beside SQLite).
 """

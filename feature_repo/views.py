@@ -36,7 +36,7 @@ LIVE_VIEW = "user_live"
 LIVE_COLUMNS = tuple(f"live_{field}" for field in EVENT_FIELDS)
 
 SHORT_LEN = 20
-"""Events of the short-term pathway."""
+"""Events of the short-term pathway, tables and live events together: the default of the pathways' own setting."""
 
 LIVE_LEN = 1024
 """The newest live events that are kept of a user: more than anybody is shown before the tables catch up."""

@@ -16,7 +16,6 @@ import pytest
 from datasets.contract import ITEMS, LABELS
 from datasets.errors import DataError
 from datasets.partitions import PART, partition_path, write_partition
-from feature_repo import pathways
 from feature_repo.live import merge
 from feature_repo.online import OnlineFeatures
 from feature_repo.push import LiveEvent, LiveEvents
@@ -90,7 +89,6 @@ def test_only_the_newest_are_kept(where):
     events.push([event(4, i, i) for i in range(LIVE_LEN + 5)])
     found = OnlineFeatures(**where).read(4)
     assert found.short[:, 0].tolist() == list(range(LIVE_LEN + 5 - SHORT_LEN, LIVE_LEN + 5))
-    assert SHORT_LEN == pathways.SHORT_LEN
 
 
 def test_materializing_keeps_what_is_newer_and_takes_over_what_is_older(where):
