@@ -14,6 +14,7 @@ Legend: N entity or label rows, P of them with a match, R rows of all files of a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 from pydantic import StrictStr
 
 _ROW = "entity_row"
+PIECE = 1 << 18  # rows that one thread gathers at a time
 PLACE = "CAST(file_index AS BIGINT) << 32 | CAST(file_row_number AS BIGINT)"
 """Where a row lies: rises with file and row, so that the greatest is the last."""
 
@@ -218,8 +220,13 @@ def _asof(
     known_N = np.zeros(len(entity), bool)
     place_N[pairs[_ROW]] = (np.cumsum(won_R) - 1)[won_P]
     known_N[pairs[_ROW]] = True
-    table = files.rows(np.flatnonzero(won_R), features).combine_chunks()
-    return {name: table[name].take(pa.array(place_N, mask=~known_N)) for name in features}
+    table = files.rows(np.flatnonzero(won_R), features)
+    place = pa.array(place_N, mask=~known_N)
+    pieces = [place[at : at + PIECE] for at in range(0, len(place), PIECE)]
+    with ThreadPoolExecutor(pa.cpu_count()) as pool:
+        columns = {name: table[name].combine_chunks() for name in features}
+        taken = {name: pool.map(column.take, pieces) for name, column in columns.items()}
+        return {name: pa.chunked_array(parts, columns[name].type) for name, parts in taken.items()}
 
 
 def _numbers(count: int) -> pa.Array:

@@ -7,7 +7,8 @@
 
 The cluster's addresses come from the environment and from nowhere else, because they carry passwords:
 ONEREC_FEATURE_REGISTRY (postgresql+psycopg://user:password@host/database?sslmode=verify-full), ONEREC_FEATURE_REDIS
-(host:port,ssl=true,socket_timeout=0.5,password=...), and, when Spark is not the one of the process, ONEREC_FEATURE_SPARK (its master).
+(host:port,ssl=true,socket_timeout=0.5,password=...), and, when Spark is not the one of the process,
+ONEREC_FEATURE_SPARK (its master).
 Several sources in one cluster are several projects: ONEREC_FEATURE_PROJECT.
 """
 
