@@ -1,26 +1,25 @@
-"""Where Feast finds the pathway tables: the day partitions below `features/`, read as one table by a glob.
+"""Where the pathway tables lie, and the source through which live events come in.
 
-A source is the pattern `<features>/<view>/dt=*/part-0.parquet`, absolute, because Feast's DuckDB store hands it to
-DuckDB as it is, and a relative one would be resolved from the working directory of the moment.
+The day partitions `<features>/<view>/dt=D/part-0.parquet` of a view are one table to Feast. What kind of source reads
+them (a file, Spark) is the profile's business: feature_repo/profiles.py.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from feast import FileSource
-from feast.data_format import ParquetFormat
-
-from datasets.partitions import PART
+from feast import PushSource
+from feast.data_source import DataSource
 
 TIMESTAMP = "event_timestamp"
+LIVE_SOURCE = "live_events"
 
 
-def source_of(features: Path, view: str) -> FileSource:
-    """The partitions of one view. The folder need not exist yet; nothing is read or inferred from it."""
-    return FileSource(
-        name=f"{view}_partitions",
-        path=f"{features.resolve()}/{view}/dt=*/{PART}",
-        file_format=ParquetFormat(),
-        timestamp_field=TIMESTAMP,
-    )
+def partitions_of(features: Path, view: str) -> Path:
+    """The folder of a view's partitions, absolute: a relative one would be resolved where the process happens to be."""
+    return features.resolve() / view
+
+
+def live_source(batch: DataSource) -> PushSource:
+    """What a client pushes into. Feast wants a batch source beside it; nothing is ever written there."""
+    return PushSource(name=LIVE_SOURCE, batch_source=batch)

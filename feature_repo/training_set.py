@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from datasets.errors import DataError
 from datasets.partitions import PART, partition_days, partition_path, write_partition
+from feature_repo.profiles import Profile
 from feature_repo.services import SERVICE
 from feature_repo.sources import TIMESTAMP
 from feature_repo.store import open_store, quiet
@@ -35,7 +36,12 @@ SCHEMA = pa.schema([*LABELS_SCHEMA, *(pa.field(c, _LIST) for c in FEATURE_COLUMN
 
 
 def build(
-    *, features: Path, feature_store: Path, day: date, kind: Literal["training", "evaluation"] = "training"
+    *,
+    features: Path,
+    feature_store: Path,
+    day: date,
+    kind: Literal["training", "evaluation"] = "training",
+    profile: Profile | None = None,
 ) -> dict[str, Any]:
     """Write the set of one day and return the manifest of its partition, counts included.
 
@@ -45,7 +51,7 @@ def build(
     if not (path / PART).is_file():
         raise DataError(f"{path} is missing: run the pathways step of {day} before its {kind} set")
     labels = pq.read_table(path / PART, columns=LABELS_SCHEMA.names).cast(LABELS_SCHEMA)
-    history = _history(labels, features, feature_store) if len(labels) else SCHEMA.empty_table()
+    history = _history(labels, features, feature_store, profile) if len(labels) else SCHEMA.empty_table()
     unknown = history["seen_item_id"].null_count
     columns = {name: _filled(history[name], 0) for name in FEATURE_COLUMNS if name != "static_codes"}
     columns["static_codes"] = _filled(history["static_codes"], _static_length(features, day))
@@ -54,9 +60,9 @@ def build(
     return write_partition(partition_path(features / kind, day), table, counts=counts)
 
 
-def _history(labels: pa.Table, features: Path, feature_store: Path) -> pa.Table:
+def _history(labels: pa.Table, features: Path, feature_store: Path, profile: Profile | None = None) -> pa.Table:
     """The feature columns for each label row, in the order of the label rows; null where nothing was known."""
-    store = open_store(features, feature_store)
+    store = open_store(features, feature_store, profile)
     keys = labels.select(["user_id", TIMESTAMP]).to_pandas()
     keys["label_row"] = np.arange(len(keys))
     with quiet():

@@ -226,6 +226,7 @@ def test_documented_command_works(line, root, workspace, ids, tmp_path) -> None:
         logs = write_kuairand(workspace.base / "logs", tmp_path / "kuairand")
         line = line.replace("DATA=LOGS", f"DATA={logs}").replace("DATE=2022-05-05", f"DATE={DAY}")
     words = {"RELEASE": ids[0], "OLD": ids[0], "NEW": ids[1], "STEP": "report"}
+    words |= {"START": "2026-01-01T00:00+00:00", "END": f"{LAST}T23:59+00:00"}
     words |= {"2022-05-03": DAY, "2022-05-05": LAST, "onerec": ONEREC}
     line = line.replace("--data LOGS ", "")  # the simulated logs are where they are looked for without it
     done = run([words.get(word, word) for word in line.split()], root)

@@ -1,19 +1,25 @@
-"""Small random pathway and label tables with the exact columns that the pathways step writes."""
+"""Small random pathway and label tables with the exact columns that the pathways step writes, and profiles to test."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from feast.repo_config import RepoConfig
 
 from datasets.partitions import partition_path, write_partition
+from feature_repo.profiles import LocalProfile
 from feature_repo.store import apply
 from feature_repo.training_set import LABEL_COLUMNS
 from feature_repo.views import VIEW_COLUMNS
+from tests.feature_repo.servers import postgres_server, redis_server
 
 STATIC_FEATURES = 4
 FIRST_DAY = date(2022, 4, 25)
@@ -73,6 +79,13 @@ def write_days(features: Path, rng: np.random.Generator) -> None:
             write_table(path, asked, stamps, random_lists(rng, LABEL_COLUMNS, len(asked)))
 
 
+def newest(features: Path, view: str, until: datetime) -> dict[int, dict]:
+    """The newest row of each user, straight from the partitions."""
+    rows = [row for path in features.glob(f"{view}/dt=*/*.parquet") for row in pq.read_table(path).to_pylist()]
+    rows = sorted((row for row in rows if row["event_timestamp"] <= until), key=lambda row: row["event_timestamp"])
+    return {row["user_id"]: row for row in rows}
+
+
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """(features, feature_store), applied. Tests only add partitions that no other test reads."""
@@ -80,3 +93,43 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     write_days(base / "features", np.random.default_rng(1))
     apply(features=base / "features", feature_store=base / "store")
     return base / "features", base / "store"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OtherStores(LocalProfile):
+    """The local profile with another online or offline store: one part of a profile tested by itself."""
+
+    online: dict | None = None
+    offline: dict | None = None
+
+    def repo_config(self, feature_store: Path) -> RepoConfig:
+        found = LocalProfile.repo_config(self, feature_store).model_dump(by_alias=True)
+        changed = {"online_store": self.online, "offline_store": self.offline}
+        return RepoConfig(**{**found, **{name: value for name, value in changed.items() if value}})
+
+
+@pytest.fixture(scope="session")
+def redis_address() -> Iterator[str]:
+    """host:port of a Redis server of the test run's own."""
+    with redis_server() as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """The URL of an empty database on a PostgreSQL server of the test run's own."""
+    with postgres_server() as url:
+        yield url
+
+
+_PROJECTS = itertools.count(1)
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def online_profile(request) -> LocalProfile:
+    """A profile with each of the two online stores, empty."""
+    if request.param == "sqlite":
+        return LocalProfile()
+    address = request.getfixturevalue("redis_address")
+    online = {"type": "feature_repo.online_redis.RedisRowOnlineStore", "connection_string": address}
+    return OtherStores(project=f"test{next(_PROJECTS)}", online=online)

@@ -1,0 +1,1 @@
+"""Benchmarks of the feature room: pathways, point-in-time joins, online reads."""

@@ -1,0 +1,202 @@
+"""Point-in-time join of label rows with a feature view: ours beside plain DuckDB and Feast's own offline stores.
+
+    python -m benchmarks.features.point_in_time --rows 100000 1000000 10000000 [--work FOLDER]
+
+For each size: N label rows (user, time) and N feature rows (user, time, four int64 in a list) in 30 day partitions, of
+N / 10 users, all random. Each contender runs in a process of its own, from Parquet files to an Arrow table in memory:
+
+- `asof`: the ASOF join that one would write by hand in DuckDB, lists and all.
+- `ours`: feature_repo.offline_duckdb through `FeatureStore.get_historical_features`, labels given as a query.
+- `ours, frame`: the same with the labels as a pandas frame, the usual way.
+- `feast duckdb`: Feast's DuckDB store.   - `feast file`: Feast's default (Dask) store, which drops rows.
+
+Memory is the peak resident set of the process less what it held when its imports were done. Every answer is compared
+with that of `asof` by a digest over all of its rows. Writes benchmarks/features/point_in_time.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+DAYS = 30
+WIDTH = 4
+VIEW = "user_static"
+COLUMN = "static_codes"
+CONTENDERS = ("asof", "ours", "ours, frame", "feast duckdb", "feast file")
+LIMIT_S = 600
+ANSWER = pa.schema([("label_row", pa.int64()), (COLUMN, pa.list_(pa.int64()))])
+TABLE = Path(__file__).with_suffix(".md")
+
+
+def write_data(folder: Path, rows: int, seed: int = 1) -> None:
+    """Labels in one file, features in a file a day, both in a random order of users."""
+    rng = np.random.default_rng(seed)
+    users = max(rows // 10, 1)
+    start_ms = int(START.timestamp() * 1000)
+    stamp = pa.timestamp("ms", "UTC")
+    (folder / "labels").mkdir(parents=True)
+    times = start_ms + rng.integers(0, DAYS * 86_400_000, rows)
+    label = {"user_id": pa.array(rng.integers(0, users, rows)), "event_timestamp": pa.array(times).cast(stamp)}
+    pq.write_table(pa.table({**label, "label_row": pa.array(np.arange(rows))}), folder / "labels" / "part-0.parquet")
+    for day in range(DAYS):
+        count = rows * (day + 1) // DAYS - rows * day // DAYS
+        times = start_ms + rng.integers(day * 86_400_000, (day + 1) * 86_400_000, count)
+        values = pa.array(rng.integers(0, 8192, count * WIDTH))
+        lists = pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * WIDTH, pa.int32()), values)
+        out = folder / "features" / VIEW / f"dt={(START + dt.timedelta(days=day)).date()}" / "part-0.parquet"
+        out.parent.mkdir(parents=True)
+        table = {"user_id": pa.array(rng.integers(0, users, count)), "event_timestamp": pa.array(times).cast(stamp)}
+        pq.write_table(pa.table({**table, COLUMN: lists}), out)
+
+
+def plain(folder: Path) -> pa.Table:
+    """The ASOF join that one would write by hand."""
+    import duckdb
+
+    return duckdb.sql(
+        f"""SELECT l.*, f.{COLUMN} FROM read_parquet('{folder}/labels/part-0.parquet') l ASOF LEFT JOIN
+        read_parquet('{folder}/features/{VIEW}/dt=*/part-0.parquet', hive_partitioning = false) f
+        ON l.user_id = f.user_id AND l.event_timestamp >= f.event_timestamp"""
+    ).to_arrow_table()
+
+
+def through_feast(contender: str, folder: Path):
+    """A call that joins through a Feast store. Applying the definitions is not part of it."""
+    from feast import FeatureStore
+    from feast.repo_config import RepoConfig
+
+    from feature_repo.profiles import LocalProfile
+    from feature_repo.store import apply, quiet
+
+    profile, home = LocalProfile(), Path(tempfile.mkdtemp(dir=folder))
+    apply(features=folder / "features", feature_store=home, profile=profile)
+    config = profile.repo_config(home)
+    if contender.startswith("feast"):
+        config = RepoConfig(**{**config.model_dump(by_alias=True), "offline_store": {"type": contender.split()[1]}})
+    with quiet():
+        store = FeatureStore(config=config)
+    labels = folder / "labels" / "part-0.parquet"
+
+    def run() -> pa.Table:
+        entity = f"SELECT * FROM read_parquet('{labels}')" if contender == "ours" else pq.read_table(labels).to_pandas()
+        with quiet():
+            return store.get_historical_features(entity_df=entity, features=[f"{VIEW}:{COLUMN}"]).to_arrow()
+
+    return run
+
+
+def one(contender: str, folder: Path) -> dict[str, float | str]:
+    """Seconds, CPU seconds, MiB and the answer's digest of one join in this process."""
+    run = (lambda: plain(folder)) if contender == "asof" else through_feast(contender, folder)
+    before, wall, cpu = _peak_mib(), time.perf_counter(), time.process_time()
+    table = run()
+    found = {"seconds": time.perf_counter() - wall, "cpu": time.process_time() - cpu, "mib": _peak_mib() - before}
+    return {**found, "rows": table.num_rows, "digest": _digest(table)}
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _digest(table: pa.Table) -> str:
+    """One number of the whole answer, whatever the order of its rows."""
+    import duckdb
+
+    with duckdb.connect() as connection:
+        connection.register("answer", table.select(["label_row", COLUMN]).cast(ANSWER))
+        return str(connection.sql(f"SELECT sum(hash(label_row, {COLUMN})), count({COLUMN}) FROM answer").fetchall()[0])
+
+
+def measure(contender: str, folder: Path, rounds: int) -> dict[str, float | str] | None:
+    """The median of some rounds, each in a fresh process; None where a contender fails (out of memory or of time)."""
+    results = []
+    for _ in range(rounds):
+        command = [sys.executable, "-m", "benchmarks.features.point_in_time", "--one", contender, "--work", str(folder)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            return None
+        if done.returncode:
+            print(done.stderr[-2000:], file=sys.stderr)
+            return None
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    middle = {key: statistics.median(r[key] for r in results) for key in ("seconds", "cpu", "mib")}
+    return {**results[0], **middle}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000])
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", type=Path, help="folder for the data (default: a temporary one)")
+    parser.add_argument("--out", type=Path, default=TABLE)
+    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(one(args.one, args.work)))
+        return
+    lines = [
+        "# Point-in-time join", "",
+        "| label rows | store | seconds | CPU seconds | of `asof` | peak MiB | rows back | answer |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory(dir=args.work) as work:
+        for rows in args.rows:
+            folder = Path(work) / str(rows)
+            write_data(folder, rows)
+            base = None
+            for contender in args.contenders:
+                found = measure(contender, folder, args.rounds)
+                base = base or found
+                lines.append(_line(rows, contender, found, base))
+                print(lines[-1], flush=True)
+    lines += [
+        "",
+        f"Median of {args.rounds} rounds, each in a process of its own. `asof`: written by hand in DuckDB. `ours`:"
+        " labels as a query; `ours, frame`: as a pandas frame. Peak MiB: of the process, less what it held before.",
+        "",
+        f"- command: python -m benchmarks.features.point_in_time --rows {' '.join(map(str, args.rows))}",
+        f"- hardware: {processor()}, {os.cpu_count()} cores; load when it ended {os.getloadavg()[1]:.1f}",
+        f"- commit {commit()}, {dt.date.today()}",
+    ]
+    args.out.write_text("\n".join(lines) + "\n")
+
+
+def _line(rows: int, contender: str, found: dict | None, base: dict | None) -> str:
+    if found is None or base is None:
+        return f"| {rows:,} | {contender} | no answer within {LIMIT_S} s or the memory of the machine | | | | | |"
+    ratio = f"{found['seconds'] / base['seconds']:.2f} (CPU {found['cpu'] / base['cpu']:.2f})"
+    same = "as `asof`" if found["digest"] == base["digest"] else "**differs**"
+    return (
+        f"| {rows:,} | {contender} | {found['seconds']:.2f} | {found['cpu']:.2f} | {ratio} | {found['mib']:,.0f}"
+        f" | {found['rows']:,} | {same} |"
+    )
+
+
+def processor() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0].split(":")[1].strip() if names else "unknown processor"
+
+
+def commit() -> str:
+    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
