@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def partition_days(table: Path) -> list[date]:
 
 def write_partition(
     path: Path,
-    table: pa.Table,
+    table: pa.Table | Iterable[pa.Table],
     *,
     counts: Mapping[str, int] | None = None,
     extra_files: Mapping[str, pa.Table] | None = None,
@@ -55,6 +55,7 @@ def write_partition(
 ) -> dict[str, Any]:
     """Write `table` as the partition at `path`, replacing the one that is there, and return its manifest.
 
+    A table too large for memory may come in pieces of one schema, which are written as they come.
     counts: what the writer counted. extra_files: further Parquet files of the partition, by name (quarantined rows).
     fields: further JSON-able manifest entries; they and the counts are not part of the digest, the files are.
     """
@@ -66,11 +67,11 @@ def write_partition(
         files = []
         for name, content in {PART: table, **(extra_files or {})}.items():
             file = staged / name
-            pq.write_table(content, file, compression="zstd", row_group_size=1 << 17, store_schema=True)
+            rows = _write_parquet([content] if isinstance(content, pa.Table) else content, file)
             _flush(file)
-            files.append({"path": name, "rows": content.num_rows, "size": file.stat().st_size, "sha256": sha256(file)})
+            files.append({"path": name, "rows": rows, "size": file.stat().st_size, "sha256": sha256(file)})
         digest = hashlib.sha256("".join(f"{f['path']} {f['sha256']}\n" for f in files).encode()).hexdigest()
-        manifest = {"rows": table.num_rows, "digest": digest, "files": files, "counts": dict(counts or {}), **fields}
+        manifest = {"rows": files[0]["rows"], "digest": digest, "files": files, "counts": dict(counts or {}), **fields}
         (staged / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _flush(staged / MANIFEST)
         _flush(staged)
@@ -79,6 +80,21 @@ def write_partition(
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return manifest
+
+
+def _write_parquet(tables: Iterable[pa.Table], file: Path) -> int:
+    """Write the pieces one behind the other; returns how many rows they have."""
+    rows, writer = 0, None
+    try:
+        for table in tables:
+            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd", store_schema=True)
+            writer.write_table(table, row_group_size=1 << 17)
+            rows += table.num_rows
+    finally:
+        if writer is not None:
+            writer.close()
+    assert writer is not None, f"{file}: no piece, so no schema"
+    return rows
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

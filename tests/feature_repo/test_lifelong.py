@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from feature_repo.lifelong import GROUP_SIZE, compress, content_vectors
+from feature_repo.content import content_vectors
+from feature_repo.lifelong import GROUP_SIZE
+from feature_repo.lifelong import compress as compress_items
+
+
+def compress(user, vector):
+    return compress_items(user, np.arange(len(user)), vector)
 
 
 def _histories(seed: int, users: int, distinct: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +44,7 @@ def test_a_user_is_clustered_alike_alone_and_beside_others() -> None:
 def test_representative_is_nearest_to_the_centre_and_latest_of_equals() -> None:
     user = np.zeros(3, np.int64)
     assert compress(user, np.array([[0.0], [0.4], [1.0]], np.float32))[1].tolist() == [1]
-    assert compress(user, np.ones((3, 2), np.float32))[1].tolist() == [2]
+    assert compress(user, np.full((3, 2), 0.5, np.float32))[1].tolist() == [2]
 
 
 def test_clusters_separate_content() -> None:
