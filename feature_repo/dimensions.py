@@ -53,4 +53,4 @@ def static_codes(partition: Path) -> pa.Table:
 
 def _code(text: str) -> int:
     """The lower half of the MD5 sum as a number, in buckets."""
-    return int.from_bytes(hashlib.md5(text.encode(), usedforsecurity=False).digest()[8:], "big") % STATIC_BUCKETS
+    return int.from_bytes(hashlib.md5(text.encode(), usedforsecurity=False).digest()[8:], "little") % STATIC_BUCKETS

@@ -39,6 +39,9 @@ class Engine:
     unix_ms: Callable[[ir.Value], ir.Value]
     """Unix milliseconds of a timestamp column: the one function that the two name differently."""
 
+    table: Callable[[pa.Table], ir.Table]
+    """An Arrow table as one of the engine's."""
+
     read_files: Callable[[list[str]], ir.Table]
     keep_table: Callable[[str, ir.Table], ir.Table]
 
@@ -94,7 +97,7 @@ def duckdb_engine(*, memory: str = "3GB", threads: int = 2, spill: Path | None =
         backend.raw_sql(f'DROP TABLE IF EXISTS "{name}"')
         return backend.create_table(name, table, temp=True)
 
-    return Engine(backend=backend, unix_ms=_duckdb_ms, read_files=read_files, keep_table=keep)
+    return Engine(backend=backend, unix_ms=_duckdb_ms, table=ibis.memtable, read_files=read_files, keep_table=keep)
 
 
 def spark_engine(session: Any) -> Engine:
@@ -109,15 +112,19 @@ def spark_engine(session: Any) -> Engine:
         session.read.option("basePath", base).parquet(*files).createOrReplaceTempView(name)
         return backend.table(name)
 
+    def table(arrow: pa.Table) -> ir.Table:
+        # Not Ibis's `memtable`, which `cache` does not find in Spark.
+        name = ibis.util.gen_name("arrow")
+        session.createDataFrame(arrow).createOrReplaceTempView(name)
+        return backend.table(name)
+
     kept: dict[str, Any] = {}
 
     def keep(name: str, table: ir.Table) -> ir.Table:
-        frame = backend.compile(table)
-        frame = session.sql(frame).cache()
-        frame.createOrReplaceTempView(name)
+        fresh = table.cache()
         if name in kept:
-            kept[name].unpersist()
-        kept[name] = frame
-        return backend.table(name)
+            kept[name].release()
+        kept[name] = fresh
+        return fresh
 
-    return Engine(backend=backend, unix_ms=_spark_ms, read_files=read_files, keep_table=keep)
+    return Engine(backend=backend, unix_ms=_spark_ms, table=table, read_files=read_files, keep_table=keep)

@@ -6,8 +6,8 @@ A group of n events splits into floor(cbrt(n)) clusters, at least 2, until it ho
 represented by the event nearest to its centre. The groups of all users are split level by level, many at a time, padded
 to a common size, so that the work is matrix products whatever the number of users.
 
-Every number is exact. Vectors and centres are cut to multiples of 2^-11, and none is longer than 1, so that every sum
-and distance is a multiple of 2^-22 below 4 and fits the 24 bits of a float32. So the result does not depend on the
+Every number is exact. Vectors and centres are cut to whole multiples of 1/2048, and none is longer than 1, so that every
+sum, product and distance is a whole number below 2^24, which float32 holds without rounding. So the result does not depend on the
 machine, the number of threads, the device, or the users that are clustered together (tested). There is no randomness:
 K-means starts from the newest event and, again and again, the event farthest from those chosen. A group larger than
 `SAMPLE` events a centre learns its centres from that many events, evenly spread over its time.
@@ -28,7 +28,7 @@ MAX_EVENTS = 100_000  # of a user; the pathway reads no more
 LONGEST = 2000  # rows of the pathway
 GROUP_SIZE = 3  # M of the report, which does not publish it, for a history of up to 3000: docs/decisions.md
 ITERATIONS = 4
-SAMPLE = 64
+SAMPLE = 32
 GRID = 2048.0
 CELLS = {"cpu": 1 << 20, "cuda": 1 << 28}  # numbers in a padded batch: what fits the cache, what fills the device
 WASTE = 1.25  # a batch holds groups whose sizes differ by at most this factor
@@ -72,8 +72,8 @@ def compress(
     representative_G = torch.empty(len(size_G), dtype=torch.int64, device=device)
     for batch in _batches(size_G, np.arange(len(size_G)), grid_ID.shape[1], CELLS[grid_ID.device.type]):
         at_GS, mask_GS = _slots(start_G[batch], size_G[batch], 0, int(size_G[batch].max()), device)
-        x_GSD = grid_ID[row_N[order_N[at_GS]]] * mask_GS[..., None]
-        centre_GD = _cut(x_GSD.sum(1) / mask_GS.sum(1, keepdim=True))
+        x_GSD = _rows(grid_ID, row_N[order_N[at_GS]]) * mask_GS[..., None]
+        centre_GD = torch.trunc(x_GSD.sum(1) / mask_GS.sum(1, keepdim=True))
         distance_GS = torch.square(x_GSD - centre_GD[:, None]).sum(2).masked_fill(~mask_GS, torch.inf)
         # Of equals the latest; the slots of a group are in order of time.
         best_G = distance_GS.shape[1] - 1 - distance_GS.flip(1).argmin(1)
@@ -99,7 +99,7 @@ def _split(
     step, longest = max(1, CELLS[device] // (len(size_G) * D)), int(size_G.max())
     for low in range(0, longest, step):
         at_GS, mask_GS = _slots(start_G, size_G, low, min(longest, low + step), device)
-        score_GSK = torch.baddbmm(norm_G1K, grid_ID[row_N[order_N[at_GS]]], turned_GDK)
+        score_GSK = torch.baddbmm(norm_G1K, _rows(grid_ID, row_N[order_N[at_GS]]), turned_GDK)
         found_GS = score_GSK.argmin(2)
         lowest_G = torch.minimum(lowest_G, found_GS.masked_fill(~mask_GS, 64).amin(1))
         highest_G = torch.maximum(highest_G, found_GS.masked_fill(~mask_GS, -1).amax(1))
@@ -122,7 +122,7 @@ def _centres(
     spread_GS = np.minimum((slot_S + 1) * size_G[:, None] // taken_G[:, None], size_G[:, None]) - 1
     at_GS = torch.as_tensor(start_G[:, None] + spread_GS, device=device)
     mask_GS = torch.as_tensor(slot_S < taken_G[:, None], device=device)
-    x_GSD = grid_ID[row_N[order_N[at_GS]]]
+    x_GSD = _rows(grid_ID, row_N[order_N[at_GS]])
     G, rows_G = len(size_G), torch.arange(len(size_G), device=device)
     centre_GKD = torch.empty(G, K, grid_ID.shape[1], device=device)
     norm_GS = torch.square(x_GSD).sum(2)
@@ -143,7 +143,9 @@ def _centres(
         count_GK = member_GSK.sum(1)
         sum_GKD = torch.bmm(member_GSK.transpose(1, 2), x_GSD)
         # A centre that lost all its events stays where it was.
-        centre_GKD = torch.where(count_GK[..., None] > 0, _cut(sum_GKD / count_GK.clamp(min=1)[..., None]), centre_GKD)
+        centre_GKD = torch.where(
+            count_GK[..., None] > 0, torch.trunc(sum_GKD / count_GK.clamp(min=1)[..., None]), centre_GKD
+        )
     return centre_GKD, live_GK
 
 
@@ -172,12 +174,12 @@ def _runs(user_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _on_grid(vector_ID: Tensor) -> Tensor:
-    """Vectors cut to the grid, where float32 sums and products of them are exact."""
+    """Vectors in whole 1/2048, where float32 sums and products of them are exact."""
     longest = float(torch.linalg.vector_norm(vector_ID, dim=1).max()) if len(vector_ID) else 0.0
     if not longest <= 1 + 1e-5:
         raise ValueError(f"a content vector has length {longest:.4f}; divide each by its length")
-    return _cut(vector_ID.float())
+    return vector_ID.float().mul(GRID).trunc_()
 
 
-def _cut(x: Tensor) -> Tensor:
-    return torch.trunc(x * GRID) / GRID
+def _rows(grid_ID: Tensor, row_GS: Tensor) -> Tensor:
+    return grid_ID.index_select(0, row_GS.flatten()).view(*row_GS.shape, grid_ID.shape[1])

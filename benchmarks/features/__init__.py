@@ -1,0 +1,1 @@
+"""Speed of features and data: each script writes its table beside itself."""
