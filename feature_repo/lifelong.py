@@ -6,11 +6,11 @@ A group of n events splits into floor(cbrt(n)) clusters, at least 2, until it ho
 represented by the event nearest to its centre. The groups of all users are split level by level, many at a time, padded
 to a common size, so that the work is matrix products whatever the number of users.
 
-Every number is exact. Vectors and centres are cut to whole multiples of 1/2048, and none is longer than 1, so that every
-sum, product and distance is a whole number below 2^24, which float32 holds without rounding. So the result does not depend on the
-machine, the number of threads, the device, or the users that are clustered together (tested). There is no randomness:
-K-means starts from the newest event and, again and again, the event farthest from those chosen. A group larger than
-`SAMPLE` events a centre learns its centres from that many events, evenly spread over its time.
+Every number is exact. Vectors and centres are cut to whole multiples of 1/2048, and none is longer than 1, so that
+every sum, product and distance is a whole number of at most 2^24, which float32 holds without rounding. So the result
+does not depend on the machine, the number of threads, the device, or the users that are clustered together (tested).
+There is no randomness: K-means starts from the newest event and, again and again, the event farthest from those chosen.
+A group larger than `SAMPLE` events a centre learns its centres from so many, evenly spread over its time.
 
 Needs numpy and torch only. Legend: N events of all users, I items, D content dimensions, G groups, S slots of a padded
 group, K centres of a group.

@@ -18,7 +18,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,27 +39,27 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="Markdown table")
     args = parser.parse_args()
-    lines = [
-        *heading(args),
-        "| dimensions | program | s a user | groups | largest | spread % |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = [*heading(args), "| dimensions | program | s a user | groups | largest | spread % |"]
+    lines.append("|---|---|---|---|---|---|")
     for dims in args.dims:
-        vector_ID, user_N, item_N = histories(dims, args.users, args.events)
-        on_device = torch.as_tensor(vector_ID, device=args.device)
-        seconds, group_N = fastest(
-            args.rounds, args.device, lambda: compress(user_N, item_N, on_device, device=args.device)[0]
-        )
-        lines.append(row(dims, "ours", seconds / args.users, vector_ID, item_N, group_N, args.events))
-        print(lines[-1], flush=True)
-        for name, iterations in (("scikit-learn, 4 iterations", 4), ("scikit-learn, 300 iterations", 300)):
-            if args.device == "cpu" and (split := sklearn_split(iterations)):
-                mine = item_N[: args.events]
-                seconds, group_N = fastest(1, "cpu", lambda: by_sklearn(vector_ID[mine], split))  # noqa: B023
-                lines.append(row(dims, name, seconds, vector_ID, mine, group_N, args.events))
-                print(lines[-1], flush=True)
+        for line in measured(args, dims):
+            lines.append(line)
+            print(line, flush=True)
     if args.out:
         args.out.write_text("\n".join(lines) + "\n")
+
+
+def measured(args: argparse.Namespace, dims: int) -> Iterator[str]:
+    """The lines of one width."""
+    vector_ID, user_N, item_N = histories(dims, args.users, args.events)
+    on_device = torch.as_tensor(vector_ID, device=args.device)
+    seconds, group_N = fastest(args.rounds, lambda: compress(user_N, item_N, on_device, device=args.device)[0])
+    yield row(dims, "ours", seconds / args.users, vector_ID, item_N[: args.events], group_N[: args.events])
+    mine = item_N[: args.events]
+    for iterations in (4, 300):
+        if args.device == "cpu" and (split := sklearn_split(iterations)):
+            seconds, group_N = fastest(1, partial(by_sklearn, vector_ID[mine], split))
+            yield row(dims, f"scikit-learn, {iterations} iterations", seconds, vector_ID, mine, group_N)
 
 
 def histories(dims: int, users: int, events: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -100,24 +101,19 @@ def by_sklearn(x_ND: np.ndarray, split: Callable[[np.ndarray, int], np.ndarray])
     return group_N
 
 
-def fastest(rounds: int, device: str, call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
-    """Seconds of the fastest of some rounds, the first of several not counted, and the result."""
+def fastest(rounds: int, call: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
+    """Seconds of the fastest of some rounds (of several the first does not count), and the result, which is numpy."""
     seconds = []
     for _ in range(rounds):
-        if device == "cuda":
-            torch.cuda.synchronize()
         start = time.perf_counter()
         found = call()
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:] or seconds), found
 
 
-def row(
-    dims: int, name: str, seconds: float, vector_ID: np.ndarray, item_N: np.ndarray, group_N: np.ndarray, events: int
-) -> str:
-    """A line of the table; groups and spread are the first user's."""
-    x_ND, group_N = vector_ID[item_N[:events]].astype(np.float64), group_N[:events]
-    size_G = np.bincount(group_N)
+def row(dims: int, name: str, seconds: float, vector_ID: np.ndarray, item_N: np.ndarray, group_N: np.ndarray) -> str:
+    """A line of the table about one user's groups."""
+    x_ND, size_G = vector_ID[item_N].astype(np.float64), np.bincount(group_N)
     order = np.argsort(group_N, kind="stable")
     centre_GD = np.add.reduceat(x_ND[order], np.cumsum(size_G) - size_G) / size_G[:, None]
     within = np.square(x_ND - centre_GD[group_N]).sum()
@@ -127,21 +123,15 @@ def row(
 
 def heading(args: argparse.Namespace) -> list[str]:
     """What ran where."""
-    device = (
-        torch.cuda.get_device_name() if args.device == "cuda" else f"{processor()}, {torch.get_num_threads()} thread"
-    )
-    commit = (
-        subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip() or "-"
-    )
-    busy = os.getloadavg()[0]
-    command = (
-        f"python -m benchmarks.features.lifelong --device {args.device} --users {args.users} --rounds {args.rounds}"
-    )
+    core = f"{processor()}, {torch.get_num_threads()} thread"
+    device = torch.cuda.get_device_name() if args.device == "cuda" else core
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    command = f"python -m benchmarks.features.lifelong --device {args.device} --users {args.users}"
     return [
         f"# Lifelong pathway: {args.events:,} events a user, {args.users} users a batch",
         "",
-        f"{device}; torch {torch.__version__}; `{command}`; commit {commit}; {datetime.date.today()}; load {busy:.1f}.",
-        "The fastest of the rounds but the first.",
+        f"{device}; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}; commit {git.stdout.strip() or '-'};",
+        f"{datetime.date.today()}; `{command} --rounds {args.rounds}`; the fastest round but the first.",
         "",
     ]
 

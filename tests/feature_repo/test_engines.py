@@ -28,7 +28,7 @@ EVENT = st.tuples(
     # Milliseconds of two days, some of them equal, some within a session of half an hour, some on its very edge.
     st.one_of(st.integers(0, 2 * 86_400_000 - 1), st.sampled_from([0, 1_800_000, 1_800_001, 86_399_999, 86_400_000])),
     st.integers(0, ITEMS - 1),
-    st.fixed_dictionaries({name: SIGNAL for name in contract.LABELS}),
+    st.fixed_dictionaries(dict.fromkeys(contract.LABELS, SIGNAL)),
     st.one_of(st.none(), st.integers(0, 90_000)),
     st.one_of(st.none(), st.integers(1, 90_000)),
 )

@@ -1,4 +1,4 @@
-"""No training row knows an event that is not strictly earlier than its impressions: simulated logs and real KuaiRand."""
+"""No training row knows an event that is not strictly earlier than its impressions: simulated logs, real KuaiRand."""
 
 from __future__ import annotations
 
