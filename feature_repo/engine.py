@@ -54,8 +54,8 @@ class Engine:
         return self.keep_table(name, table)
 
     def arrow(self, table: ir.Table) -> pa.Table:
-        """The rows as Arrow."""
-        return self.backend.to_pyarrow(table)
+        """The rows as Arrow, with the types that the expression promises: Spark returns some integers narrower."""
+        return self.backend.to_pyarrow(table).cast(table.schema().to_pyarrow())
 
     def lists(self, events: ir.Table, columns: Mapping[str, str], keys: Sequence[str] = ("user_id",)) -> pa.Table:
         """One row a user (or another key), sorted; each field of its events as a list. columns: output name -> field.

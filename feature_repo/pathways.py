@@ -9,7 +9,7 @@ number, `time_s` 0 an unknown clock. A source's untimed history becomes `HISTORY
 log day: their order is known, their clock is not, and `time_s` says so.
 
 Views: user_static, user_short, user_positive, user_lifelong, user_seen. `labels`: the impressions of a user and window.
-With `grain="session"` user_short has a row for each further session of the day too, and label rows are per session.
+With `grain="session"` user_short also has a row for the start of each session, and label rows are per session.
 Users are worked on in ranges of their id, so that memory is bounded; the ranges change no row.
 """
 
@@ -157,12 +157,10 @@ class Pathways:
         }
 
     def _session_rows(self, mine: ir.Table, day: date) -> pa.Table:
-        """The short pathway as of the start of each session of the day but the user's first, which the row of an
-        earlier day serves."""
+        """The short pathway as of the start of each session of the day."""
         today = mine.filter(mine.dt == ibis.literal(day), mine.ord >= 0)
         numbered = transforms.sessions(today, self.config.session_gap_minutes)
-        later = numbered.filter(numbered.session > 0)
-        contexts = transforms.session_contexts(mine, later, self.config.short_len)
+        contexts = transforms.session_contexts(mine, numbered, self.config.short_len)
         table = self.engine.lists(contexts, transforms.event_columns("short"), keys=("user_id", "first_ord"))
         # Strictly before its first impression, which is where the label row is stamped.
         stamp = pa.array(table["first_ord"].to_numpy() - 1, pa.int64()).cast(_TIMESTAMP)
@@ -173,6 +171,8 @@ class Pathways:
     ) -> pa.Table:
         """The label rows of one window. An untimed event belongs to its pseudo-day whatever the instants."""
         shown = events.filter(events.dt == ibis.literal(log_day))
+        if self.config.grain == "session":
+            shown = transforms.sessions(shown, self.config.session_gap_minutes)
         if start is not None:
             shown = shown.filter((shown.ord < 0) | (shown.ord >= _ms(start)))
         if end is not None:
@@ -180,10 +180,10 @@ class Pathways:
         columns = {name: name for name in LABEL_COLUMNS}
         if self.config.grain == "day":
             return _stamped(self.engine.lists(shown, columns), instant + timedelta(milliseconds=1))
-        numbered = transforms.sessions(shown, self.config.session_gap_minutes)
-        table = self.engine.lists(numbered, columns, keys=("user_id", "first_ord"))
-        first = table["first_ord"].to_numpy()
-        stamp = pa.array(np.where(first < 0, _ms(instant) + 1, first), pa.int64()).cast(_TIMESTAMP)
+        table = self.engine.lists(shown, columns, keys=("user_id", "first_ord"))
+        # A session that the window cuts, and an untimed one, has the context of the window.
+        first = np.maximum(table["first_ord"].to_numpy(), _ms(instant) + 1)
+        stamp = pa.array(first, pa.int64()).cast(_TIMESTAMP)
         return table.drop_columns(["first_ord"]).add_column(1, pa.field("event_timestamp", _TIMESTAMP), stamp)
 
     def _of_day(self, events: ir.Table, day: date) -> ir.Table:
