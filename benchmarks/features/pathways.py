@@ -3,10 +3,10 @@
     python -m benchmarks.features.pathways --impressions 1 10 100 --memory 10GB --out benchmarks/features/pathways.md
 
 The log is made by DuckDB in the lake's layout: 30 days, users (100 impressions each on average, the busiest far more)
-and items by power laws, the contract's columns. What is timed is what the daily run calls: the log is read, the views and
-the labels of the last day are written, and the state of lifelong; every user is shown something on that day, so every
-one gets new rows, and nobody has an earlier state, so all are clustered: the most work that a day can be.
-Each size runs in a process of its own. "GiB" is its peak resident memory, "spilled" the largest size of its spill folder.
+and items by power laws, the contract's columns. What is timed is what the daily run calls: the log is read, the views
+and the labels of the last day are written, and the state of lifelong; every user is shown something on that day, so
+every one gets new rows, and nobody has an earlier state, so all are clustered: the most work that a day can be.
+Each size has a process of its own. "GiB" is its peak resident memory, "spilled" the most that lay on disk meanwhile.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ def run(run: Run, *, tables: Outcome, quality: Outcome) -> Outcome:
 
     def body(out: Path, progress) -> dict[str, Any]:
         from feature_repo.build import build_features
+        from feature_repo.config import PathwaysConfig
 
         found = build_features(
             lake=w.lake,
@@ -27,9 +29,11 @@ def run(run: Run, *, tables: Outcome, quality: Outcome) -> Outcome:
             ingest=tables.metrics,
             previous=before.pathways.metrics if before else None,
             bootstrap=before is None,
+            config=(config := PathwaysConfig()),
             progress=progress,
         )
         kept = {key: found[key] for key in ("written", "end_of_day", "interval")}
+        kept["config"] = dataclasses.asdict(config)
         (out / "pathways.json").write_text(json.dumps(kept, indent=1, sort_keys=True, default=str) + "\n")
         return found
 

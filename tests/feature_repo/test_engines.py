@@ -80,7 +80,12 @@ def write_lake(lake: Path, streams: list[list[tuple]]) -> None:
         for i in range(ITEMS)
     ]
     write_partition(partition_path(lake / "items", DAYS[-1]), pa.Table.from_pylist(items, schema=contract.ITEMS))
-    users = pa.table({"user_id": pa.array(range(len(streams)), pa.int64()), "city": ["a", None, "b"] * 100})
+    users = pa.table(
+        {
+            "user_id": pa.array(range(len(streams)), pa.int64()),
+            "city": [("a", None, "b")[u % 3] for u in range(len(streams))],
+        }
+    )
     write_partition(partition_path(lake / "users", DAYS[-1]), users)
     old = [{"user_id": u, "item_id": i, "pos": i, "is_like": i % 2} for u in range(3) for i in range(7)]
     write_partition(lake / "history", pa.Table.from_pylist(old, schema=contract.HISTORY))
