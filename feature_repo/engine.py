@@ -54,8 +54,8 @@ class Engine:
         return self.keep_table(name, table)
 
     def arrow(self, table: ir.Table) -> pa.Table:
-        """The rows as Arrow, with the types that the expression promises: Spark returns some integers narrower."""
-        return self.backend.to_pyarrow(table).cast(table.schema().to_pyarrow())
+        """The rows as Arrow."""
+        return self.backend.to_pyarrow(table)
 
     def lists(self, events: ir.Table, columns: Mapping[str, str], keys: Sequence[str] = ("user_id",)) -> pa.Table:
         """One row a user (or another key), sorted; each field of its events as a list. columns: output name -> field.
@@ -64,7 +64,7 @@ class Engine:
         `collect` does not exist in Spark, and sorting collected structs costs DuckDB eight times as much.
         """
         order = [*keys, "ord", "item_id", *(f for f in dict.fromkeys(columns.values()) if f != "item_id")]
-        flat = self.arrow(events.select(*order).order_by(order)).combine_chunks()
+        flat = self.arrow(events.select(*order).order_by(order))
         new_N = np.zeros(len(flat), bool)
         new_N[:1] = True
         for key in keys:
@@ -73,7 +73,7 @@ class Engine:
         first = np.flatnonzero(new_N)
         offsets = pa.array(np.append(first, len(flat)), pa.int32())
         lists = {
-            name: pa.ListArray.from_arrays(offsets, flat[field].chunk(0) if len(flat) else pa.array([], pa.int64()))
+            name: pa.ListArray.from_arrays(offsets, pa.array(flat[field].to_numpy(), pa.int64()))
             for name, field in columns.items()
         }
         return pa.table({**{key: flat[key].take(pa.array(first)) for key in keys}, **lists})

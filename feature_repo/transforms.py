@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import date, timedelta
+from functools import reduce
+from operator import add
 
 import ibis
 import ibis.expr.types as ir
@@ -136,11 +138,9 @@ def session_contexts(events: ir.Table, started: ir.Table, count: int) -> ir.Tabl
 
 def _masks(table: ir.Table) -> dict[str, ir.Value]:
     """`label`: bit i says that LABELS[i] is 1. `label_known`: bit i says that it was observed."""
-    label, known = ibis.literal(0, "int64"), ibis.literal(0, "int64")
-    for i, name in enumerate(LABELS):
-        label = label + ibis.ifelse(table[name].coalesce(0) == 1, 1 << i, 0)
-        known = known + ibis.ifelse(table[name].notnull(), 1 << i, 0)
-    return {"label": label.cast("int64"), "label_known": known.cast("int64")}
+    label = [ibis.ifelse(table[name].coalesce(0) == 1, 1 << i, 0).cast("int64") for i, name in enumerate(LABELS)]
+    known = [ibis.ifelse(table[name].notnull(), 1 << i, 0).cast("int64") for i, name in enumerate(LABELS)]
+    return {"label": reduce(add, label), "label_known": reduce(add, known)}
 
 
 def _with_items(own: ir.Table, items: ir.Table) -> ir.Table:
