@@ -18,10 +18,10 @@ from typing import Any
 
 from datasets.partitions import partition_days, partition_path, read_manifest
 from feature_repo import training_set
-from feature_repo.pathways import VIEWS, Pathways
+from feature_repo.config import PathwaysConfig
+from feature_repo.lifelong_rows import STATE
+from feature_repo.pathways import VIEWS, Pathways, Window
 from feature_repo.store import apply
-
-Window = tuple[datetime, datetime | None, datetime | None, date]
 
 
 def build_features(
@@ -33,6 +33,7 @@ def build_features(
     ingest: Mapping[str, Any],
     previous: Mapping[str, Any] | None,
     bootstrap: bool,
+    config: PathwaysConfig = PathwaysConfig(),  # noqa: B008 (frozen)
     progress: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Write all feature partitions of a day; returns what was written (paths relative to `features`) and
@@ -45,21 +46,27 @@ def build_features(
     carried = datetime.fromisoformat(previous["held_back_from"]) if previous and previous["held_back_from"] else None
     since = None if bootstrap else today - timedelta(days=1 if carried else 0)
     written: list[Path] = []
-    with Pathways(lake=lake, features=features, day=today, timezone=ingest["timezone"], since=since) as pathways:
+    with Pathways(
+        lake=lake, features=features, day=today, timezone=ingest["timezone"], since=since, config=config
+    ) as pathways:
         days = [*pathways.history_days(), *(d for d in pathways.days if d <= today)] if bootstrap else [today]
         if bootstrap:
             _clear_before(features, days)
         cutoff = None if tomorrow_exists else pathways.held_back_from(today)
         for number, current in enumerate(days, 1):
-            windows: list[Window] = [(pathways.end_of(current - timedelta(days=1)), None, None, current)]
-            if current == today:
-                windows[0] = (*windows[0][:2], cutoff, current)
-                windows += [(carried, carried, None, today - timedelta(days=1))] if carried else []
+            yesterday = current - timedelta(days=1)
+            start, end = pathways.end_of(yesterday), cutoff if current == today else None
+            # Impressions before the day began (its log day is the source's word) need a context before them.
+            early = (pathways.end_of(yesterday - timedelta(days=1)), None, start, current)
+            windows: list[Window] = [early, (start, start, end, current)]
+            if current == today and carried:
+                windows.append((carried, carried, None, yesterday))
             written += pathways.write_views(current, cutoff=cutoff if current == today else None)
             written.append(pathways.write_labels("labels", current, windows))
             progress(f"day {number}/{len(days)}  {current}  pathways")
         tomorrow = today + timedelta(days=1)
-        held = (cutoff, cutoff, None, today) if cutoff else (pathways.end_of(today), None, None, tomorrow)
+        end_of_day = pathways.end_of(today)
+        held = (cutoff, cutoff, None, today) if cutoff else (end_of_day, end_of_day, None, tomorrow)
         written.append(pathways.write_labels("evaluation_labels", today, [held]))
         interval = [pathways.end_of(days[0] - timedelta(days=1)), pathways.end_of(today)]
     apply(features=features, feature_store=feature_store)
@@ -90,7 +97,7 @@ def build_features(
 
 def _clear_before(features: Path, days: list[date]) -> None:
     """A bootstrap owns every day up to its own: partitions of days that the source no longer has would be joined."""
-    for view in (*VIEWS, "labels", "training"):
+    for view in (*VIEWS, STATE, "labels", "training"):
         for stale in partition_days(features / view):
             if stale <= days[-1] and stale not in days:
                 shutil.rmtree(partition_path(features / view, stale))

@@ -1,142 +1,185 @@
 """The lifelong pathway: each user's whole history compressed by hierarchical K-means (TR section 2.2.3, after TWIN-V2).
 
-    group, representative = compress(user, vectors)
+    group_N, representative_G = compress(user_N, item_N, vector_ID)            # device="cuda": the same on a GPU
 
-A group splits into floor(cbrt(n)) clusters, at least 2, until it holds at most `GROUP_SIZE` events. A final group is
-represented by the event nearest to its centre. All users are clustered at one time, level by level, so the cost is a
-few matrix passes whatever the number of users. Deterministic: K-means starts from the newest event and those farthest
-from it, without randomness.
+A group of n events splits into floor(cbrt(n)) clusters, at least 2, until it holds at most M events. A final group is
+represented by the event nearest to its centre. The groups of all users are split level by level, many at a time, padded
+to a common size, so that the work is matrix products whatever the number of users.
 
-Legend: N events of all users, D content dimensions, G groups.
+Every number is exact. Vectors and centres are cut to whole multiples of 1/2048, and none is longer than 1, so that
+every sum, product and distance is a whole number of at most 2^24, which float32 holds without rounding. So the result
+does not depend on the machine, the number of threads, the device, or the users that are clustered together (tested).
+There is no randomness: K-means starts from the newest event and, again and again, the event farthest from those chosen.
+A group larger than `SAMPLE` events a centre learns its centres from so many, evenly spread over its time.
+
+Needs numpy and torch only. Legend: N events of all users, I items, D content dimensions, G groups, S slots of a padded
+group, K centres of a group.
 """
 
 from __future__ import annotations
 
-import re
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
-import scipy.sparse as sp
+import torch
+from torch import Tensor
 
-GROUP_SIZE = 3  # M of the report, which does not publish it: docs/decisions.md
+MAX_EVENTS = 100_000  # of a user; the pathway reads no more
+LONGEST = 2000  # rows of the pathway
+GROUP_SIZE = 3  # M of the report, which does not publish it, for a history of up to 3000: docs/decisions.md
 ITERATIONS = 4
-MAX_LEVELS = 12
-CONTENT_DIM = 16
-_WORD = re.compile(r"\w+", re.UNICODE)
+SAMPLE = 32
+GRID = 2048.0
+CELLS = {"cpu": 1 << 20, "cuda": 1 << 28}  # numbers in a padded batch: what fits the cache, what fills the device
+WASTE = 1.25  # a batch holds groups whose sizes differ by at most this factor
 
 
-def content_vectors(
-    tags: Sequence[Sequence[int] | None],
-    authors: Sequence[int | None],
-    texts: Sequence[str | None],
-    embeddings: Sequence[Sequence[float] | None],
-) -> np.ndarray:
-    """Unit vectors [N, D] of items for clustering: the source's own embedding where there is one, else hashed features.
-
-    A source's embedding of another width is folded into D columns by a fixed signed hash of the column number.
-    """
-    out = np.zeros((len(tags), CONTENT_DIM), np.float32)
-    for i, (item_tags, author, text, embedding) in enumerate(zip(tags, authors, texts, embeddings, strict=True)):
-        if embedding is not None and len(embedding):
-            features = [(f"dim{j}", float(x)) for j, x in enumerate(embedding)]
-        else:
-            features = [(f"tag{t}", 2.0) for t in item_tags or ()]
-            features += [(f"word{w}", 1.0) for w in _WORD.findall((text or "").lower())]
-            features += [(f"author{author}", 1.0)] if author is not None and author >= 0 else []
-        for name, value in features:
-            code = zlib.crc32(name.encode())
-            out[i, code % CONTENT_DIM] += value if code & 0x10000 else -value
-    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+def group_limit(events: np.ndarray | int) -> np.ndarray:
+    """M for a history of so many events: 3, and for long ones so many that about `LONGEST` groups tell all of it."""
+    return np.maximum(GROUP_SIZE, np.asarray(events) * 2 // LONGEST)
 
 
-def compress(user_N: np.ndarray, vector_ND: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def compress(
+    user_N: np.ndarray, item_N: np.ndarray, vector_ID: np.ndarray | Tensor, *, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
     """Group events of the same user by content: the group of each event [N], the representative of each group [G].
 
-    user_N must be sorted; groups are numbered in order of user. Identical vectors that cannot be told apart are cut
-    by their place in the history, so every group ends with at most GROUP_SIZE events.
+    user_N: sorted; the events of a user are oldest first. item_N: each event's row of `vector_ID`, whose rows are no
+    longer than 1 (a tensor that lies on the device is not copied). Groups are numbered in order of user. Vectors that
+    cannot be told apart are cut by their place in the history, so every group ends with at most M events.
+    Raises ValueError for a user with more than `MAX_EVENTS` events or a vector longer than 1.
     """
     if not len(user_N):
         return np.empty(0, np.int64), np.empty(0, np.int64)
-    _, group_N = np.unique(user_N, return_inverse=True)
-    for _ in range(MAX_LEVELS):
-        size_G = np.bincount(group_N)
-        big_N = size_G[group_N] > GROUP_SIZE
-        if not big_N.any():
-            break
-        part_N = np.zeros(len(group_N), np.int64)
-        part_N[big_N] = _split(group_N[big_N], vector_ND[big_N])
-        _, group_N = np.unique(group_N * (part_N.max() + 1) + part_N, return_inverse=True)
-    return group_N, _representatives(group_N, vector_ND)
+    start_G, size_G = _runs(user_N)
+    if (longest := int(size_G.max())) > MAX_EVENTS:
+        raise ValueError(f"a user has {longest} events; give the newest {MAX_EVENTS} of each")
+    grid_ID = _on_grid(torch.as_tensor(vector_ID, device=device))
+    row_N, order_N = torch.tensor(item_N, device=device), torch.arange(len(user_N), device=device)
+    limit_G = group_limit(size_G)
+    while (big := np.flatnonzero(size_G > limit_G)).size:
+        part_N = torch.zeros(len(order_N), dtype=torch.int64, device=device)
+        for batch in _batches(size_G, big, grid_ID.shape[1], CELLS[grid_ID.device.type]):
+            _split(part_N, grid_ID, row_N, order_N, start_G[batch], size_G[batch])
+        group_N = torch.as_tensor(np.repeat(np.arange(len(size_G)), size_G), device=device)
+        key_N = group_N * 64 + part_N
+        key_N, place_N = torch.sort(key_N, stable=True)
+        order_N = order_N[place_N]
+        _, count_G = torch.unique_consecutive(key_N, return_counts=True)
+        parent_G = key_N[torch.cumsum(count_G, 0) - 1] // 64
+        size_G, limit_G = count_G.cpu().numpy(), limit_G[parent_G.cpu().numpy()]
+        start_G = np.cumsum(size_G) - size_G
+    representative_G = torch.empty(len(size_G), dtype=torch.int64, device=device)
+    for batch in _batches(size_G, np.arange(len(size_G)), grid_ID.shape[1], CELLS[grid_ID.device.type]):
+        at_GS, mask_GS = _slots(start_G[batch], size_G[batch], 0, int(size_G[batch].max()), device)
+        x_GSD = _rows(grid_ID, row_N[order_N[at_GS]]) * mask_GS[..., None]
+        centre_GD = torch.trunc(x_GSD.sum(1) / mask_GS.sum(1, keepdim=True))
+        distance_GS = torch.square(x_GSD - centre_GD[:, None]).sum(2).masked_fill(~mask_GS, torch.inf)
+        # Of equals the latest; the slots of a group are in order of time.
+        best_G = distance_GS.shape[1] - 1 - distance_GS.flip(1).argmin(1)
+        chosen_G = order_N[at_GS.gather(1, best_G[:, None])[:, 0]]
+        representative_G[torch.as_tensor(batch, device=device)] = chosen_G
+    group_N = torch.empty_like(order_N)
+    group_N[order_N] = torch.as_tensor(np.repeat(np.arange(len(size_G)), size_G), device=device)
+    return group_N.cpu().numpy(), representative_G.cpu().numpy()
 
 
-def _split(group_N: np.ndarray, vector_ND: np.ndarray) -> np.ndarray:
-    """One K-means of every group side by side: the cluster of each event within its group."""
-    order = np.argsort(group_N, kind="stable")
-    x_ND = vector_ND[order]
-    _, start_G, g_N, size_G = np.unique(group_N[order], return_index=True, return_inverse=True, return_counts=True)
+def _split(
+    part_N: Tensor, grid_ID: Tensor, row_N: Tensor, order_N: Tensor, start_G: np.ndarray, size_G: np.ndarray
+) -> None:
+    """One K-means of each group of a batch: writes the cluster of each of their events, by place, into `part_N`."""
+    device, D = grid_ID.device.type, grid_ID.shape[1]
     k_G = np.maximum(2, np.floor(np.cbrt(size_G) + 1e-9).astype(np.int64))
-    first_G = np.cumsum(k_G) - k_G
-    centre_CD = _farthest_first(x_ND, g_N, start_G, size_G, k_G, first_G)
-    cluster_N = np.zeros(len(g_N), np.int64)
-    for _ in range(ITERATIONS):
-        found_N = _nearest(x_ND, g_N, k_G, first_G, centre_CD)
-        if np.array_equal(found_N, cluster_N):
-            break
-        cluster_N = found_N
-        centre_CD = _means(first_G[g_N] + cluster_N, x_ND, len(centre_CD))
+    centre_GKD, live_GK = _centres(grid_ID, row_N, order_N, start_G, size_G, k_G)
+    # |c|^2 - 2 x c: the distance without the |x|^2 that all centres share
+    norm_G1K = torch.square(centre_GKD).sum(2).masked_fill(~live_GK, torch.inf)[:, None]
+    turned_GDK = (-2 * centre_GKD).transpose(1, 2).contiguous()
+    lowest_G = torch.full((len(size_G),), 64, device=device)
+    highest_G = torch.full((len(size_G),), -1, device=device)
+    step, longest = max(1, CELLS[device] // (len(size_G) * D)), int(size_G.max())
+    for low in range(0, longest, step):
+        at_GS, mask_GS = _slots(start_G, size_G, low, min(longest, low + step), device)
+        score_GSK = torch.baddbmm(norm_G1K, _rows(grid_ID, row_N[order_N[at_GS]]), turned_GDK)
+        found_GS = score_GSK.argmin(2)
+        lowest_G = torch.minimum(lowest_G, found_GS.masked_fill(~mask_GS, 64).amin(1))
+        highest_G = torch.maximum(highest_G, found_GS.masked_fill(~mask_GS, -1).amax(1))
+        part_N[at_GS[mask_GS]] = found_GS[mask_GS]
     # A group that K-means left whole (equal vectors) is cut by time, or it would never end.
-    low, high = (f.reduceat(cluster_N, start_G) for f in (np.minimum, np.maximum))
-    by_time_N = (np.arange(len(g_N)) - start_G[g_N]) * k_G[g_N] // size_G[g_N]
-    out = np.empty_like(cluster_N)
-    out[order] = np.where((low == high)[g_N], by_time_N, cluster_N)
-    return out
+    for g in torch.nonzero(lowest_G == highest_G)[:, 0].tolist():
+        n = int(size_G[g])
+        place = torch.arange(n, device=device)
+        part_N[int(start_G[g]) : int(start_G[g]) + n] = place * int(k_G[g]) // n
 
 
-def _farthest_first(
-    x_ND: np.ndarray, g_N: np.ndarray, start_G: np.ndarray, size_G: np.ndarray, k_G: np.ndarray, first_G: np.ndarray
-) -> np.ndarray:
-    """Starting centres [C, D]: a group's newest event, then again and again the event farthest from those chosen."""
-    centre_CD = np.zeros((int(k_G.sum()), x_ND.shape[1]), np.float32)
-    chosen_G = start_G + size_G - 1
-    nearest_N = np.full(len(g_N), np.inf, np.float32)
-    for j in range(int(k_G.max())):
-        wanted_G = k_G > j
-        centre_CD[first_G[wanted_G] + j] = x_ND[chosen_G[wanted_G]]
-        difference = x_ND - x_ND[chosen_G[g_N]]
-        nearest_N = np.minimum(nearest_N, np.einsum("nd,nd->n", difference, difference))
-        rows = np.flatnonzero(nearest_N == np.maximum.reduceat(nearest_N, start_G)[g_N])
-        chosen_G = rows[np.unique(g_N[rows], return_index=True)[1]]
-    return centre_CD
+def _centres(
+    grid_ID: Tensor, row_N: Tensor, order_N: Tensor, start_G: np.ndarray, size_G: np.ndarray, k_G: np.ndarray
+) -> tuple[Tensor, Tensor]:
+    """Centres [G, K, D] of each group of a batch after `ITERATIONS` of Lloyd, and which of them exist [G, K]."""
+    device, K = grid_ID.device.type, int(k_G.max())
+    taken_G = np.minimum(size_G, SAMPLE * k_G)
+    slot_S = np.arange(int(taken_G.max()))
+    # The (i+1) n / s - 1-th of n events, i < s: evenly spread, and the newest is always among them.
+    spread_GS = np.minimum((slot_S + 1) * size_G[:, None] // taken_G[:, None], size_G[:, None]) - 1
+    at_GS = torch.as_tensor(start_G[:, None] + spread_GS, device=device)
+    mask_GS = torch.as_tensor(slot_S < taken_G[:, None], device=device)
+    x_GSD = _rows(grid_ID, row_N[order_N[at_GS]])
+    G, rows_G = len(size_G), torch.arange(len(size_G), device=device)
+    centre_GKD = torch.empty(G, K, grid_ID.shape[1], device=device)
+    norm_GS = torch.square(x_GSD).sum(2)
+    nearest_GS = torch.where(mask_GS, torch.inf, -1.0)
+    chosen_G = torch.as_tensor(taken_G - 1, device=device)
+    for k in range(K):
+        centre_GKD[:, k] = x_GSD[rows_G, chosen_G]
+        product_GS = torch.bmm(x_GSD, centre_GKD[:, k, :, None])[..., 0]
+        far_GS = norm_GS + norm_GS[rows_G, chosen_G][:, None] - 2 * product_GS
+        nearest_GS = torch.where(mask_GS, torch.minimum(nearest_GS, far_GS), -1.0)
+        chosen_G = nearest_GS.argmax(1)
+    live_GK = torch.arange(K, device=device) < torch.as_tensor(k_G, device=device)[:, None]
+    for _ in range(ITERATIONS):
+        norm_G1K = torch.square(centre_GKD).sum(2).masked_fill(~live_GK, torch.inf)[:, None]
+        found_GS = torch.baddbmm(norm_G1K, x_GSD, (-2 * centre_GKD).transpose(1, 2)).argmin(2)
+        member_GSK = torch.zeros(*found_GS.shape, K, device=device).scatter_(2, found_GS[..., None], 1.0)
+        member_GSK *= mask_GS[..., None]
+        count_GK = member_GSK.sum(1)
+        sum_GKD = torch.bmm(member_GSK.transpose(1, 2), x_GSD)
+        # A centre that lost all its events stays where it was.
+        centre_GKD = torch.where(
+            count_GK[..., None] > 0, torch.trunc(sum_GKD / count_GK.clamp(min=1)[..., None]), centre_GKD
+        )
+    return centre_GKD, live_GK
 
 
-def _nearest(
-    x_ND: np.ndarray, g_N: np.ndarray, k_G: np.ndarray, first_G: np.ndarray, centre_CD: np.ndarray
-) -> np.ndarray:
-    """The nearest of its group's centres for each event; of equals the first."""
-    k_N, first_N = k_G[g_N], first_G[g_N]
-    best_N = np.full(len(g_N), np.inf, np.float32)
-    found_N = np.zeros(len(g_N), np.int64)
-    for j in range(int(k_G.max())):
-        rows = np.flatnonzero(k_N > j)
-        centre_ND = centre_CD[first_N[rows] + j]
-        # |x - c|^2 without the |x|^2 that all candidates share
-        distance = np.einsum("nd,nd->n", centre_ND - 2 * x_ND[rows], centre_ND)
-        closer = distance < best_N[rows] - 1e-6
-        best_N[rows[closer]], found_N[rows[closer]] = distance[closer], j
-    return found_N
+def _batches(size_G: np.ndarray, wanted: np.ndarray, width: int, cells: int) -> Iterator[np.ndarray]:
+    """The wanted groups in batches of similar size (see `WASTE`) that fit `cells` numbers, smallest groups first."""
+    ordered = wanted[np.argsort(size_G[wanted], kind="stable")]
+    sizes, low = size_G[ordered], 0
+    while low < len(ordered):
+        high = int(np.searchsorted(sizes, max(sizes[low] * WASTE, sizes[low] + 1), side="right"))
+        high = low + max(1, min(high - low, cells // (int(sizes[high - 1]) * width)))
+        yield ordered[low:high]
+        low = high
 
 
-def _representatives(group_N: np.ndarray, vector_ND: np.ndarray) -> np.ndarray:
-    """The event nearest to the centre of each group; of equals the latest."""
-    centre_GD = _means(group_N, vector_ND, int(group_N.max()) + 1)
-    distance_N = np.square(vector_ND - centre_GD[group_N]).sum(1).round(5)
-    order = np.lexsort((-np.arange(len(group_N)), distance_N, group_N))
-    return order[np.unique(group_N[order], return_index=True)[1]]
+def _slots(start_G: np.ndarray, size_G: np.ndarray, low: int, high: int, device: str) -> tuple[Tensor, Tensor]:
+    """The places [G, S] of the events `low` to `high` of each group, and which of them exist."""
+    slot_S = torch.arange(low, high, device=device)
+    size_G1 = torch.as_tensor(size_G, device=device)[:, None]
+    return torch.as_tensor(start_G, device=device)[:, None] + torch.minimum(slot_S, size_G1 - 1), slot_S < size_G1
 
 
-def _means(cluster_N: np.ndarray, vector_ND: np.ndarray, count: int) -> np.ndarray:
-    member_CN = sp.csc_matrix(
-        (np.ones(len(cluster_N), np.float32), cluster_N, np.arange(len(cluster_N) + 1)), shape=(count, len(cluster_N))
-    )
-    return (member_CN @ vector_ND) / np.maximum(np.bincount(cluster_N, minlength=count), 1)[:, None].astype(np.float32)
+def _runs(user_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start and length of each run of equal users."""
+    start_G = np.flatnonzero(np.concatenate([[True], user_N[1:] != user_N[:-1]]))
+    return start_G, np.diff(np.append(start_G, len(user_N)))
+
+
+def _on_grid(vector_ID: Tensor) -> Tensor:
+    """Vectors in whole 1/2048, where float32 sums and products of them are exact."""
+    longest = float(torch.linalg.vector_norm(vector_ID, dim=1).max()) if len(vector_ID) else 0.0
+    if not longest <= 1 + 1e-5:
+        raise ValueError(f"a content vector has length {longest:.4f}; divide each by its length")
+    return vector_ID.float().mul(GRID).trunc_()
+
+
+def _rows(grid_ID: Tensor, row_GS: Tensor) -> Tensor:
+    return grid_ID.index_select(0, row_GS.flatten()).view(*row_GS.shape, grid_ID.shape[1])

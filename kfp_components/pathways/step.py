@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ def run(run: Run, *, tables: Outcome, quality: Outcome) -> Outcome:
     def body(out: Path, progress) -> dict[str, Any]:
         from feature_repo.build import build_features
         from kfp_components.validate.pathways import check_pathways
+        from feature_repo.config import PathwaysConfig
 
         found = build_features(
             lake=w.lake,
@@ -28,10 +30,12 @@ def run(run: Run, *, tables: Outcome, quality: Outcome) -> Outcome:
             ingest=tables.metrics,
             previous=before.pathways.metrics if before else None,
             bootstrap=before is None,
+            config=(config := PathwaysConfig()),
             progress=progress,
         )
         found["quality"] = check_pathways(run, progress)
         kept = {key: found[key] for key in ("written", "end_of_day", "interval")}
+        kept["config"] = dataclasses.asdict(config)
         (out / "pathways.json").write_text(json.dumps(kept, indent=1, sort_keys=True, default=str) + "\n")
         return found
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from feature_repo.lifelong import GROUP_SIZE, compress, content_vectors
+from feature_repo.content import content_vectors
+from feature_repo.lifelong import GRID, GROUP_SIZE, ITERATIONS, MAX_EVENTS, SAMPLE, group_limit
+from feature_repo.lifelong import compress as compress_items
+
+
+def compress(user, vector):
+    return compress_items(user, np.arange(len(user)), vector)
 
 
 def _histories(seed: int, users: int, distinct: int) -> tuple[np.ndarray, np.ndarray]:
@@ -38,7 +44,7 @@ def test_a_user_is_clustered_alike_alone_and_beside_others() -> None:
 def test_representative_is_nearest_to_the_centre_and_latest_of_equals() -> None:
     user = np.zeros(3, np.int64)
     assert compress(user, np.array([[0.0], [0.4], [1.0]], np.float32))[1].tolist() == [1]
-    assert compress(user, np.ones((3, 2), np.float32))[1].tolist() == [2]
+    assert compress(user, np.full((3, 2), 0.5, np.float32))[1].tolist() == [2]
 
 
 def test_clusters_separate_content() -> None:
@@ -59,3 +65,70 @@ def test_content_vectors_prefer_the_sources_embedding_and_tell_content_apart() -
     assert not items[3].any() and np.allclose(np.linalg.norm(items[:3], axis=1), 1)
     embedded = content_vectors([[1], [2]], [1, 2], [None, None], [[1.0, 0.0, 2.0], [1.0, 0.0, 2.0]])
     assert np.array_equal(embedded[0], embedded[1])
+
+
+def _reference(x_ND: np.ndarray) -> tuple[list[list[int]], list[int]]:
+    """The groups of one user and their representatives, one group at a time, in float64."""
+    x_ND, limit, done = np.trunc(x_ND.astype(np.float64) * GRID), int(group_limit(len(x_ND))), []
+
+    def split(rows: np.ndarray) -> None:
+        if len(rows) <= limit:
+            done.append(rows.tolist())
+            return
+        n, k = len(rows), max(2, int(np.cbrt(len(rows)) + 1e-9))
+        taken = min(n, SAMPLE * k)
+        sample = x_ND[rows[[(i + 1) * n // taken - 1 for i in range(taken)]]]
+        centre, nearest = [sample[-1]], np.full(taken, np.inf)
+        while len(centre) < k:
+            nearest = np.minimum(nearest, np.square(sample - centre[-1]).sum(1))
+            centre.append(sample[nearest.argmax()])
+        for _ in range(ITERATIONS):
+            part = [np.square(np.array(centre) - x).sum(1).argmin() for x in sample]
+            members = [sample[[p == j for p in part]] for j in range(k)]
+            centre = [np.trunc(m.mean(0)) if len(m) else c for m, c in zip(members, centre)]
+        part = np.array([np.square(np.array(centre) - x).sum(1).argmin() for x in x_ND[rows]])
+        if part.min() == part.max():
+            part = np.arange(n) * k // n
+        for j in np.unique(part):
+            split(rows[part == j])
+
+    split(np.arange(len(x_ND)))
+    chosen = []
+    for rows in done:
+        distance = np.square(x_ND[rows] - np.trunc(x_ND[rows].mean(0))).sum(1)
+        chosen.append(rows[np.flatnonzero(distance == distance.min())[-1]])
+    return done, chosen
+
+
+@pytest.mark.parametrize("dims", [3, 64])
+def test_equals_a_float64_reference_bit_by_bit(dims: int) -> None:
+    """Also for users longer than a sample, with vectors in common, of one event, and whatever the batches."""
+    rng = np.random.default_rng(dims)
+    sizes = [1, 2, 4, 27, 64, 150, 700, 2500]
+    catalogue = rng.normal(size=(400, dims)).astype(np.float32)
+    catalogue /= np.linalg.norm(catalogue, axis=1, keepdims=True)
+    items = [rng.integers(0, 400, n) for n in sizes]
+    group, representative = compress_items(np.repeat(np.arange(len(sizes)), sizes), np.concatenate(items), catalogue)
+    at = 0
+    for n, mine in zip(sizes, items):
+        groups, chosen = _reference(catalogue[mine])
+        found = group[at : at + n]
+        assert [np.flatnonzero(found == g).tolist() for g in np.unique(found)] == groups
+        assert (representative[np.unique(found)] - at).tolist() == chosen
+        at += n
+
+
+def test_a_long_history_is_told_whole_in_about_2000_rows() -> None:
+    assert group_limit(np.array([1, 3000, 100_000])).tolist() == [3, 3, 100]
+    rng = np.random.default_rng(0)
+    catalogue = rng.normal(size=(3000, 16)).astype(np.float32)
+    catalogue /= np.linalg.norm(catalogue, axis=1, keepdims=True)
+    group, _ = compress_items(np.zeros(20_000, np.int64), rng.integers(0, 3000, 20_000), catalogue)
+    assert 1000 < group.max() + 1 < 4000 and np.bincount(group).max() <= 20
+
+
+def test_errors_name_the_value_and_the_mend() -> None:
+    with pytest.raises(ValueError, match=r"length 1\.4142; divide each by its length"):
+        compress(np.zeros(2, np.int64), np.ones((2, 2), np.float32))
+    with pytest.raises(ValueError, match="give the newest 100000"):
+        compress_items(np.zeros(MAX_EVENTS + 1, np.int64), np.zeros(MAX_EVENTS + 1, np.int64), np.ones((1, 1)))

@@ -13,7 +13,11 @@ import pytest
 from datasets import contract
 from datasets.partitions import partition_path, write_partition
 from feature_repo.build import build_features
-from feature_repo.pathways import HISTORY_SLICES, SHORT_LEN, Pathways
+from feature_repo.config import PathwaysConfig
+from feature_repo.pathways import Pathways
+from feature_repo.transforms import HISTORY_SLICES
+
+SHORT_LEN = PathwaysConfig().short_len
 
 FIRST = date(2022, 5, 1)
 DAYS = [FIRST + timedelta(days=i) for i in range(4)]
@@ -190,6 +194,6 @@ def test_same_input_same_bytes_whatever_was_there(built, tmp_path: Path) -> None
 def test_static_codes_tell_missing_from_known_and_columns_apart(built) -> None:
     base, _, _, _ = built
     with Pathways(lake=base / "lake", features=base / "unused", day=DAYS[2], timezone=ZONE) as pathways:
-        codes = dict(pathways.con.execute("SELECT user_id, codes FROM static").fetchall())
+        codes = dict(zip(pathways.static["user_id"].to_pylist(), pathways.static["static_codes"].to_pylist()))
     assert codes[0] == codes[2] and codes[1] == codes[3] and codes[0][0] != codes[1][0]
     assert codes[0][0] != codes[0][1] and all(0 <= c < 8192 for row in codes.values() for c in row)
