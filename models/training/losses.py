@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.onerec.model import OneRec
+from models.onerec.moe import MoE
 
 
 def ntp_loss(
@@ -47,11 +48,18 @@ def item_loss(
 
 
 class PretrainLoss(nn.Module):
-    """The whole of pre-training's mathematics as one forward: what is sharded, compiled and run under autocast."""
+    """The whole of pre-training's mathematics as one forward: what is sharded, compiled and run under autocast.
 
-    def __init__(self, model: OneRec, item_weight: float) -> None:
+    `balance_weight` adds `balance_loss` of every MoE layer: the scheme that loss-free balancing replaces.
+    """
+
+    def __init__(self, model: OneRec, item_weight: float, balance_weight: float = 0.0) -> None:
         super().__init__()
-        self.model, self.item_weight = model, item_weight
+        self.model, self.item_weight, self.balance_weight = model, item_weight, balance_weight
+        self._routed: list[Tensor] = []
+        if balance_weight:
+            for layer in (m for m in model.modules() if isinstance(m, MoE)):
+                layer.register_forward_hook(lambda moe, args, out: self._routed.append(balance_loss(moe, args[0])))
 
     def forward(self, batch: dict[str, Tensor], total: Tensor) -> tuple[Tensor, Tensor]:
         """NTP loss + `item_weight` times the item loss, and each level's plain mean [3], both as shares of `total`.
@@ -61,5 +69,24 @@ class PretrainLoss(nn.Module):
         weight_BM = batch["target_mask"] * batch["weight"][:, None]
         z_BTD, mask_BT = self.model.encode(batch)
         loss, levels = ntp_loss(self.model, batch["targets"], weight_BM, z_BTD, mask_BT, total)
-        item = item_loss(self.model, batch["targets"], weight_BM, z_BTD, total)
-        return loss + self.item_weight * item, levels
+        loss = loss + self.item_weight * item_loss(self.model, batch["targets"], weight_BM, z_BTD, total)
+        if self._routed:
+            share = batch["target_mask"].sum() / total.clamp_min(1)
+            loss = loss + self.balance_weight * share * torch.stack(self._routed).sum()
+            self._routed.clear()
+        return loss, levels
+
+
+def balance_loss(moe: MoE, x: Tensor) -> Tensor:
+    """E * sum over experts of (share of assignments) * (mean normalised affinity): 1 when even.
+
+    Switch Transformer's auxiliary loss (arXiv 2101.03961, equation 4) with k choices and sigmoid affinities normalised
+    over the experts, as DeepSeek-V3 does for its sequence-wise loss.
+    """
+    x_ND = x.reshape(-1, x.shape[-1])
+    affinity_NE = torch.sigmoid(F.linear(x_ND.float(), moe.router.weight.float()))
+    chosen_NK = torch.topk(affinity_NE.detach() + moe.bias_E, moe.k, dim=-1).indices
+    experts = affinity_NE.shape[1]
+    share_E = torch.bincount(chosen_NK.flatten(), minlength=experts) / chosen_NK.numel()
+    mean_E = (affinity_NE / affinity_NE.sum(-1, keepdim=True)).mean(0)
+    return experts * (share_E * mean_E).sum()

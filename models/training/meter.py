@@ -1,7 +1,7 @@
 """Follows a pre-training run: the curve for the report, a line every few seconds, TensorBoard event files.
 
     meter = Meter(steps=480, say=print, events=Path("var/runs/2022-05-05/tensorboard"))
-    meter.step(step, levels=[...], targets=300, samples=128, norm=0.7, rate=1e-3, loads=[[...]], waited=0.2)
+    meter.step(step, levels=[...], targets=300, samples=128, flops=None, norm=0.7, rate=1e-3, loads=[[...]], waited=0.2)
 
     tensorboard --logdir var/runs
 """
@@ -23,7 +23,7 @@ POINTS = 100  # of the curve
 
 
 class Meter:
-    """`flops_per_sample` (forward and backward) and a known device give the MFU; without either it is left out.
+    """FLOPs of the steps and a device whose peak is known give the MFU; without either it is left out.
 
     `kept` is what `state()` returned before a kill: the curve goes on where it was.
     """
@@ -35,7 +35,6 @@ class Meter:
         say: Callable[[str], None],
         events: Path | None = None,
         device: str = "cpu",
-        flops_per_sample: float | None = None,
         processes: int = 1,
         kept: dict[str, Any] | None = None,
         start: int = 0,
@@ -44,9 +43,7 @@ class Meter:
         kept = kept or {"curve": [], "recent": [], "targets": 0}
         self.curve, self.recent, self.targets = list(kept["curve"]), list(kept["recent"]), kept["targets"]
         self.begun = self.said = time.monotonic()
-        self.samples, self.waited = 0, 0.0
-        peak = device_peak(device)
-        self.flops = flops_per_sample / peak / processes if flops_per_sample and peak else None
+        self.samples, self.flops, self.waited, self.peak = 0, 0.0, 0.0, (device_peak(device) or 0.0) * processes
         self.writer = None
         if events is not None:
             from torch.utils.tensorboard import SummaryWriter  # not needed to train
@@ -64,6 +61,7 @@ class Meter:
         levels: list[float],
         targets: int,
         samples: int,
+        flops: float | None,
         norm: float,
         rate: float,
         loads: list[list[float]],
@@ -71,10 +69,12 @@ class Meter:
     ) -> None:
         """After step number `step` (from 0). `waited`: seconds so far that the loop stood still for data."""
         self.targets, self.samples, self.waited = self.targets + targets, self.samples + samples, waited
-        self.recent.append([sum(levels), *levels])
+        self.flops += flops or 0.0
+        self.recent.append([max(map(imbalance, loads), default=1.0), sum(levels), *levels])
         if len(self.recent) == max(1, self.steps // POINTS) or step == self.steps - 1:
             mean = np.mean(self.recent, 0).tolist()
-            self.curve.append({"step": step + 1, "loss": mean[0], **{f"loss_c{i}": v for i, v in enumerate(mean[1:])}})
+            levels_of = {f"loss_c{i}": v for i, v in enumerate(mean[2:])}
+            self.curve.append({"step": step + 1, "loss": mean[1], **levels_of, "expert_imbalance": mean[0]})
             self.recent = []
         if self.writer is not None:
             named = {"loss/all": sum(levels), **{f"loss/level_{i + 1}": v for i, v in enumerate(levels)}}
@@ -104,7 +104,7 @@ class Meter:
         """Since the start of this process: samples/s, share of the time waited for data, and MFU where known."""
         seconds = max(time.monotonic() - self.begun, 1e-9)
         rate = self.samples / seconds
-        mfu = {} if self.flops is None else {"mfu": rate * self.flops}
+        mfu = {"mfu": self.flops / seconds / self.peak} if self.flops and self.peak else {}
         return {"samples_per_second": rate, "data_wait": min(1.0, self.waited / seconds), **mfu}
 
     def close(self) -> dict[str, float]:

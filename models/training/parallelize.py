@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import warnings
 from typing import cast
 
 import torch
@@ -27,7 +28,7 @@ from models.onerec.model import DecoderLayer
 from models.onerec.moe import MoE
 from models.training.tables import RowShardedEmbedding
 
-SHARDED_ROOTS = ("model.pathways.",)  # tables read by lookup only; the code tables also serve as output heads
+SHARDED_ROOTS = ("model.pathways.", "model.hashed_items.")  # tables read by lookup only; the code tables also serve as output heads
 SHARDED_ROWS = 4096  # a smaller table is not worth an exchange
 
 
@@ -86,6 +87,8 @@ def parallelize(loss: nn.Module, processes: Processes, *, bf16: bool, table_rows
             sharded = RowShardedEmbedding.of(module, processes.rows)
             setattr(loss.get_submodule(owner), leaf, sharded)
             tables.add(sharded.weight)
+    # MoE returns a view, which FSDP2 warns about in case somebody adds to it in place; the layers never do.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else None
     more = {} if policy is None else {"mp_policy": policy}
     for module in loss.modules():

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 import models.onerec.config
 from models.onerec.config import OneRecConfig, onerec_laptop
@@ -35,9 +36,9 @@ from models.training.checkpoint import (
     sid_digest,
     start_optimizer,
 )
-from models.training.data import INPUTS
+from models.training.data import INPUTS, PATHWAYS
 from models.training.losses import PretrainLoss
-from models.training.meter import Meter
+from models.training.meter import Meter, device_peak
 from models.training.optimizer import learning_rate, make_optimizer, set_rate
 from models.training.parallelize import (
     Processes,
@@ -69,6 +70,7 @@ class PretrainConfig:
     warmup_share: float = 0.05
     clip_norm: float = 1.0
     item_loss_weight: float = 1.0
+    balance_loss: float = 0.0  # weight of an auxiliary loss, for comparison: experts are balanced without one
     half_life_days: float = 4.0
     min_weight: float = 0.15
     inputs: tuple[str, ...] = INPUTS  # fewer for an ablation
@@ -88,6 +90,8 @@ class PretrainConfig:
         for name in ("batch_size", "accumulate", "max_targets", "pool_rows", "replicas", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.balance_loss and self.recompute:
+            raise ValueError("balance_loss reads the router where recompute would run it twice; leave one of them out")
 
 
 def pretrain(
@@ -137,7 +141,7 @@ def pretrain(
     ]
     steps = own[0].steps()
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.startswith("cuda"))
-    loss = PretrainLoss(model, config.item_loss_weight)
+    loss = PretrainLoss(model, config.item_loss_weight, config.balance_loss)
     if config.recompute:
         checkpoint_activations(model)
     parallelize(loss, processes, bf16=bf16)
@@ -170,6 +174,7 @@ def pretrain(
         kept=kept["meter"],
         start=start,
     )
+    flops = _flops(model.config, processes.device)
     loads: list[list[float]] = []
     with Prefetcher(zip(*(stream.batches(start) for stream in own)), processes.device) as loader:
         for step, parts in zip(range(start, steps), loader):
@@ -177,14 +182,13 @@ def pretrain(
             torch.manual_seed((seed * 1_000_003 + step) * 4096 + processes.rank)
             rate = learning_rate(step, steps, config.warmup_share)
             set_rate(optimizer, scale * rate)
-            counts = torch.stack([torch.stack([p["target_mask"].sum(), p["weight"].new_tensor(len(p["weight"])).long()]) for p in parts])
-            targets, samples = processes.total(counts.sum(0)).unbind()
+            counts = processes.total(torch.stack([_counts(batch) for batch in parts]).sum(0))
             optimizer.zero_grad(set_to_none=True)
             numbers = []
             for i, batch in enumerate(parts):
                 sync_gradients(loss, i == len(parts) - 1)
                 with torch.autocast(processes.device.partition(":")[0], torch.bfloat16, enabled=bf16):
-                    value, levels = loss(batch, targets)
+                    value, levels = loss(batch, counts[0])
                 value.backward()
                 numbers.append(torch.cat([value.detach()[None], levels]))
             total, *each = processes.total(torch.stack(numbers).sum(0)).tolist()
@@ -192,11 +196,13 @@ def pretrain(
             watch.check(step, total, sum(each), norm, parts, processes.rank)
             optimizer.step()
             loads = balance_experts(model, processes)
+            targets, samples, *events_of = counts.tolist()
             meter.step(
                 step,
                 levels=each,
-                targets=int(targets),
-                samples=int(samples),
+                targets=targets,
+                samples=samples,
+                flops=flops and samples * flops(targets / samples, [n / samples for n in events_of]),
                 norm=norm,
                 rate=rate,
                 loads=loads,
@@ -266,6 +272,21 @@ def _run_digest(
         "streams": streams,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _counts(batch: dict[str, Tensor]) -> Tensor:
+    """Targets, rows, and events of each pathway of a micro-batch, int64 [5]."""
+    rows = batch["target_mask"].new_tensor(len(batch["weight"]), dtype=torch.int64)
+    return torch.stack([batch["target_mask"].sum(), rows, *(batch[f"{name}_mask"].sum() for name in PATHWAYS)])
+
+
+def _flops(config: OneRecConfig, device: str) -> Callable[[float, list[float]], float] | None:
+    """FLOPs of a row, forward and backward, from its targets and its pathways' lengths; None where no MFU is shown."""
+    if device_peak(device) is None:
+        return None
+    from models.onerec.flops import train_flops
+
+    return lambda targets, lengths: train_flops(config, targets, tuple(lengths))
 
 
 def _silent(line: str) -> None:

@@ -1,0 +1,1 @@
+"""Speed and quality of pre-training; each table stands beside the script that made it."""
