@@ -9,9 +9,9 @@ import argparse
 import os
 import sys
 
-from cli import backfill, daily, recommend, release, report, simulate
+from cli import backfill, daily, recommend, release, report, scaling, simulate
 
-GROUPS = (daily, backfill, release, recommend, report, simulate)
+GROUPS = (daily, backfill, release, recommend, report, simulate, scaling)
 
 
 def main(argv: list[str] | None = None) -> int:
