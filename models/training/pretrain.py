@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import importlib
 import json
 import math
 from collections.abc import Callable
@@ -23,7 +24,6 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-import models.onerec.config
 from models.onerec.config import OneRecConfig, onerec_laptop
 from models.onerec.model import OneRec
 from models.training.checkpoint import (
@@ -52,6 +52,7 @@ from models.training.snapshot import Checkpointer, newest
 from models.training.stream import Index, Prefetcher, Recency, Stream
 from models.training.watch import LossWatch
 
+SIZE = "models.onerec.config:onerec_laptop"
 TIMES = ("seconds", "samples_per_second", "data_wait", "mfu", "peak_bytes", "checkpoint_seconds")  # not in metrics.json
 
 
@@ -303,15 +304,17 @@ def main() -> None:
     p.add_argument("--events", type=Path, help="folder for TensorBoard files")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--size", default="onerec_laptop", help="a function of models.onerec.config")
+    p.add_argument("--size", default=SIZE, metavar="MODULE:FUNCTION", help="what builds a new model's configuration")
     p.add_argument("--config", default="{}", help='changed knobs as JSON, {"batch_size": 256}')
     args = vars(p.parse_args())
     changes = json.loads(args.pop("config"))
     if "inputs" in changes:
         changes["inputs"] = tuple(changes["inputs"])
-    size = args.pop("size")
-    if (build := getattr(models.onerec.config, size, None)) is None:
-        p.error(f"--size {size} is no function of models/onerec/config.py")
+    module, _, function = args.pop("size").partition(":")
+    try:
+        build = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        p.error(f"--size: {error}; write it as {SIZE}")
     args["out"].mkdir(parents=True, exist_ok=True)
     pretrain(**args, build=build, config=PretrainConfig(**changes))
 
