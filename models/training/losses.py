@@ -66,6 +66,7 @@ class PretrainLoss(nn.Module):
 
         batch: as `models.training.stream.Stream` yields it; total: number of targets of the global batch.
         """
+        self._routed.clear()  # of a forward pass that was not ours, as an evaluation's
         weight_BM = batch["target_mask"] * batch["weight"][:, None]
         z_BTD, mask_BT = self.model.encode(batch)
         loss, levels = ntp_loss(self.model, batch["targets"], weight_BM, z_BTD, mask_BT, total)
@@ -73,7 +74,6 @@ class PretrainLoss(nn.Module):
         if self._routed:
             share = batch["target_mask"].sum() / total.clamp_min(1)
             loss = loss + self.balance_weight * share * torch.stack(self._routed).sum()
-            self._routed.clear()
         return loss, levels
 
 
