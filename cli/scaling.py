@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> None:
 
     sets = sorted((args.data / "training").glob("*.parquet"))
     if not sets or not (args.data / "evaluation.parquet").is_file():
-        raise ValueError(f"{args.data} holds no training/*.parquet and evaluation.parquet; write it with training.prepare")
+        raise ValueError(
+            f"{args.data} holds no training/*.parquet and evaluation.parquet; write it with training.prepare"
+        )
     runs = []
     for width in args.widths or WIDTHS:
         for seed in args.seeds:
@@ -55,7 +57,9 @@ def run(args: argparse.Namespace) -> None:
                     progress=lambda line: None,
                 )
             )
-            print(f"width {width}, seed {seed}: N {runs[-1].parameters:,}, held-out loss {runs[-1].loss:.4f}", flush=True)
+            print(
+                f"width {width}, seed {seed}: N {runs[-1].parameters:,}, held-out loss {runs[-1].loss:.4f}", flush=True
+            )
     print(write(runs, args.out, args.data.name))
 
 
@@ -73,7 +77,9 @@ def write(runs: Sequence[Run], out: Path, name: str) -> str:
         losses = [g.loss for g in group]
         spread = f" ({min(losses):.4f} to {max(losses):.4f})" if len(losses) > 1 else ""
         mean = sum(losses) / len(losses)
-        lines.append(f"| {group[0].width} | {n:,} | {group[0].with_tables:,} | {mean:.4f}{spread} | {float(law(n)):.4f} |")
+        lines.append(
+            f"| {group[0].width} | {n:,} | {group[0].with_tables:,} | {mean:.4f}{spread} | {float(law(n)):.4f} |"
+        )
     numbers = ", ".join(
         f"{key} = {getattr(law, key):.4g} ({low:.4g} to {high:.4g})" for key, (low, high) in intervals.items()
     )
@@ -100,7 +106,8 @@ def plot(runs: Sequence[Run], law: Law, title: str) -> str:
 
     def at(x: float, y: float) -> str:
         across = (np.log(x) - np.log(grid[0])) / (np.log(grid[-1]) - np.log(grid[0]))
-        return f"{left + across * (width - left - right):.1f},{top + (high - y) / (high - low) * (height - top - bottom):.1f}"
+        down = (high - y) / (high - low)
+        return f"{left + across * (width - left - right):.1f},{top + down * (height - top - bottom):.1f}"
 
     parts = [f'<text x="{left}" y="20" font-size="14">{escape(title)}</text>']
     for y in np.linspace(low, high, 5):
@@ -115,7 +122,8 @@ def plot(runs: Sequence[Run], law: Law, title: str) -> str:
     for x, y in zip(n, losses):
         cx, cy = at(x, y).split(",")
         parts.append(f'<circle cx="{cx}" cy="{cy}" r="3.5" fill="#d1495b"/>')
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11">'
+    font = 'font-family="sans-serif" font-size="11"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {font}>'
     return "\n".join([head, f'<rect width="{width}" height="{height}" fill="white"/>', *parts, "</svg>\n"])
 
 

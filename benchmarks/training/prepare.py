@@ -1,9 +1,9 @@
 """Copy what the training benchmarks read of a workspace into one folder, to run them where no pipeline is installed.
 
-    python -m benchmarks.training.prepare --workspace var/kuairand-pure --day 2022-05-05 --days 7 --out prepared/kuairand
+    python -m benchmarks.training.prepare --workspace var/kuairand-pure --day 2022-05-05 --out prepared/kuairand
 
-The folder holds training/dt=*.parquet (the last `days`), evaluation.parquet (the day after) and tokenizer/. Only columns
-that training and evaluation read are kept, in row groups of 4,096 rows.
+The folder holds training/dt=*.parquet (the last `days`), evaluation.parquet (the day after) and tokenizer/. Only
+columns that training and evaluation read are kept, in row groups of 4,096 rows.
 """
 
 from __future__ import annotations

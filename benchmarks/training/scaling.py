@@ -1,6 +1,6 @@
 """The ladder of `onerec scaling` with several processes at a time, for one large GPU; same table, fit and plot.
 
-    python -m benchmarks.training.scaling --data prepared/kuairand --device cuda --jobs 6
+python -m benchmarks.training.scaling --data prepared/kuairand --device cuda --jobs 6
 """
 
 from __future__ import annotations

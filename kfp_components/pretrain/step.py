@@ -1,8 +1,8 @@
 """Pre-train a day: next-token prediction on the day's positives, from the release of the day before.
 
 Checkpoints and TensorBoard files lie outside the step's folder, so that a killed step goes on where it was:
-<workspace>/checkpoints/<day>/<digest of what is trained> and var/runs/<day>/tensorboard. Where the training runs is said
-by ONEREC_TRAINER (kfp_components/train_job/launch.py).
+<workspace>/checkpoints/<day>/<digest of what is trained> and var/runs/<day>/tensorboard. Where the training runs is
+said by ONEREC_TRAINER (kfp_components/train_job/launch.py).
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ def load_client() -> Any:
             config.load_kube_config()
         except config.ConfigException as error:
             raise ValueError(
-                f"no cluster to train on ({error}): run inside a pod, set KUBECONFIG, or train here: ONEREC_TRAINER=torchrun"
+                f"no cluster to train on ({error}): run inside a pod, set KUBECONFIG, or train here: "
+                "ONEREC_TRAINER=torchrun"
             ) from None
     return client.ApiClient()
 
@@ -48,7 +49,9 @@ def follow(
     log, troubles, said = PodLog(client.CoreV1Api(api), job, progress), 0, ""
     while True:
         try:
-            status = objects.get_namespaced_custom_object(GROUP, VERSION, job.namespace, PLURAL, job.name).get("status", {})
+            status = objects.get_namespaced_custom_object(GROUP, VERSION, job.namespace, PLURAL, job.name).get(
+                "status", {}
+            )
             troubles = 0
         except client.ApiException as error:
             if error.status == 404:
@@ -59,10 +62,10 @@ def follow(
         log.forward()
         state = {c["type"]: c for c in status.get("conditions", []) if c.get("status") == "True"}
         if "Failed" in state:
-            about = state["Failed"]
+            why = " ".join(filter(None, (state["Failed"].get(key) for key in ("reason", "message"))))
             raise RuntimeError(
-                f"TrainJob {job.namespace}/{job.name} failed: {about.get('reason', '')} {about.get('message', '')}".rstrip()
-                + f"; see: kubectl -n {job.namespace} logs -l {LABEL_JOB}={job.name} --all-containers"
+                f"TrainJob {job.namespace}/{job.name} failed: {why}"
+                f"; see: kubectl -n {job.namespace} logs -l {LABEL_JOB}={job.name} --all-containers"
             )
         if "Complete" in state:
             log.forward()

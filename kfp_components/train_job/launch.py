@@ -1,4 +1,4 @@
-"""Where pre-training runs: in this process (the default), under torchrun on this machine, or as a TrainJob on a cluster.
+"""Where pre-training runs: in this process (the default), under torchrun on this machine, or as a TrainJob.
 
     ONEREC_TRAINER=torchrun ONEREC_TRAINER_PROCESSES=4                        # processes on this machine
     ONEREC_TRAINER=trainjob ONEREC_TRAINER_NODES=2 ONEREC_TRAINER_GPUS=8      # pods, through Kubeflow Trainer
@@ -62,7 +62,9 @@ class Launch:
         return {} if world == 1 else {"processes": world}
 
 
-def launch(how: Launch, *, arguments: list[str], name: str, out: Path, progress: Callable[[str], None]) -> dict[str, Any]:
+def launch(
+    how: Launch, *, arguments: list[str], name: str, out: Path, progress: Callable[[str], None]
+) -> dict[str, Any]:
     """Run pretrain's command line as told and return the metrics that it wrote into `out`.
 
     `name` is the TrainJob's and holds the run's digest. Raises RuntimeError with the last lines of what failed.

@@ -23,7 +23,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainJob:
-    """`arguments` go to models.training.pretrain. `queue`: a Kueue queue, which then starts the job. `gpus` 0: on CPU."""
+    """`arguments` go to models.training.pretrain. `queue`: a Kueue queue, which starts the job. `gpus` 0: on CPU."""
 
     name: str
     arguments: Sequence[str]

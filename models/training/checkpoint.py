@@ -140,12 +140,10 @@ def moments(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str
     return {f"{key}/{names[id(p)]}": optimizer.state[p][key] for p in params for key in MOMENTS}
 
 
-def save_optimizer(
-    optimizer: torch.optim.Optimizer, names: dict[int, str], out: Path, *, write: bool = True
-) -> None:
-    """AdamW moments and step counts of every parameter, keyed `<moment>/<parameter name>`; `write` as in `save_weights`.
+def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], out: Path, *, write: bool = True) -> None:
+    """AdamW moments and step counts of every parameter, keyed `<moment>/<parameter name>`.
 
-    A parameter that never had a gradient is written as the start that AdamW would give it: zeros.
+    `write` as in `save_weights`. A parameter that never had a gradient is written as AdamW would start it: zeros.
     """
     tensors = {}
     for group in optimizer.param_groups:

@@ -176,12 +176,25 @@ class TrainingSet(UserDays):
 
 
 def keep_pathways(batch: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
-    """The batch as a model sees it that is shown only these of `INPUTS`: the others' histories are empty, static is 0."""
+    """The batch of a model that is shown only these of `INPUTS`: the others' histories are empty, static is 0."""
     out = dict(batch)
     if "static" not in names:
         out["static"] = torch.zeros_like(out["static"])
     for name in set(PATHWAYS) - set(names):
         out[name], out[f"{name}_mask"] = out[name][:, :0], out[f"{name}_mask"][:, :0]
+    return out
+
+
+def never_empty(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with one masked event where a pathway has none at all.
+
+    Processes that share a model must all use all of its parameters in a step, or their exchanges do not meet.
+    """
+    out = dict(batch)
+    for name in PATHWAYS:
+        if not out[name].shape[1]:
+            out[name] = torch.nn.functional.pad(out[name], (0, 0, 1, 0))
+            out[f"{name}_mask"] = torch.nn.functional.pad(out[f"{name}_mask"], (1, 0))
     return out
 
 

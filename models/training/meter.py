@@ -1,9 +1,9 @@
 """Follows a pre-training run: the curve for the report, a line every few seconds, TensorBoard event files.
 
-    meter = Meter(steps=480, say=print, events=Path("var/runs/2022-05-05/tensorboard"))
-    meter.step(step, levels=[...], targets=300, samples=128, flops=None, norm=0.7, rate=1e-3, loads=[[...]], waited=0.2)
+meter = Meter(steps=480, say=print, events=Path("var/runs/2022-05-05/tensorboard"))
+meter.step(step, levels=[...], targets=300, samples=128, flops=None, norm=0.7, rate=1e-3, loads=[[...]], waited=0.2)
 
-    tensorboard --logdir var/runs
+tensorboard --logdir var/runs
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """AdamW in two groups, sparse (embedding tables) and dense, each with its learning rate; warm-up, then cosine.
 
-    optimizer, names = make_optimizer(model, lr_sparse=3e-3, lr_dense=1.5e-3, weight_decay=0.05)
-    set_rate(optimizer, scale * learning_rate(step, steps, 0.05))
+optimizer, names = make_optimizer(model, lr_sparse=3e-3, lr_dense=1.5e-3, weight_decay=0.05)
+set_rate(optimizer, scale * learning_rate(step, steps, 0.05))
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def make_optimizer(
 ) -> tuple[torch.optim.AdamW, dict[int, str]]:
     """AdamW (fused kernels) without weight decay on tables, and the name of each parameter by id.
 
-    Row-sharded tables lie on another mesh than the rest, and one fused call takes one mesh: they get a group of their own.
+    Row-sharded tables lie on another mesh than the rest, and one fused call takes one mesh: they get their own group.
     """
     sparse = {id(p) for name, p in model.named_parameters() if is_table(model, name)}
     kinds: dict[tuple, list[nn.Parameter]] = {}

@@ -28,7 +28,10 @@ from models.onerec.model import DecoderLayer
 from models.onerec.moe import MoE
 from models.training.tables import RowShardedEmbedding
 
-SHARDED_ROOTS = ("model.pathways.", "model.hashed_items.")  # tables read by lookup only; the code tables also serve as output heads
+SHARDED_ROOTS = (
+    "model.pathways.",
+    "model.hashed_items.",
+)  # tables read by lookup only; the code tables also serve as output heads
 SHARDED_ROWS = 4096  # a smaller table is not worth an exchange
 
 
@@ -89,11 +92,12 @@ def parallelize(loss: nn.Module, processes: Processes, *, bf16: bool, table_rows
             tables.add(sharded.weight)
     # MoE returns a view, which FSDP2 warns about in case somebody adds to it in place; the layers never do.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
-    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if bf16 else None
-    more = {} if policy is None else {"mp_policy": policy}
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32 if bf16 else None
+    )
     for module in loss.modules():
         if isinstance(module, EncoderLayer | MoE):
-            fully_shard(module, mesh=processes.dense, **more)
+            fully_shard(module, mesh=processes.dense, mp_policy=policy)
     # The root's forward takes integers and weights; only its own tensors change type, never the loss.
     fully_shard(loss, mesh=processes.dense, ignored_params=tables)
     for module in loss.modules():

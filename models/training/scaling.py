@@ -3,8 +3,8 @@
     runs = [run_one(folder, width=64, seed=1, steps=480), ...]
     law, intervals = fit(runs), bootstrap(runs, seed=0)
 
-N counts the parameters without embedding tables, which are looked up and not computed with. L is the NTP loss on the day
-after training. Dense learning rates follow 1/width, which for these models is the N^-1/2 of OneRec-V2's ladder.
+N counts the parameters without embedding tables, which are looked up and not computed with. L is the NTP loss on the
+day after training. Dense learning rates follow 1/width, which for these models is the N^-1/2 of OneRec-V2's ladder.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Law:
     A: float
     alpha: float
 
-    def __call__(self, parameters: np.ndarray) -> np.ndarray:
+    def __call__(self, parameters: np.ndarray | float) -> np.ndarray:
         return self.E + self.A * np.asarray(parameters, float) ** -self.alpha
 
 
@@ -128,9 +128,12 @@ def fit(runs: Sequence[Run]) -> Law:
 
 
 def bootstrap(runs: Sequence[Run], seed: int, draws: int = 500) -> dict[str, tuple[float, float]]:
-    """95 % intervals of E, A and alpha over runs drawn with replacement (draws of fewer than four sizes are drawn again,
-    or of three where there are no more)."""
-    rng, laws = np.random.default_rng(seed), []
+    """95 % intervals of E, A and alpha over runs drawn with replacement.
+
+    Draws of fewer than four sizes, or of three where there are no more, are drawn again.
+    """
+    rng = np.random.default_rng(seed)
+    laws: list[tuple] = []
     least = min(4, len({r.parameters for r in runs}))
     while len(laws) < draws:
         drawn = [runs[i] for i in rng.integers(0, len(runs), len(runs))]

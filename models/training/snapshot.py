@@ -5,9 +5,9 @@
     found = newest(folder, "...", say=print)          # the last whole one of this run, or None
     found.load(tensors)                               # in place, whatever the number of processes was
 
-`step-00000120/` holds one safetensors file a process and meta.json, which names each file's sha256 and the rows of each
-tensor it holds. A tensor is replicated (process 0 writes it) or a DTensor cut by rows (each process writes its own). The
-files go into a hidden folder that process 0 renames once all of them are there, so the folder of processes must be shared.
+`step-00000120/` holds one safetensors file a process and meta.json, which names each file's sha256 and the rows of
+each tensor it holds. A tensor is replicated (process 0 writes it) or a DTensor cut by rows (each process writes its
+own). The files go into a hidden folder that process 0 renames once all are there: processes must share the folder.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@
         for (batch,) in loader: ...
     loader.waited                                    # seconds the training loop stood still for data
 
-The unit of reading is a Parquet row group. An epoch visits the row groups in seeded order, a pool of them at a time: the
-pool's rows are encoded, shuffled and cut into batches of similar length, so memory follows `pool_rows`, not the data. The
-last epoch goes by day instead, so that training ends on what is newest. Everything follows from counts and the seed, so
-step `start` is found without reading what comes before it. With `streams` = n, row groups are dealt to n disjoint streams:
-processes times accumulated micro-batches, in any split, see the same global batches.
+The unit of reading is a Parquet row group. An epoch visits the row groups in seeded order, a pool of them at a time:
+the pool's rows are encoded, shuffled and cut into batches of similar length, so memory follows `pool_rows`, not the
+data. The last epoch goes by day instead, so that training ends on what is newest. Everything follows from counts and
+the seed, so step `start` is found without reading what comes before it. With `streams` = n, row groups are dealt to n
+disjoint streams: processes times accumulated micro-batches, in any split, see the same global batches.
 
 Legend: B users.
 """
@@ -40,6 +40,7 @@ from models.training.data import (
     batches_in,
     keep_pathways,
     moments,
+    never_empty,
     read_targets,
 )
 
@@ -179,6 +180,7 @@ class Stream:
                     if i >= left:
                         break
                     batch = keep_pathways(data.batch(rows, self.max_targets), self.inputs)
+                    batch = never_empty(batch) if self.streams > 1 else batch
                     yield batch | {"weight": torch.from_numpy(weight[rows]).to(torch.float32)}
                 start, left = 0, left - size
                 if left <= 0:
@@ -227,7 +229,7 @@ class Stream:
 
 
 class Prefetcher:
-    """Runs an iterator of steps (the micro-batches of one step each) in a thread, `depth` ahead, and counts how long its reader waited.
+    """Runs an iterator of steps (the micro-batches of one each) in a thread, `depth` ahead; `waited` counts seconds.
 
     On CUDA batches are pinned there and copied without blocking. An error of the thread is raised at the reader.
     """

@@ -11,6 +11,8 @@ Legend: U distinct ids of this process, R ids that this process is asked for, D 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -49,7 +51,7 @@ class RowShardedEmbedding(nn.Module):
         ask, answer = asked.tolist(), answered.tolist()
         id_R = id_U.new_empty(sum(answer))
         dist.all_to_all_single(id_R, id_U, answer, ask, group=self.group)
-        vector_RD = self.weight.to_local()[id_R - self.first]
+        vector_RD = cast(DTensor, self.weight).to_local()[id_R - self.first]
         vector_UD = _Exchange.apply(vector_RD, ask, answer, self.group)
         return vector_UD[where].view(*index.shape, self.embedding_dim)
 

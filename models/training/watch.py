@@ -46,7 +46,9 @@ class LossWatch:
         folder = self.study / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         for i, batch in enumerate(batches):
-            save_file({k: v.contiguous().cpu() for k, v in batch.items()}, folder / f"rank-{rank}-batch-{i}.safetensors")
+            save_file(
+                {k: v.contiguous().cpu() for k, v in batch.items()}, folder / f"rank-{rank}-batch-{i}.safetensors"
+            )
         about = {"step": step, "loss": str(loss), "gradient_norm": str(norm), "trouble": trouble, "usual": str(usual)}
         (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n")
         raise FloatingPointError(

@@ -57,7 +57,9 @@ class Cluster:
                     cluster.log.append(f"step {len(cluster.log) + 1}/8")
                     self.answer(200, "\n".join(cluster.log))
                 else:
-                    pod = {"metadata": {"name": "onerec-pretrain-x-node-0-0", "creationTimestamp": "2026-01-01T00:00:00Z"}}
+                    pod = {
+                        "metadata": {"name": "onerec-pretrain-x-node-0-0", "creationTimestamp": "2026-01-01T00:00:00Z"}
+                    }
                     self.answer(200, {"kind": "PodList", "apiVersion": "v1", "items": [pod]})
 
             def do_DELETE(self) -> None:
@@ -85,7 +87,10 @@ RUNNING = {"jobsStatus": [{"name": "node", "active": 2, "ready": 2}]}
 
 
 def test_a_job_is_created_followed_and_removed() -> None:
-    cluster, said = Cluster([{}, {"conditions": [_true("Suspended")]}, RUNNING, {"conditions": [_true("Complete")]}]), []
+    cluster, said = (
+        Cluster([{}, {"conditions": [_true("Suspended")]}, RUNNING, {"conditions": [_true("Complete")]}]),
+        [],
+    )
     with cluster as api:
         follow(JOB, said.append, api, poll_s=0.01)
     assert cluster.calls["POST"] == [(JOBS, JOB.manifest())]
@@ -101,7 +106,10 @@ def test_a_job_is_created_followed_and_removed() -> None:
 def test_a_failed_job_is_named_with_its_reason_and_kept_for_a_look() -> None:
     failed = _true("Failed", reason="JobsFailed", message="node 1 ran out of memory")
     cluster = Cluster([RUNNING, {"conditions": [failed]}])
-    with cluster as api, pytest.raises(RuntimeError, match=r"onerec/onerec-pretrain-x failed: JobsFailed node 1 ran out"):
+    with (
+        cluster as api,
+        pytest.raises(RuntimeError, match=r"onerec/onerec-pretrain-x failed: JobsFailed node 1 ran out"),
+    ):
         follow(JOB, lambda _: None, api, poll_s=0.01)
     assert not cluster.calls["DELETE"]
 
@@ -147,17 +155,25 @@ def test_manifest() -> None:
     assert trainer["command"] == ["torchrun", "--nproc-per-node", "8", "-m", "models.training.pretrain"]
     assert trainer["args"] == ["--seed", "5"] and trainer["env"] == [{"name": "NCCL_DEBUG", "value": "WARN"}]
     plain = TrainJob(**{**JOB.__dict__, "gpus": 0}).manifest()
-    assert not plain["spec"]["suspend"] and "nvidia.com/gpu" not in plain["spec"]["trainer"]["resourcesPerNode"]["limits"]
+    assert (
+        not plain["spec"]["suspend"] and "nvidia.com/gpu" not in plain["spec"]["trainer"]["resourcesPerNode"]["limits"]
+    )
     runtime = training_runtime(claim="workspace", mount="/var/onerec")
     (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
     pod = job["template"]["spec"]["template"]["spec"]
     assert job["name"] == pod["containers"][0]["name"] == "node" and len(job["name"]) <= 20
-    assert pod["securityContext"]["runAsNonRoot"] and pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/var/onerec"
+    assert (
+        pod["securityContext"]["runAsNonRoot"] and pod["containers"][0]["volumeMounts"][0]["mountPath"] == "/var/onerec"
+    )
 
 
 @pytest.mark.parametrize(
     "changes, said",
-    [({"name": "Bad_Name"}, "no Kubernetes name"), ({"nodes": 0}, "at least one node"), ({"image": "repo/x"}, "no version")],
+    [
+        ({"name": "Bad_Name"}, "no Kubernetes name"),
+        ({"nodes": 0}, "at least one node"),
+        ({"image": "repo/x"}, "no version"),
+    ],
 )
 def test_a_wrong_job_is_refused(changes, said) -> None:
     with pytest.raises(ValueError, match=said):

@@ -28,7 +28,12 @@ def tables(processes: Processes) -> None:
     torch.manual_seed(1)
     table = nn.Embedding(ROWS, WIDTH)
     sharded = RowShardedEmbedding.of(table, processes.rows)
-    own = [torch.tensor([[0, 10, 3], [3, 3, 5]]), torch.tensor([[7]]), torch.tensor([[10, 10]]), torch.empty(1, 0).long()]
+    own = [
+        torch.tensor([[0, 10, 3], [3, 3, 5]]),
+        torch.tensor([[7]]),
+        torch.tensor([[10, 10]]),
+        torch.empty(1, 0).long(),
+    ]
     index = own[processes.rank % 4]
     out = sharded(index)
     assert torch.equal(out, table(index)) and out.shape == (*index.shape, WIDTH)
@@ -48,7 +53,9 @@ def one_step(processes: Processes, folder: Path) -> None:
     for user, length in enumerate(lengths):
         batch = random_batch(alone, [length], seed=user)
         mask = torch.tensor([[True, user % 2 == 0]])
-        batches.append(batch | {"targets": torch.tensor([[user, 9]]), "target_mask": mask, "weight": torch.tensor([0.5 + user])})
+        batches.append(
+            batch | {"targets": torch.tensor([[user, 9]]), "target_mask": mask, "weight": torch.tensor([0.5 + user])}
+        )
     total = torch.tensor(sum(int(b["target_mask"].sum()) for b in batches))
     mine = batches[processes.rank :: processes.world]
     value = torch.zeros(())
@@ -69,7 +76,7 @@ def one_step(processes: Processes, folder: Path) -> None:
     norm = clip_gradients(list(shared.parameters()), 0.1, processes)
     torch.testing.assert_close(norm, float(nn.utils.clip_grad_norm_(alone.parameters(), 0.1)), rtol=1e-4, atol=0.0)
     rates = {"lr_sparse": 1e-2, "lr_dense": 1e-3, "weight_decay": 0.1}
-    (optimizer, names), (alone_optimizer, _) = make_optimizer(shared, **rates), make_optimizer(alone, **rates)
+    (optimizer, _), (alone_optimizer, _) = make_optimizer(shared, **rates), make_optimizer(alone, **rates)
     start_optimizer(optimizer), start_optimizer(alone_optimizer)
     optimizer.step(), alone_optimizer.step()
     loads = balance_experts(shared, processes)

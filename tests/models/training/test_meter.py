@@ -22,7 +22,14 @@ def test_the_curve_averages_and_goes_on_after_a_kill():
     for step in range(100, 300):
         second.step(step, levels=[step, 1.0, 2.0], **STEP)
     assert second.curve == whole.curve and len(whole.curve) == 100 and second.targets == 1800
-    assert whole.curve[0] == {"step": 3, "loss": 4.0, "loss_c0": 1.0, "loss_c1": 1.0, "loss_c2": 2.0, "expert_imbalance": 1.5}
+    assert whole.curve[0] == {
+        "step": 3,
+        "loss": 4.0,
+        "loss_c0": 1.0,
+        "loss_c1": 1.0,
+        "loss_c2": 2.0,
+        "expert_imbalance": 1.5,
+    }
     assert whole.curve[-1]["step"] == 300
 
 
@@ -56,7 +63,14 @@ def test_event_files_hold_the_run(world, tmp_path):
     events = event_accumulator.EventAccumulator(str(tmp_path / "events"))
     events.Reload()
     names = events.Tags()["scalars"]
-    assert {"loss/all", "loss/level_1", "gradient_norm", "data_wait", "samples_per_second", "expert_balance/layer_1"} <= set(names)
+    assert {
+        "loss/all",
+        "loss/level_1",
+        "gradient_norm",
+        "data_wait",
+        "samples_per_second",
+        "expert_balance/layer_1",
+    } <= set(names)
     loss = events.Scalars("loss/all")
     assert [e.step for e in loss] == list(range(1, metrics["steps"] + 1))
     assert loss[-1].value == pytest.approx(metrics["loss"][-1]["loss"], rel=1e-5)

@@ -1,4 +1,4 @@
-"""Streams: every row once an epoch, the last epoch by day, exact resume, disjoint streams, bounded pools, the loader."""
+"""Streams: every row once an epoch, the last epoch by day, exact resume, disjoint streams, pools, the loader."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_pool_never_holds_more_rows_than_told(parts, monkeypatch):
 
 def test_one_pool_gives_the_batches_of_the_whole_set(parts, world):
     """What the daily run trains on is what it was before the data were streamed."""
-    _, tok, config, index = parts
+    _, tok, config, _ = parts
     whole = TrainingSet(world.training, tok.catalogue, config)
     rows = np.flatnonzero(whole.targets.lengths > 0)
     expected = [whole.batch(b, 4) for b in whole.batches(rows, 5, seed=7)]
@@ -133,7 +133,7 @@ def test_batches_in_counts_what_batches_makes(rows, size):
 
 def test_refusals(parts, tmp_path):
     paths, tok, *_ = parts
-    with pytest.raises(ValueError, match="16 row groups for 17 streams.*smaller row groups"):
+    with pytest.raises(ValueError, match=r"16 row groups for 17 streams.*smaller row groups"):
         _stream(parts, streams=17)
     clicks = write_training_set(tmp_path / "clicks.parquet", [Row(1, shown=[[3, CLICK, 255, 1, 1]])])
     with pytest.raises(ValueError, match="no positive impression"):

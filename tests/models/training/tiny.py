@@ -29,7 +29,7 @@ def tiny(**shape: int) -> OneRecConfig:
     )
 
 
-def train(world: World, out: Path, config: PretrainConfig = PretrainConfig(), **changes) -> dict:
+def train(world: World, out: Path, config: PretrainConfig | None = None, **changes) -> dict:
     out.mkdir(parents=True, exist_ok=True)
     arguments = {
         "training_sets": world.training,
@@ -37,7 +37,7 @@ def train(world: World, out: Path, config: PretrainConfig = PretrainConfig(), **
         "previous": None,
         "seed": 5,
         "progress": lambda _: None,
-        "config": config,
+        "config": config or PretrainConfig(),
         "build": tiny,
     }
     return pretrain(out=out, **(arguments | changes))
