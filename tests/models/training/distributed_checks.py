@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from models.training.checkpoint import start_optimizer
+from models.training.data import never_empty
 from models.training.losses import PretrainLoss
 from models.training.optimizer import make_optimizer
 from models.training.parallelize import Processes, balance_experts, clip_gradients, parallelize, sync_gradients
@@ -51,7 +52,7 @@ def one_step(processes: Processes, folder: Path) -> None:
     assert any(isinstance(m, RowShardedEmbedding) for m in loss.modules())
     batches = []
     for user, length in enumerate(lengths):
-        batch = random_batch(alone, [length], seed=user)
+        batch = never_empty(random_batch(alone, [length], seed=user))
         mask = torch.tensor([[True, user % 2 == 0]])
         batches.append(
             batch | {"targets": torch.tensor([[user, 9]]), "target_mask": mask, "weight": torch.tensor([0.5 + user])}
