@@ -22,16 +22,18 @@ from kfp_components.train_job.launch import Launch, launch
 ROOMS = (
     "models/onerec",
     "models/tokenizer/trie.py",
-    "models/training/pretrain.py",
     "models/training/checkpoint.py",
     "models/training/data.py",
     "models/training/losses.py",
+    "models/training/meter.py",
     "models/training/optimizer.py",
     "models/training/parallelize.py",
+    "models/training/pretrain.py",
     "models/training/shards.py",
     "models/training/snapshot.py",
     "models/training/stream.py",
     "models/training/tables.py",
+    "models/training/watch.py",
 )
 
 

@@ -24,7 +24,9 @@ CONFIG = {"min_steps": 8, "batch_size": 4}
 def torchrun(processes: int, *arguments: str) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *arguments], env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [*command, *arguments], env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"[-6000:]
     return done.stdout
 
