@@ -77,7 +77,7 @@ class PretrainConfig:
     inputs: tuple[str, ...] = INPUTS  # fewer for an ablation
     pool_rows: int = 32_768  # rows that the loader holds and shuffles
     precision: str = "auto"  # of the computation: bf16 on CUDA, float32 elsewhere; weights are float32 always
-    compile: bool = False
+    compile: bool = False  # on CUDA
     recompute: bool = False  # layers in the backward pass, for memory
     replicas: int = 1  # groups of hybrid sharding
     checkpoint_every: int = 200
@@ -114,6 +114,10 @@ def pretrain(
     `build` names the size of a new model. `work` keeps checkpoints and batches for study, `events` TensorBoard files.
     Raises ValueError when there is not one positive to learn from, FloatingPointError when the loss leaves the road.
     """
+    if config.compile and not device.startswith("cuda"):
+        raise ValueError(
+            f"compile needs a CUDA device, not {device}: grouped products trace in bf16 only; leave it off"
+        )
     processes = Processes.join(device, config.replicas)
     first = processes.rank == 0
     say = progress if first else _silent
