@@ -64,10 +64,14 @@ def save_weights(model: torch.nn.Module, path: Path, *, write: bool = True) -> N
 
     Every process of a sharded model must call it, and one of them with `write`.
     """
-    state = {k: whole(v) for k, v in model.state_dict().items() if k != "sid_NL"}
+    state = {}
+    for name, value in model.state_dict().items():
+        if name != "sid_NL":
+            tensor = whole(value)  # one at a time: a device need not hold the whole model
+            if write:
+                state[name] = tensor.contiguous().cpu()
     if not write:
         return
-    state = {k: v.contiguous().cpu() for k, v in state.items()}
     known = model.get_buffer("sid_NL")[:-1].cpu().numpy()  # the last row is the unknown item's
     save_file(state, path, metadata={SID_DIGEST: sid_digest(known)})
 

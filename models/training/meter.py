@@ -48,7 +48,7 @@ class Meter:
         if events is not None:
             from torch.utils.tensorboard import SummaryWriter  # not needed to train
 
-            self.writer = SummaryWriter(str(events), purge_step=start)
+            self.writer = SummaryWriter(str(events), purge_step=start + 1)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run goes on from."""

@@ -265,6 +265,8 @@ class Prefetcher:
 
     def _fill(self) -> None:
         try:
+            if self._device.startswith("cuda:"):
+                torch.cuda.set_device(self._device)  # or pinning would open the first card in every process
             for step in self._batches:
                 if self._stop.is_set():
                     return
