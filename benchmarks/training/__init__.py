@@ -1,1 +1,1 @@
-"""Speed and quality of pre-training; each table stands beside the script that made it."""
+"""Benchmarks of the model and its training: one command each, a table beside it."""
