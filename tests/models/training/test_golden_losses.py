@@ -2,8 +2,9 @@
 
 PYTHONPATH=. python -m tests.models.training.test_golden_losses      # writes the curve anew, after a change that should
 
-Tolerance: 2 % of the loss at any of the 100 points, 0.5 % on average. Other processors and BLAS libraries add in
-another order, and 200 steps let that grow; a wrong scale, mask or rate moves the curve by far more.
+Tolerance: 0.1 % on the first three points, six steps in which rounding has not yet grown and any change of mathematics
+shows; after that 3 % on the loss and 6 % on a level, mean over tenths of the curve. Other processors and orders of
+summation flip a routing decision now and then, and the curves part by about 1 %.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
     tokenizer.mkdir()
     refresh_tokenizer(items=items, training_sets=days, previous=None, out=tokenizer, seed=3, progress=lambda _: None)
     world = World(items, days, days[-1], tokenizer)
-    metrics = train(world, folder / "out", PretrainConfig(min_steps=200, batch_size=12))
+    metrics = train(world, folder / "out", PretrainConfig(min_steps=200, batch_size=32, lr_sparse=5e-4, lr_dense=3e-4))
     assert metrics["steps"] >= 200
     return {key: [round(point[key], 5) for point in metrics["loss"]] for key in KEYS}
 
@@ -40,8 +41,10 @@ def curve(folder: Path) -> dict[str, list[float]]:
 def test_the_curve_is_the_committed_one(tmp_path):
     found, golden = curve(tmp_path), json.loads(GOLDEN.read_text())
     for key in KEYS:
-        off = np.abs(np.array(found[key]) / np.array(golden[key]) - 1)
-        assert off.max() < 0.02 and off.mean() < 0.005, f"{key}: {off.max():.4f} at point {off.argmax()}"
+        ours, theirs = np.array(found[key]), np.array(golden[key])
+        np.testing.assert_allclose(ours[:3], theirs[:3], rtol=1e-3, err_msg=key)
+        tenths = [[part.mean() for part in np.array_split(values, 10)] for values in (ours, theirs)]
+        np.testing.assert_allclose(*tenths, rtol=0.03 if key == "loss" else 0.06, err_msg=key)
 
 
 if __name__ == "__main__":
