@@ -9,9 +9,9 @@ import argparse
 import os
 import sys
 
-from cli import backfill, daily, data, features, recommend, release, report, simulate
+from cli import backfill, daily, data, features, recommend, release, report, scaling, simulate
 
-GROUPS = (daily, backfill, release, recommend, features, report, simulate, data)
+GROUPS = (daily, backfill, release, recommend, features, report, simulate, data, scaling)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,8 +19,8 @@ def run(run: Run, *, tables: Outcome, quality: Outcome) -> Outcome:
 
     def body(out: Path, progress) -> dict[str, Any]:
         from feature_repo.build import build_features
-        from kfp_components.validate.pathways import check_pathways
         from feature_repo.config import PathwaysConfig
+        from kfp_components.validate.pathways import check_pathways
 
         found = build_features(
             lake=w.lake,

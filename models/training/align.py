@@ -31,8 +31,8 @@ from models.training.checkpoint import Tokenizer, load_model, save_model
 from models.training.data import TrainingSet
 from models.training.losses import item_loss, ntp_loss
 from models.training.objectives import ObjectiveConfig
+from models.training.optimizer import learning_rate
 from models.training.preference import Preference, PreferenceConfig
-from models.training.pretrain import learning_rate
 from models.training.rollout import RolloutConfig, RolloutWorker, Worker
 from models.training.rollout_process import ProcessWorker
 from models.training.safety import Probe, Watch, harm

@@ -21,6 +21,7 @@ from models.onerec.config import OneRecConfig
 from models.onerec.features import Catalogue
 from models.onerec.model import OneRec
 from models.tokenizer.trie import Trie
+from models.training.shards import fill, whole
 
 LEVEL_COLUMNS = ("c0", "c1", "c2")
 # Tensors with one row an item: they grow when the catalogue does. Value: rows behind the items (the unknown item's).
@@ -58,9 +59,19 @@ def sid_digest(sid_NL: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(sid_NL, dtype=np.int64).tobytes()).hexdigest()
 
 
-def save_weights(model: torch.nn.Module, path: Path) -> None:
-    """The state of a model with the digest of its SID table, whose rows other files own and which is not repeated."""
-    state = {k: v.contiguous().cpu() for k, v in model.state_dict().items() if k != "sid_NL"}
+def save_weights(model: torch.nn.Module, path: Path, *, write: bool = True) -> None:
+    """The state of a model with the digest of its SID table, whose rows other files own and which is not repeated.
+
+    Every process of a sharded model must call it, and one of them with `write`.
+    """
+    state = {}
+    for name, value in model.state_dict().items():
+        if name != "sid_NL":
+            tensor = whole(value)  # one at a time: a device need not hold the whole model
+            if write:
+                state[name] = tensor.contiguous().cpu()
+    if not write:
+        return
     known = model.get_buffer("sid_NL")[:-1].cpu().numpy()  # the last row is the unknown item's
     save_file(state, path, metadata={SID_DIGEST: sid_digest(known)})
 
@@ -80,10 +91,11 @@ def load_weights(path: Path, tokenizer: Tokenizer, items: int) -> dict[str, Tens
     return {k: grow_items(k, v, len(tokenizer.catalogue)) for k, v in load_file(path).items()}
 
 
-def save_model(model: OneRec, out: Path) -> None:
-    """Weights and configuration."""
-    save_weights(model, out / "model.safetensors")
-    model.config.save(out / "config.json")
+def save_model(model: OneRec, out: Path, *, write: bool = True) -> None:
+    """Weights and configuration; `write` as in `save_weights`."""
+    save_weights(model, out / "model.safetensors", write=write)
+    if write:
+        model.config.save(out / "config.json")
 
 
 def load_model(directory: Path, tokenizer: Tokenizer) -> OneRec:
@@ -118,18 +130,35 @@ def grow_items(name: str, value: Tensor, items: int) -> Tensor:
     return torch.cat([value[:known], zeros, value[known:]])
 
 
-def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], out: Path) -> None:
+def start_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter the state that AdamW would give it at its first gradient: zeros."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            zeros = {k: torch.zeros_like(p) for k in MOMENTS[1:]}
+            optimizer.state[p] = {"step": torch.zeros((), device=p.device), **zeros}
+
+
+def moments(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, Tensor]:
+    """AdamW's state of every parameter, keyed `<moment>/<parameter name>`; the very tensors, not copies."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    return {f"{key}/{names[id(p)]}": optimizer.state[p][key] for p in params for key in MOMENTS}
+
+
+def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], out: Path, *, write: bool = True) -> None:
     """AdamW moments and step counts of every parameter, keyed `<moment>/<parameter name>`.
 
-    A parameter that never had a gradient is written as the start that AdamW would give it: zeros.
+    `write` as in `save_weights`. A parameter that never had a gradient is written as AdamW would start it: zeros.
     """
     tensors = {}
     for group in optimizer.param_groups:
         for p in group["params"]:
             state = optimizer.state.get(p) or {"step": torch.zeros(()), **{k: torch.zeros_like(p) for k in MOMENTS[1:]}}
             for key in MOMENTS:
-                tensors[f"{key}/{names[id(p)]}"] = torch.as_tensor(state[key]).detach().contiguous().cpu()
-    save_file(tensors, out / "optimizer.safetensors")
+                tensor = whole(torch.as_tensor(state[key]).detach())
+                if write:
+                    tensors[f"{key}/{names[id(p)]}"] = tensor.contiguous().cpu()
+    if write:
+        save_file(tensors, out / "optimizer.safetensors")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], path: Path, items: int) -> None:
@@ -141,6 +170,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], path
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if missing := sorted({f"{k}/{names[id(p)]}" for p in params for k in MOMENTS} - saved.keys()):
         raise ValueError(f"{path}: {missing} are missing; the file does not belong to this model, load one release")
+    start_optimizer(optimizer)
     for p in params:
-        name = names[id(p)]
-        optimizer.state[p] = {k: grow_items(name, saved[f"{k}/{name}"], items).to(p.device) for k in MOMENTS}
+        for key in MOMENTS:
+            fill(optimizer.state[p][key], grow_items(names[id(p)], saved[f"{key}/{names[id(p)]}"], items))

@@ -1,7 +1,8 @@
 """Training sets (Parquet, one row a user and day with its point-in-time features) to padded batches.
 
-Everything is encoded once into flat arrays; a batch is a gather. Histories are right-aligned, so the newest event
-always has the same position. Batches are cut from length-sorted pools to spare padding; the order is seeded.
+A table is encoded once into flat arrays; a batch is a gather. Histories are right-aligned, so the newest event always
+has the same position. Batches are cut from length-sorted pools to spare padding; the order is seeded. `TrainingSet`
+holds whole files; pre-training streams them a pool at a time (models/training/stream.py).
 
 Legend: B users, L events, M targets, S static features.
 """
@@ -22,6 +23,7 @@ from models.onerec.config import OneRecConfig
 from models.onerec.features import EVENT_FIELDS, NUM_FIELDS, POSITIVE_MASK, Catalogue, encode_events
 
 PATHWAYS = ("short", "positive", "lifelong")
+INPUTS = ("static", *PATHWAYS)
 
 
 @dataclasses.dataclass
@@ -68,18 +70,36 @@ def read_ragged(table: pa.Table, columns: list[str]) -> Ragged:
     return Ragged(stacks[0] if len(stacks) == 1 else np.stack(stacks, 1), offsets)
 
 
-class TrainingSet:
-    """All rows of some Parquet files, encoded for one catalogue and configuration."""
+def positives(item_N: np.ndarray, label_N: np.ndarray, offsets: np.ndarray, items: int) -> Ragged:
+    """Catalogue indices of each row's positive impressions in order of showing, each item once, known items only.
 
-    def __init__(self, paths: list[Path], catalogue: Catalogue, config: OneRecConfig) -> None:
-        table = pa.concat_tables([pq.read_table(p) for p in sorted(paths)])
-        if not len(table):
-            raise ValueError(
-                f"no training rows in {', '.join(map(str, paths))}; run the features step of these days again"
-            )
+    item_N (catalogue index, `items` = unknown) and label_N are the impressions of all rows end to end.
+    """
+    rows = len(offsets) - 1
+    row = np.repeat(np.arange(rows), np.diff(offsets))
+    keep = ((label_N & POSITIVE_MASK) > 0) & (item_N < items)
+    row, item = row[keep], item_N[keep]
+    _, first = np.unique(row * max(items, 1) + item, return_index=True)
+    first.sort()
+    return Ragged(item[first], np.concatenate([[0], np.cumsum(np.bincount(row[first], minlength=rows))]))
+
+
+def moments(table: pa.Table) -> np.ndarray:
+    """`event_timestamp` in seconds: what each row's context is as of."""
+    return table["event_timestamp"].cast(pa.timestamp("s", "UTC"), safe=False).cast(pa.int64()).to_numpy()
+
+
+TARGET_COLUMNS = ("item_id", "label")
+CONTEXT_COLUMNS = ("user_id", "event_timestamp", "static_codes", *(f"{p}_{f}" for p in PATHWAYS for f in EVENT_FIELDS))
+
+
+class UserDays:
+    """Rows of a table (a user and a day each), encoded for one catalogue and configuration: contexts and targets."""
+
+    def __init__(self, table: pa.Table, catalogue: Catalogue, config: OneRecConfig) -> None:
         self.config, self.catalogue = config, catalogue
         self.user_id = table["user_id"].to_numpy()
-        self.now_s = table["event_timestamp"].cast(pa.timestamp("s", "UTC"), safe=False).cast(pa.int64()).to_numpy()
+        self.now_s = moments(table)
         static = read_ragged(table, ["static_codes"])
         if (static.lengths != config.static_features).any():
             raise ValueError(
@@ -94,25 +114,10 @@ class TrainingSet:
             values = raw.values.reshape(-1, NUM_FIELDS)
             encoded = encode_events(values, now, catalogue, config.author_buckets, config.tag_buckets)
             self.pathway[name] = Ragged(encoded.astype(np.int32), raw.offsets)
-        self.seen = read_ragged(table, ["seen_item_id"])
-        shown = read_ragged(table, ["item_id", "label", "label_known", "play_ms", "duration_ms"])
-        self.shown = Ragged(
-            np.concatenate([catalogue.index(shown.values[:, :1]), shown.values[:, 1:]], 1), shown.offsets
-        )
-        self.shown_item_id = Ragged(shown.values[:, 0], shown.offsets)
-        self.targets = self._positives()
+        self.targets = read_targets(table, catalogue)
 
     def __len__(self) -> int:
         return len(self.user_id)
-
-    def _positives(self) -> Ragged:
-        """Catalogue indices of each row's positive impressions, each item once, known items only."""
-        row = np.repeat(np.arange(len(self)), self.shown.lengths)
-        keep = ((self.shown.values[:, 1] & POSITIVE_MASK) > 0) & (self.shown.values[:, 0] < len(self.catalogue))
-        pairs = np.stack([row[keep], self.shown.values[keep, 0]], 1)
-        _, first = np.unique(pairs, axis=0, return_index=True)
-        pairs = pairs[np.sort(first)]
-        return Ragged(pairs[:, 1], np.concatenate([[0], np.cumsum(np.bincount(pairs[:, 0], minlength=len(self)))]))
 
     def context(self, rows: np.ndarray) -> dict[str, Tensor]:
         """What the model's encoder takes: static, short, positive, lifelong and their masks."""
@@ -145,3 +150,58 @@ class TrainingSet:
             batches += np.array_split(ordered, -(-len(ordered) // size)) if len(ordered) else []
         for i in rng.permutation(len(batches)):
             yield batches[i]
+
+
+def read_targets(table: pa.Table, catalogue: Catalogue) -> Ragged:
+    """The positives of each row of a table; reads TARGET_COLUMNS only."""
+    shown = read_ragged(table, list(TARGET_COLUMNS))
+    return positives(catalogue.index(shown.values[:, 0]), shown.values[:, 1], shown.offsets, len(catalogue))
+
+
+class TrainingSet(UserDays):
+    """All rows of some Parquet files, with everything that was shown and seen."""
+
+    def __init__(self, paths: list[Path], catalogue: Catalogue, config: OneRecConfig) -> None:
+        table = pa.concat_tables([pq.read_table(p) for p in sorted(paths)])
+        if not len(table):
+            raise ValueError(
+                f"no training rows in {', '.join(map(str, paths))}; run the features step of these days again"
+            )
+        super().__init__(table, catalogue, config)
+        self.seen = read_ragged(table, ["seen_item_id"])
+        shown = read_ragged(table, ["item_id", "label", "label_known", "play_ms", "duration_ms"])
+        index = catalogue.index(shown.values[:, :1])
+        self.shown = Ragged(np.concatenate([index, shown.values[:, 1:]], 1), shown.offsets)
+        self.shown_item_id = Ragged(shown.values[:, 0], shown.offsets)
+
+
+def keep_pathways(batch: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The batch of a model that is shown only these of `INPUTS`: the others' histories are empty, static is 0."""
+    out = dict(batch)
+    if "static" not in names:
+        out["static"] = torch.zeros_like(out["static"])
+    for name in set(PATHWAYS) - set(names):
+        out[name], out[f"{name}_mask"] = out[name][:, :0], out[f"{name}_mask"][:, :0]
+    return out
+
+
+def never_empty(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with one masked event where a pathway has none at all.
+
+    Processes that share a model must all use all of its parameters in a step, or their exchanges do not meet.
+    """
+    out = dict(batch)
+    for name in PATHWAYS:
+        if not out[name].shape[1]:
+            out[name] = torch.nn.functional.pad(out[name], (0, 0, 1, 0))
+            out[f"{name}_mask"] = torch.nn.functional.pad(out[f"{name}_mask"], (1, 0))
+    return out
+
+
+def batches_in(rows: int, size: int) -> int:
+    """How many batches `UserDays.batches` makes of so many rows."""
+    if not rows:
+        return 0
+    pools = max(1, round(rows / (32 * size)))
+    small, more = divmod(rows, pools)
+    return more * -(-(small + 1) // size) + (pools - more) * -(-small // size)

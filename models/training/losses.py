@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.onerec.model import OneRec
+from models.onerec.moe import MoE
 
 
 def ntp_loss(
-    model: OneRec, targets_BM: Tensor, weight_BM: Tensor, z_BTD: Tensor, mask_BT: Tensor
+    model: OneRec,
+    targets_BM: Tensor,
+    weight_BM: Tensor,
+    z_BTD: Tensor,
+    mask_BT: Tensor,
+    total: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy summed over levels (TR section 2.3), weighted mean over targets; and each level's plain mean [3].
 
     weight_BM is 0 where a target is padding. The mean is over the number of targets, not over their weights: a batch of
-    old rows counts for less than one of new rows.
+    old rows counts for less than one of new rows. `total` is that number where the batch is a part of a larger one: the
+    parts' losses then add up to the whole's.
     """
     codes_BML, real_BM = model.sid_NL[targets_BM], weight_BM > 0
-    total = real_BM.sum().clamp_min(1)
+    total = (real_BM.sum() if total is None else total).clamp_min(1)
     weighted, plain = [], []
     for level, logits in enumerate(model.code_logits(codes_BML, z_BTD, mask_BT)):
         nll = F.cross_entropy(logits.flatten(0, 1).float(), codes_BML[..., level].flatten(), reduction="none")
@@ -31,7 +38,55 @@ def ntp_loss(
     return torch.stack(weighted).sum(), torch.stack(plain)
 
 
-def item_loss(model: OneRec, targets_BM: Tensor, weight_BM: Tensor, z_BTD: Tensor) -> Tensor:
+def item_loss(
+    model: OneRec, targets_BM: Tensor, weight_BM: Tensor, z_BTD: Tensor, total: Tensor | None = None
+) -> Tensor:
     """Full-softmax cross-entropy of the item head against every target of the user, weighted as `ntp_loss` is."""
+    total = ((weight_BM > 0).sum() if total is None else total).clamp_min(1)
     logp = torch.log_softmax(model.item_logits(z_BTD).float(), -1)
-    return -(logp.gather(1, targets_BM) * weight_BM).sum() / (weight_BM > 0).sum().clamp_min(1)
+    return -(logp.gather(1, targets_BM) * weight_BM).sum() / total
+
+
+class PretrainLoss(nn.Module):
+    """The whole of pre-training's mathematics as one forward: what is sharded, compiled and run under autocast.
+
+    `balance_weight` adds `balance_loss` of every MoE layer: the scheme that loss-free balancing replaces.
+    """
+
+    def __init__(self, model: OneRec, item_weight: float, balance_weight: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.item_weight, self.balance_weight = model, item_weight, balance_weight
+        self._routed: list[Tensor] = []
+        if balance_weight:
+            for layer in (m for m in model.modules() if isinstance(m, MoE)):
+                layer.register_forward_hook(lambda moe, args, out: self._routed.append(balance_loss(moe, args[0])))
+
+    def forward(self, batch: dict[str, Tensor], total: Tensor) -> tuple[Tensor, Tensor]:
+        """NTP loss + `item_weight` times the item loss, and each level's plain mean [3], both as shares of `total`.
+
+        batch: as `models.training.stream.Stream` yields it; total: number of targets of the global batch.
+        """
+        self._routed.clear()  # of a forward pass that was not ours, as an evaluation's
+        weight_BM = batch["target_mask"] * batch["weight"][:, None]
+        z_BTD, mask_BT = self.model.encode(batch)
+        loss, levels = ntp_loss(self.model, batch["targets"], weight_BM, z_BTD, mask_BT, total)
+        loss = loss + self.item_weight * item_loss(self.model, batch["targets"], weight_BM, z_BTD, total)
+        if self._routed:
+            share = batch["target_mask"].sum() / total.clamp_min(1)
+            loss = loss + self.balance_weight * share * torch.stack(self._routed).sum()
+        return loss, levels
+
+
+def balance_loss(moe: MoE, x: Tensor) -> Tensor:
+    """E * sum over experts of (share of assignments) * (mean normalised affinity): 1 when even.
+
+    Switch Transformer's auxiliary loss (arXiv 2101.03961, equation 4) with k choices and sigmoid affinities normalised
+    over the experts, as DeepSeek-V3 does for its sequence-wise loss.
+    """
+    x_ND = x.reshape(-1, x.shape[-1])
+    affinity_NE = torch.sigmoid(F.linear(x_ND.float(), moe.router.weight.float()))
+    chosen_NK = torch.topk(affinity_NE.detach() + moe.bias_E, moe.k, dim=-1).indices
+    experts = affinity_NE.shape[1]
+    share_E = torch.bincount(chosen_NK.flatten(), minlength=experts) / chosen_NK.numel()
+    mean_E = (affinity_NE / affinity_NE.sum(-1, keepdim=True)).mean(0)
+    return experts * (share_E * mean_E).sum()

@@ -1,31 +1,59 @@
 """Pre-training: next-token prediction on the positives of each user and day, from the checkpoint of the day before.
 
+    python -m models.training.pretrain --training-sets DIR/dt=*/part-0.parquet --tokenizer DIR --out OUT --work WORK
+    torchrun --nproc-per-node 4 -m models.training.pretrain ...         # the same over processes, here or on a cluster
+
 On the first day the rows of all days are passed over at least once, and so often that at least `min_steps` steps are
 taken; newer days weigh more, and the last pass runs in day order. A later day passes over its own rows once.
-Writes model.safetensors, config.json, optimizer.safetensors, metrics.json.
+Writes model.safetensors, config.json, optimizer.safetensors, metrics.json into `out`. With `work` it keeps checkpoints
+there, and a run that was killed at any step goes on to the same bytes that it would have written.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import hashlib
+import importlib
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
-from models.onerec.config import onerec_laptop
+from models.onerec.config import OneRecConfig, onerec_laptop
 from models.onerec.model import OneRec
-from models.onerec.moe import MoE
-from models.training.checkpoint import Tokenizer, load_model, load_optimizer, save_model, save_optimizer
-from models.training.data import TrainingSet
-from models.training.losses import item_loss, ntp_loss
+from models.training.checkpoint import (
+    Tokenizer,
+    load_model,
+    load_optimizer,
+    moments,
+    save_model,
+    save_optimizer,
+    sid_digest,
+    start_optimizer,
+)
+from models.training.data import INPUTS, PATHWAYS
+from models.training.losses import PretrainLoss
+from models.training.meter import Meter, device_peak
+from models.training.optimizer import learning_rate, make_optimizer, set_rate
+from models.training.parallelize import (
+    Processes,
+    balance_experts,
+    checkpoint_activations,
+    clip_gradients,
+    parallelize,
+    sync_gradients,
+)
+from models.training.snapshot import Checkpointer, newest
+from models.training.stream import Index, Prefetcher, Recency, Stream
+from models.training.watch import LossWatch
 
-DAY_S = 86_400
+SIZE = "models.onerec.config:onerec_laptop"
+TIMES = ("seconds", "samples_per_second", "data_wait", "mfu", "peak_bytes", "checkpoint_seconds")  # not in metrics.json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +61,8 @@ class PretrainConfig:
     """Knobs of pre-training. Learning rates: sparse = embedding tables, dense = the rest."""
 
     min_steps: int = 480  # at bootstrap: a small log is passed over several times
-    batch_size: int = 128
+    batch_size: int = 128  # rows of a micro-batch; a step has batch_size * accumulate * processes
+    accumulate: int = 1
     max_targets: int = 8
     lr_sparse: float = 3e-3
     lr_dense: float = 1.5e-3
@@ -42,8 +71,28 @@ class PretrainConfig:
     warmup_share: float = 0.05
     clip_norm: float = 1.0
     item_loss_weight: float = 1.0
+    balance_loss: float = 0.0  # weight of an auxiliary loss, for comparison: experts are balanced without one
     half_life_days: float = 4.0
     min_weight: float = 0.15
+    inputs: tuple[str, ...] = INPUTS  # fewer for an ablation
+    pool_rows: int = 32_768  # rows that the loader holds and shuffles
+    precision: str = "auto"  # of the computation: bf16 on CUDA, float32 elsewhere; weights are float32 always
+    compile: bool = False  # on CUDA
+    recompute: bool = False  # layers in the backward pass, for memory
+    replicas: int = 1  # groups of hybrid sharding
+    checkpoint_every: int = 200
+    spike_factor: float = 3.0  # of the median loss: stop there
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "bf16", "float32"):
+            raise ValueError(f"precision is {self.precision!r}; choose auto, bf16 or float32")
+        if unknown := set(self.inputs) - set(INPUTS):
+            raise ValueError(f"inputs {sorted(unknown)} are no pathways; choose from {', '.join(INPUTS)}")
+        for name in ("batch_size", "accumulate", "max_targets", "pool_rows", "replicas", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.balance_loss and self.recompute:
+            raise ValueError("balance_loss reads the router where recompute would run it twice; leave one of them out")
 
 
 def pretrain(
@@ -56,133 +105,225 @@ def pretrain(
     progress: Callable[[str], None] = print,
     config: PretrainConfig = PretrainConfig(),
     device: str = "cpu",
+    build: Callable[..., OneRecConfig] = onerec_laptop,
+    work: Path | None = None,
+    events: Path | None = None,
 ) -> dict:
     """Train one day (previous given) or bootstrap (None); returns the metrics for the report.
 
-    Raises ValueError when there is not one positive to learn from, FloatingPointError when the loss is not finite.
+    `build` names the size of a new model. `work` keeps checkpoints and batches for study, `events` TensorBoard files.
+    Raises ValueError when there is not one positive to learn from, FloatingPointError when the loss leaves the road.
     """
+    if config.compile and not device.startswith("cuda"):
+        raise ValueError(
+            f"compile needs a CUDA device, not {device}: grouped products trace in bf16 only; leave it off"
+        )
+    processes = Processes.join(device, config.replicas)
+    first = processes.rank == 0
+    say = progress if first else _silent
     torch.manual_seed(seed)
     tok = Tokenizer.load(tokenizer)
+    model = _model(training_sets, previous, tok, build).to(processes.device).train()
+    index = Index.scan(training_sets, tok.catalogue)
+    streams = processes.world * config.accumulate
+    epochs = 1 if previous else math.ceil(config.min_steps * config.batch_size * streams / index.rows)
+    own = [
+        Stream(
+            index=index,
+            catalogue=tok.catalogue,
+            config=model.config,
+            batch_size=config.batch_size,
+            max_targets=config.max_targets,
+            epochs=epochs,
+            seed=seed,
+            recency=Recency(half_life_days=config.half_life_days, least=config.min_weight),
+            inputs=config.inputs,
+            pool_rows=config.pool_rows,
+            streams=streams,
+            number=processes.rank * config.accumulate + i,
+        )
+        for i in range(config.accumulate)
+    ]
+    steps = own[0].steps()
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.startswith("cuda"))
+    loss = PretrainLoss(model, config.item_loss_weight, config.balance_loss)
+    if config.recompute:
+        checkpoint_activations(model)
+    parallelize(loss, processes, bf16=bf16)
+    if config.compile:
+        loss.compile(dynamic=True)
+    optimizer, names = make_optimizer(
+        model, lr_sparse=config.lr_sparse, lr_dense=config.lr_dense, weight_decay=config.weight_decay
+    )
     if previous is None:
-        model = OneRec(
-            onerec_laptop(
-                codebook_size=tok.codebook_size,
-                items=len(tok.catalogue),
-                static_features=static_features(training_sets[0]),
-            ),
-            torch.from_numpy(tok.sid_NL),
-        )
+        start_optimizer(optimizer)
     else:
-        model = load_model(previous, tok)
-    model.to(device).train()
-    data = TrainingSet(training_sets, tok.catalogue, model.config)
-    rows = np.flatnonzero(data.targets.lengths > 0)
-    if not len(rows):
-        raise ValueError(
-            "no positive impression (long_view, like, follow, forward) in the training rows: nothing to learn"
-        )
-    epochs = 1 if previous else math.ceil(config.min_steps * config.batch_size / len(rows))
-    batches = _schedule(data, rows, epochs, config, seed)
-    weight = _recency(data.now_s, config)
-    weight /= np.average(weight, weights=data.targets.lengths)
-    optimizer, names = make_optimizer(model, config)
-    if previous is not None:
         load_optimizer(optimizer, names, previous / "optimizer.safetensors", len(tok.catalogue))
     scale = 1.0 if previous is None else config.lr_daily_scale
-    curve, targets, begun, said = [], 0, time.monotonic(), 0.0
-    recent: list[list[float]] = []
-    for step, batch_rows in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * scale * learning_rate(step, len(batches), config.warmup_share)
-        batch = {k: v.to(device) for k, v in data.batch(batch_rows, config.max_targets).items()}
-        w_BM = batch["target_mask"] * torch.from_numpy(weight[batch_rows]).to(device, torch.float32)[:, None]
-        z, mask = model.encode(batch)
-        ntp, levels = ntp_loss(model, batch["targets"], w_BM, z, mask)
-        loss = ntp + config.item_loss_weight * item_loss(model, batch["targets"], w_BM, z)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"loss is {loss.item()} at step {step}; lower lr_dense or look at the rows of this batch"
+
+    run = _run_digest(config, model.config, index, tok, previous, seed, streams)
+    state = {f"model/{k}": v for k, v in model.state_dict().items() if k != "sid_NL"} | moments(optimizer, names)
+    saver = work and Checkpointer(work / "checkpoints", run, rank=processes.rank, world=processes.world)
+    found = newest(work / "checkpoints", run, say) if work else None
+    if found:
+        found.load(state)
+        say(f"goes on from {found.path.name} of {steps} steps")
+    start, kept = (found.step, found.state) if found else (0, {"meter": None, "losses": None})
+    watch = LossWatch((work or out) / "study", config.spike_factor, kept["losses"])
+    meter = Meter(
+        steps=steps,
+        say=say,
+        events=events if first else None,
+        device=processes.device,
+        processes=processes.world,
+        kept=kept["meter"],
+        start=start,
+    )
+    flops = _flops(model.config, processes.device)
+    loads: list[list[float]] = []
+    with Prefetcher(zip(*(stream.batches(start) for stream in own)), processes.device) as loader:
+        for step, parts in zip(range(start, steps), loader):
+            # Whatever is random in a step (dropout) follows from its number: nothing to store, nothing to lose.
+            torch.manual_seed((seed * 1_000_003 + step) * 4096 + processes.rank)
+            rate = learning_rate(step, steps, config.warmup_share)
+            set_rate(optimizer, scale * rate)
+            counts = processes.total(torch.stack([_counts(batch) for batch in parts]).sum(0))
+            optimizer.zero_grad(set_to_none=True)
+            numbers = []
+            for i, batch in enumerate(parts):
+                sync_gradients(loss, i == len(parts) - 1)
+                with torch.autocast(processes.device.partition(":")[0], torch.bfloat16, enabled=bf16):
+                    value, levels = loss(batch, counts[0])
+                value.backward()
+                numbers.append(torch.cat([value.detach()[None], levels]))
+            total, *each = processes.total(torch.stack(numbers).sum(0)).tolist()
+            norm = clip_gradients(list(model.parameters()), config.clip_norm, processes)
+            watch.check(step, total, sum(each), norm, parts, processes.rank)
+            optimizer.step()
+            loads = balance_experts(model, processes)
+            targets, samples, *events_of = counts.tolist()
+            meter.step(
+                step,
+                levels=each,
+                targets=targets,
+                samples=samples,
+                flops=flops and samples * flops(targets / samples, [n / samples for n in events_of]),
+                norm=norm,
+                rate=rate,
+                loads=loads,
+                waited=loader.waited,
             )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {norm.item()} at step {step}; lower lr_dense or lr_sparse")
-        optimizer.step()
-        expert_load = [m.load_E.tolist() for m in model.modules() if isinstance(m, MoE)]
-        for module in model.modules():
-            if isinstance(module, MoE):
-                module.balance()
-        targets += int(batch["target_mask"].sum())
-        recent.append([levels.sum().item(), *levels.tolist()])
-        if len(recent) == max(1, len(batches) // 100) or step == len(batches) - 1:
-            mean = np.mean(recent, 0)
-            curve.append({"step": step + 1, "loss": mean[0], **{f"loss_c{i}": v for i, v in enumerate(mean[1:])}})
-            recent = []
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            rate = targets / (said - begun)
-            loss_now = curve[-1]["loss"] if curve else levels.sum().item()
-            progress(f"step {step + 1}/{len(batches)}  loss {loss_now:.3f}  {rate:,.0f} targets/s")
-    save_model(model, out)
-    save_optimizer(optimizer, names, out)
+            if saver and (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+                saver.save(step + 1, state, {"meter": meter.state(), "losses": list(watch.losses)})
+    if saver:
+        saver.wait()
+    save_model(model, out, write=first)
+    save_optimizer(optimizer, names, out, write=first)
     metrics = {
-        "loss": curve,
-        "samples": len(rows),
-        "targets": targets,
-        "steps": len(batches),
+        "loss": meter.curve,
+        "samples": index.rows,
+        "targets": meter.targets,
+        "steps": steps,
         "epochs": epochs,
-        "seconds": time.monotonic() - begun,
-        "expert_load": expert_load,
+        "expert_load": loads,
         "parameters": sum(p.numel() for p in model.parameters()),
+        **meter.close(),
+        **({"checkpoint_seconds": saver.stood_still} if saver else {}),
     }
-    (out / "metrics.json").write_text(json.dumps({k: v for k, v in metrics.items() if k != "seconds"}, indent=1) + "\n")
+    if first:
+        said = {k: v for k, v in metrics.items() if k not in TIMES}
+        (out / "metrics.json").write_text(json.dumps(said, indent=1) + "\n")
+    processes.leave()
     return metrics
+
+
+def _model(
+    training_sets: list[Path], previous: Path | None, tok: Tokenizer, build: Callable[..., OneRecConfig]
+) -> OneRec:
+    """Yesterday's model grown to the catalogue, or a new one."""
+    if previous is not None:
+        return load_model(previous, tok)
+    features = static_features(training_sets[0])
+    config = build(codebook_size=tok.codebook_size, items=len(tok.catalogue), static_features=features)
+    return OneRec(config, torch.from_numpy(tok.sid_NL))
 
 
 def static_features(path: Path) -> int:
     """Number of static codes a user has in this training set."""
-    column = pq.read_table(path, columns=["static_codes"])["static_codes"].combine_chunks()
-    if not len(column):
+    with pq.ParquetFile(path) as file:
+        first = next(file.iter_batches(1, columns=["static_codes"]), None)
+    if first is None or not len(first):
         raise ValueError(f"no training rows in {path}; run the features step of this day again")
-    return int(column.value_lengths()[0].as_py())
+    return len(first.column("static_codes")[0])
 
 
-def _recency(now_s: np.ndarray, config: PretrainConfig) -> np.ndarray:
-    """Loss weight of a row: halves every `half_life_days`, never under `min_weight`."""
-    age = (now_s.max() - now_s) / DAY_S
-    return np.maximum(0.5 ** (age / config.half_life_days), config.min_weight)
+def _run_digest(
+    config: PretrainConfig,
+    model: OneRecConfig,
+    index: Index,
+    tok: Tokenizer,
+    previous: Path | None,
+    seed: int,
+    streams: int,
+) -> str:
+    """What a checkpoint must share with a run that goes on from it. How many processes share the streams is free."""
+    facts = {
+        "config": dataclasses.asdict(config) | {"accumulate": None, "replicas": None},
+        "model": dataclasses.asdict(model),
+        "data": [[g.path.parent.name, g.path.name, g.number, g.rows, g.targets, g.newest_s] for g in index.groups],
+        "tokenizer": sid_digest(tok.sid_NL),
+        "previous": previous and hashlib.sha256((previous / "model.safetensors").read_bytes()).hexdigest(),
+        "seed": seed,
+        "streams": streams,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _schedule(data: TrainingSet, rows: np.ndarray, epochs: int, config: PretrainConfig, seed: int) -> list[np.ndarray]:
-    """Shuffled epochs, then one in day order, so that training ends on what is newest."""
-    out = [b for epoch in range(epochs - 1) for b in data.batches(rows, config.batch_size, seed + epoch)]
-    day = data.now_s[rows] // DAY_S
-    for d in np.unique(day):
-        out += list(data.batches(rows[day == d], config.batch_size, seed + epochs))
-    return out
+def _counts(batch: dict[str, Tensor]) -> Tensor:
+    """Targets, rows, and events of each pathway of a micro-batch, int64 [5]."""
+    rows = batch["target_mask"].new_tensor(len(batch["weight"]), dtype=torch.int64)
+    return torch.stack([batch["target_mask"].sum(), rows, *(batch[f"{name}_mask"].sum() for name in PATHWAYS)])
 
 
-def learning_rate(step: int, steps: int, warmup_share: float) -> float:
-    """Linear warm-up, then cosine to a tenth."""
-    warmup = max(1, round(steps * warmup_share))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def _flops(config: OneRecConfig, device: str) -> Callable[[float, list[float]], float] | None:
+    """FLOPs of a row, forward and backward, from its targets and its pathways' lengths; None where no MFU is shown."""
+    if device_peak(device) is None:
+        return None
+    try:
+        from models.onerec.flops import train_flops
+    except ImportError:  # a model without a count of its FLOPs: no MFU is better than a wrong one
+        return None
+    return lambda targets, lengths: train_flops(config, targets, tuple(lengths))
 
 
-def make_optimizer(model: OneRec, config: PretrainConfig) -> tuple[torch.optim.AdamW, dict[int, str]]:
-    """AdamW in two groups (sparse tables without weight decay), and the name of each parameter by id."""
-    sparse = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    groups = [
-        {
-            "params": [p for p in model.parameters() if id(p) in sparse],
-            "base_lr": config.lr_sparse,
-            "weight_decay": 0.0,
-        },
-        {"params": [p for p in model.parameters() if id(p) not in sparse], "base_lr": config.lr_dense},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups, lr=config.lr_dense, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True
-    )
-    return optimizer, {id(p): name for name, p in model.named_parameters()}
+def _silent(line: str) -> None:
+    """What the processes other than the first say."""
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description="Pre-train a day; under torchrun, over all its processes.")
+    p.add_argument("--training-sets", type=Path, nargs="+", required=True)
+    p.add_argument("--tokenizer", type=Path, required=True)
+    p.add_argument("--previous", type=Path, help="model folder of the day before (without it: bootstrap)")
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--work", type=Path, help="folder for checkpoints; with several processes, a shared one")
+    p.add_argument("--events", type=Path, help="folder for TensorBoard files")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--size", default=SIZE, metavar="MODULE:FUNCTION", help="what builds a new model's configuration")
+    p.add_argument("--config", default="{}", help='changed knobs as JSON, {"batch_size": 256}')
+    args = vars(p.parse_args())
+    changes = json.loads(args.pop("config"))
+    if "inputs" in changes:
+        changes["inputs"] = tuple(changes["inputs"])
+    module, _, function = args.pop("size").partition(":")
+    try:
+        build = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        p.error(f"--size: {error}; write it as {SIZE}")
+    args["out"].mkdir(parents=True, exist_ok=True)
+    pretrain(**args, build=build, config=PretrainConfig(**changes))
+
+
+if __name__ == "__main__":
+    main()

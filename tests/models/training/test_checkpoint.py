@@ -23,8 +23,10 @@ from models.training.checkpoint import (
     sid_digest,
 )
 from models.training.losses import item_loss, ntp_loss
-from models.training.pretrain import PretrainConfig, make_optimizer
+from models.training.optimizer import make_optimizer
 from tests.models.conftest import random_batch, small_model
+
+RATES = {"lr_sparse": 3e-3, "lr_dense": 1.5e-3, "weight_decay": 0.05}
 
 
 def _grown(tokenizer: Tokenizer, extra: int) -> Tokenizer:
@@ -38,7 +40,7 @@ def _grown(tokenizer: Tokenizer, extra: int) -> Tokenizer:
 def _trained(folder):
     """A model after two optimiser steps, saved with its optimiser."""
     model, tokenizer = small_model()
-    optimizer, names = make_optimizer(model.train(), PretrainConfig())
+    optimizer, names = make_optimizer(model.train(), **RATES)
     targets, weight = torch.tensor([[1, 2]]), torch.ones(1, 2)
     for seed in range(2):
         z, mask = model.encode(random_batch(model, [(3, 2, 1)], seed))
@@ -69,7 +71,7 @@ def test_model_round_trip_is_bit_identical(tmp_path):
 def test_optimizer_round_trip_continues_exactly(tmp_path):
     model, tokenizer, optimizer = _trained(tmp_path)
     again = load_model(tmp_path, tokenizer).train()
-    other, names = make_optimizer(again, PretrainConfig())
+    other, names = make_optimizer(again, **RATES)
     load_optimizer(other, names, tmp_path / "optimizer.safetensors", 20)
     for one, opt in ((model, optimizer), (again, other)):
         z, mask = one.encode(random_batch(one, [(3, 2, 1)], 7))
@@ -91,7 +93,7 @@ def test_new_items_start_at_zero_and_the_known_keep_their_rows(tmp_path):
     with torch.no_grad():
         z, _ = model.eval().encode(random_batch(model, [(3, 2, 1)]))
         torch.testing.assert_close(grown.item_logits(z)[:, :20], model.item_logits(z))
-    optimizer, names = make_optimizer(grown, PretrainConfig())
+    optimizer, names = make_optimizer(grown, **RATES)
     load_optimizer(optimizer, names, tmp_path / "optimizer.safetensors", 23)
     moments = optimizer.state[grown.item_residual.weight]
     assert moments["exp_avg"].shape == (24, 16) and not moments["exp_avg"][20:23].any()
@@ -152,7 +154,7 @@ def test_moments_that_the_file_lacks_are_named(tmp_path):
     saved = load_file(path)
     for key in ("exp_avg/bos_D", "step/item_bias_N"):
         save_file({k: v for k, v in saved.items() if k != key}, path)
-        optimizer, names = make_optimizer(load_model(tmp_path, tokenizer), PretrainConfig())
+        optimizer, names = make_optimizer(load_model(tmp_path, tokenizer), **RATES)
         with pytest.raises(ValueError, match=key):
             load_optimizer(optimizer, names, path, 20)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.training.losses import item_loss, ntp_loss
+from models.onerec.moe import MoE
+from models.training.losses import PretrainLoss, balance_loss, item_loss, ntp_loss
 from tests.models.conftest import random_batch, small_model
 
 LENGTHS = [(5, 6, 7), (2, 0, 3), (0, 0, 0)]
@@ -80,3 +81,49 @@ def test_no_target_at_all_is_zero_and_finite(encoded):
     model, _, z, mask = encoded
     assert ntp_loss(model, TARGETS, WEIGHT * 0, z, mask)[0].item() == 0
     assert item_loss(model, TARGETS, WEIGHT * 0, z).item() == 0
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(encoded):
+    """Micro-batches and processes divide by the number of targets of the whole step."""
+    model, _, z, mask = encoded
+    total = (WEIGHT > 0).sum()
+    for loss in (
+        lambda rows, n: ntp_loss(model, TARGETS[rows], WEIGHT[rows], z[rows], mask[rows], n)[0],
+        lambda rows, n: item_loss(model, TARGETS[rows], WEIGHT[rows], z[rows], n),
+    ):
+        parts = loss(slice(0, 1), total) + loss(slice(1, 3), total)
+        assert parts.item() == pytest.approx(loss(slice(0, 3), None).item(), rel=1e-5)
+
+
+def test_balance_loss_is_one_when_even_and_pushes_the_busy_expert_down():
+    torch.manual_seed(0)
+    moe = MoE(8, experts=4, experts_per_token=2, expert_dim=8, balance_rate=0.0)
+    x = torch.randn(512, 8)
+    with torch.no_grad():
+        moe.router.weight.zero_()
+    assert balance_loss(moe, x).item() == pytest.approx(1.0)
+    with torch.no_grad():
+        moe.router.weight.normal_(std=0.1)
+        moe.router.weight[2] += 0.5
+    x = x.abs()  # so that expert 2 is always wanted
+    affinity = torch.sigmoid(x.double() @ moe.router.weight.double().T)
+    share = torch.zeros(4, dtype=torch.float64)
+    for row in affinity:
+        share[row.topk(2).indices] += 1 / (2 * len(x))
+    expected = 4 * (share * (affinity / affinity.sum(-1, keepdim=True)).mean(0)).sum()
+    value = balance_loss(moe, x)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5) and value.item() > 1.05
+    value.backward()
+    gradient = (moe.router.weight.grad * x.mean(0)).sum(-1)
+    assert gradient.argmax() == 2
+
+
+def test_the_auxiliary_loss_joins_pretraining_once_a_step():
+    model, _ = small_model()
+    batch = random_batch(model, LENGTHS) | {"targets": TARGETS, "target_mask": WEIGHT > 0, "weight": torch.ones(3)}
+    total = (WEIGHT > 0).sum()
+    plain, with_it = PretrainLoss(model, 1.0), PretrainLoss(model, 1.0, balance_weight=0.5)
+    base = plain(batch, total)[0].item()
+    layers = sum(isinstance(m, MoE) for m in model.modules())
+    values = [with_it(batch, total)[0].item() for _ in range(2)]
+    assert values[0] == values[1] and 0.5 * layers * 0.9 < values[0] - base < 0.5 * layers * 2

@@ -14,6 +14,7 @@ from models.tokenizer.refresh import refresh_tokenizer
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.pretrain import PretrainConfig, pretrain
 from tests.models.conftest import CLICK, Row, World, simulate_days, write_items, write_training_set
+from tests.models.training.tiny import train
 
 FILES = {"model.safetensors", "config.json", "optimizer.safetensors", "metrics.json"}
 CONFIG = PretrainConfig(min_steps=20, batch_size=16)
@@ -114,3 +115,58 @@ def test_users_without_any_history_train(world, tmp_path):
     table = pq.read_table(world.training[0])
     assert all(not x for x in table["short_item_id"].to_pylist())
     assert _pretrain(world, tmp_path / "a", training_sets=world.training[:1])["steps"] > 0
+
+
+def test_bf16_computes_and_float32_stays_in_the_weights(world, tmp_path):
+    config = PretrainConfig(min_steps=20, batch_size=16, precision="bf16")
+    metrics, plain = train(world, tmp_path / "a", config), train(world, tmp_path / "b", CONFIG)
+    assert {t.dtype for t in load_file(tmp_path / "a/model.safetensors").values()} == {torch.float32}
+    losses = [[p["loss"] for p in m["loss"]] for m in (metrics, plain)]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
+def test_recomputed_activations_change_nothing(world, tmp_path):
+    short = {"min_steps": 3, "batch_size": 32}
+    plain, other = (
+        train(world, tmp_path / name, PretrainConfig(**short, recompute=recompute))
+        for name, recompute in (("a", False), ("b", True))
+    )
+    assert [p["loss"] for p in other["loss"]] == pytest.approx([p["loss"] for p in plain["loss"]], rel=1e-6)
+
+
+def test_compile_is_refused_where_it_cannot_trace(world, tmp_path):
+    with pytest.raises(ValueError, match="compile needs a CUDA device"):
+        train(world, tmp_path / "a", PretrainConfig(compile=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_compiled_training_is_the_same_training(world, tmp_path):
+    short = {"min_steps": 10, "batch_size": 32}
+    plain, other = (
+        train(world, tmp_path / name, PretrainConfig(**short, compile=compiled), device="cuda")
+        for name, compiled in (("a", False), ("b", True))
+    )
+    assert [p["loss"] for p in other["loss"]] == pytest.approx([p["loss"] for p in plain["loss"]], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"precision": "fp8"}, "precision is 'fp8'; choose auto, bf16 or float32"),
+        ({"inputs": ("short", "dreams")}, r"inputs \['dreams'\] are no pathways"),
+        ({"accumulate": 0}, "accumulate is 0; it must be at least 1"),
+        ({"balance_loss": 0.1, "recompute": True}, "leave one of them out"),
+    ],
+)
+def test_wrong_knobs_are_refused_by_name(changes, said):
+    with pytest.raises(ValueError, match=said):
+        PretrainConfig(**changes)
+
+
+def test_fewer_pathways_train_another_model(world, tmp_path):
+    all_of, one = (
+        train(world, tmp_path / name, PretrainConfig(min_steps=4, batch_size=16, inputs=inputs))
+        for name, inputs in (("all", ("static", "short", "positive", "lifelong")), ("one", ("positive",)))
+    )
+    assert all_of["loss"] != one["loss"] and all_of["targets"] == one["targets"]

@@ -1,0 +1,278 @@
+"""Training sets streamed from Parquet: bounded memory, seeded order, exact resume, several streams of one data set.
+
+    index = Index.scan(paths, catalogue)
+    stream = Stream(index, catalogue, config, batch_size=128, max_targets=8, epochs=3, seed=0)
+    with Prefetcher(zip(stream.batches(start=120))) as loader:
+        for (batch,) in loader: ...
+    loader.waited                                    # seconds the training loop stood still for data
+
+The unit of reading is a Parquet row group. An epoch visits the row groups in seeded order, a pool of them at a time:
+the pool's rows are encoded, shuffled and cut into batches of similar length, so memory follows `pool_rows`, not the
+data. The last epoch goes by day instead, so that training ends on what is newest. Everything follows from counts and
+the seed, so step `start` is found without reading what comes before it. With `streams` = n, row groups are dealt to n
+disjoint streams: processes times accumulated micro-batches, in any split, see the same global batches.
+
+Legend: B users.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from models.onerec.config import OneRecConfig
+from models.onerec.features import Catalogue
+from models.training.data import (
+    CONTEXT_COLUMNS,
+    INPUTS,
+    TARGET_COLUMNS,
+    UserDays,
+    batches_in,
+    keep_pathways,
+    moments,
+    never_empty,
+    read_targets,
+)
+
+DAY_S = 86_400
+Step = tuple[dict[str, Tensor], ...]
+COLUMNS = [*CONTEXT_COLUMNS, *TARGET_COLUMNS]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """A row group: its rows that hold a positive, their targets, and targets by the moment they are as of."""
+
+    path: Path
+    number: int
+    rows: int
+    targets: int
+    newest_s: int
+    targets_at: dict[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Index:
+    """What planning needs of the files: counts a row group, never rows. `newest_s` is over all rows."""
+
+    groups: tuple[Group, ...]
+    newest_s: int
+
+    @classmethod
+    def scan(cls, paths: list[Path], catalogue: Catalogue) -> Index:
+        """Reads three columns once. Raises ValueError when there are no rows, or not one positive to learn from."""
+        groups, newest = [], None
+        for path in sorted(paths):
+            with pq.ParquetFile(path) as file:
+                for number in range(file.num_row_groups):
+                    table = file.read_row_group(number, columns=["event_timestamp", *TARGET_COLUMNS])
+                    if not len(table):
+                        continue
+                    now_s, count = moments(table), read_targets(table, catalogue).lengths
+                    newest = max(newest or 0, int(now_s.max()))
+                    at, where = np.unique(now_s, return_inverse=True)
+                    by_moment = np.bincount(where, weights=count).astype(np.int64)
+                    group = Group(
+                        path=path,
+                        number=number,
+                        rows=int((count > 0).sum()),
+                        targets=int(count.sum()),
+                        newest_s=int(now_s.max()),
+                        targets_at=dict(zip(at.tolist(), by_moment.tolist())),
+                    )
+                    groups += [group] if group.rows else []
+        if newest is None:
+            raise ValueError(
+                f"no training rows in {', '.join(map(str, paths))}; run the features step of these days again"
+            )
+        if not groups:
+            raise ValueError(
+                "no positive impression (long_view, like, follow, forward) in the training rows: nothing to learn"
+            )
+        return cls(groups=tuple(groups), newest_s=newest)
+
+    @property
+    def rows(self) -> int:
+        return sum(g.rows for g in self.groups)
+
+    @property
+    def targets(self) -> int:
+        return sum(g.targets for g in self.groups)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recency:
+    """Loss weight of a row: halves every `half_life_days`, never under `least`; 1 on average over targets."""
+
+    half_life_days: float = 4.0
+    least: float = 0.15
+
+    def weight(self, now_s: np.ndarray, index: Index) -> np.ndarray:
+        at = np.array([m for g in index.groups for m in g.targets_at], np.int64)
+        targets = np.array([n for g in index.groups for n in g.targets_at.values()])
+        return self._raw(now_s, index) / np.average(self._raw(at, index), weights=targets)
+
+    def _raw(self, now_s: np.ndarray, index: Index) -> np.ndarray:
+        return np.maximum(0.5 ** ((index.newest_s - now_s) / DAY_S / self.half_life_days), self.least)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stream:
+    """Batches of one of `streams` disjoint streams over the index. `pool_rows` bounds the rows held in memory."""
+
+    index: Index
+    catalogue: Catalogue
+    config: OneRecConfig
+    batch_size: int
+    max_targets: int
+    epochs: int
+    seed: int
+    recency: Recency = Recency()
+    inputs: tuple[str, ...] = INPUTS
+    pool_rows: int = 32_768
+    streams: int = 1
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.index.groups) < self.streams:
+            raise ValueError(
+                f"{len(self.index.groups)} row groups for {self.streams} streams (processes times accumulate): write "
+                "the training sets with smaller row groups, or use fewer processes"
+            )
+
+    def steps(self) -> int:
+        """Of all epochs. An epoch is as long as its shortest stream, so that all streams step together."""
+        return sum(self._steps_in(epoch) for epoch in range(self.epochs))
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """From step `start` on: context, targets [B, M], target_mask [B, M] and the rows' `weight` [B]."""
+        held: tuple[list[int], UserDays] | None = None
+        for epoch in range(self.epochs):
+            left = self._steps_in(epoch)
+            if start >= left:
+                start -= left
+                continue
+            for pool in self._pools(epoch, self.number):
+                size = batches_in(self._rows(pool), self.batch_size)
+                if start >= size:
+                    start, left = start - size, left - size
+                    continue
+                if held is None or held[0] != pool:
+                    held = None  # freed before the next pool is read
+                    held = pool, self._read(pool)
+                data = held[1]
+                weight = self.recency.weight(data.now_s, self.index)
+                # The seed of the last pass is the one after the last: no two passes share an order.
+                seed = self.seed + epoch + (epoch == self.epochs - 1)
+                for i, rows in enumerate(data.batches(np.arange(len(data)), self.batch_size, seed)):
+                    if i < start:
+                        continue
+                    if i >= left:
+                        break
+                    batch = keep_pathways(data.batch(rows, self.max_targets), self.inputs)
+                    batch = never_empty(batch) if self.streams > 1 else batch
+                    yield batch | {"weight": torch.from_numpy(weight[rows]).to(torch.float32)}
+                start, left = 0, left - size
+                if left <= 0:
+                    break
+
+    def _pools(self, epoch: int, number: int) -> list[list[int]]:
+        """The groups of a stream in an epoch, packed into pools; in the last epoch a pool lies within one day."""
+        by_day = epoch == self.epochs - 1
+        day = [g.newest_s // DAY_S for g in self.index.groups]
+        if by_day:
+            order = sorted(range(len(day)), key=lambda g: (day[g], g))
+        else:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(day)).tolist()
+        dealt = np.zeros(self.streams, np.int64)
+        pools: list[list[int]] = []
+        for g in order:
+            taker = int(dealt.argmin())
+            dealt[taker] += self.index.groups[g].rows
+            if taker != number:
+                continue
+            full = pools and self._rows(pools[-1]) + self.index.groups[g].rows > self.pool_rows
+            if not pools or full or (by_day and day[pools[-1][-1]] != day[g]):
+                pools.append([])
+            pools[-1].append(g)
+        return [sorted(pool) for pool in pools]
+
+    def _rows(self, pool: list[int]) -> int:
+        return sum(self.index.groups[g].rows for g in pool)
+
+    def _steps_in(self, epoch: int) -> int:
+        return min(
+            sum(batches_in(self._rows(pool), self.batch_size) for pool in self._pools(epoch, number))
+            for number in range(self.streams)
+        )
+
+    def _read(self, pool: list[int]) -> UserDays:
+        """The rows of the pool that hold a positive, encoded."""
+        tables = []
+        for g in (self.index.groups[i] for i in pool):
+            with pq.ParquetFile(g.path) as file:
+                table = file.read_row_group(g.number, columns=COLUMNS)
+            tables.append(table.filter(pa.array(read_targets(table, self.catalogue).lengths > 0)))
+            if len(tables[-1]) != g.rows:
+                raise ValueError(f"{g.path} has changed while it was trained on; start the pre-training again")
+        return UserDays(pa.concat_tables(tables), self.catalogue, self.config)
+
+
+class Prefetcher:
+    """Runs an iterator of steps (the micro-batches of one each) in a thread, `depth` ahead; `waited` counts seconds.
+
+    On CUDA batches are pinned there and copied without blocking. An error of the thread is raised at the reader.
+    """
+
+    def __init__(self, batches: Iterator[Step], device: str = "cpu", depth: int = 4) -> None:
+        self.waited = 0.0
+        self._batches, self._device = batches, device
+        self._queue: queue.Queue = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._fill, daemon=True, name="batches")
+
+    def __enter__(self) -> Prefetcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        while self._thread.is_alive():  # a full queue would hold the thread for ever
+            while not self._queue.empty():
+                self._queue.get_nowait()
+            self._thread.join(timeout=0.05)
+
+    def __iter__(self) -> Iterator[list[dict[str, Tensor]]]:
+        while True:
+            begun = time.monotonic()
+            got = self._queue.get()
+            self.waited += time.monotonic() - begun
+            if got is None:
+                return
+            if isinstance(got, BaseException):
+                raise got
+            yield [{k: v.to(self._device, non_blocking=True) for k, v in batch.items()} for batch in got]
+
+    def _fill(self) -> None:
+        try:
+            if self._device.startswith("cuda:"):
+                torch.cuda.set_device(self._device)  # or pinning would open the first card in every process
+            for step in self._batches:
+                if self._stop.is_set():
+                    return
+                if self._device != "cpu":
+                    step = tuple({k: v.pin_memory() for k, v in batch.items()} for batch in step)
+                self._queue.put(step)
+            self._queue.put(None)
+        except BaseException as error:
+            self._queue.put(error)
