@@ -30,6 +30,22 @@ class SwiGLU(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
+class Permute(torch.autograd.Function):
+    """x[order], whose gradient is gradient[place]: a gather both ways, as no row is taken twice.
+
+    `place` is the inverse permutation of `order`.
+    """
+
+    @staticmethod
+    def forward(ctx, x_ND: Tensor, order_N: Tensor, place_N: Tensor) -> Tensor:
+        ctx.save_for_backward(place_N)
+        return x_ND.index_select(0, order_N)
+
+    @staticmethod
+    def backward(ctx, gradient_ND: Tensor):
+        return gradient_ND.index_select(0, ctx.saved_tensors[0]), None, None
+
+
 class MoE(nn.Module):
     """Top-k mixture of experts, computed as three grouped matrix products over tokens sorted by expert."""
 
@@ -66,11 +82,12 @@ class MoE(nn.Module):
         ends = torch.searchsorted(expert, torch.arange(len(self.bias_E), device=x.device), right=True, out_int32=True)
         if self.training:
             self.load_E += ends.diff(prepend=ends.new_zeros(1))
-        x_sorted = x_ND[order // self.k]
-        hidden = F.silu(_grouped(x_sorted, self.gate_EDF, ends)) * _grouped(x_sorted, self.up_EDF, ends)
-        y_sorted = _grouped(hidden, self.down_EFD, ends) * gate_NK.flatten()[order, None].to(hidden.dtype)
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        y_ND = y_sorted[place].unflatten(0, gate_NK.shape).sum(1)
+        x_sorted = Permute.apply(x_ND[:, None].expand(-1, self.k, -1).flatten(0, 1), order, place)
+        hidden = F.silu(_grouped(x_sorted, self.gate_EDF, ends)) * _grouped(x_sorted, self.up_EDF, ends)
+        y_sorted = _grouped(hidden, self.down_EFD, ends)
+        y_NKD = Permute.apply(y_sorted, place, order).unflatten(0, gate_NK.shape)
+        y_ND = (y_NKD * gate_NK[..., None].to(y_NKD.dtype)).sum(1)
         if self.shared is not None:
             y_ND = y_ND + self.shared(x_ND)
         return y_ND.view(x.shape)
