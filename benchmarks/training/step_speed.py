@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ def real_batches(folder: Path, config: OneRecConfig, size: int, targets: int) ->
 def optimizer_of(model: nn.Module, cuda: bool) -> torch.optim.AdamW:
     """AdamW as in pre-training: tables without weight decay, one fused kernel over all parameters."""
     sparse = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if id(p) in sparse], "weight_decay": 0.0},
         {"params": [p for p in model.parameters() if id(p) not in sparse]},
     ]

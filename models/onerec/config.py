@@ -74,6 +74,8 @@ class OneRecConfig:
             if type(value) is int and value < (0 if field.name in may_be_zero else 1):
                 least = "must not be negative" if field.name in may_be_zero else "must be at least 1"
                 raise ValueError(f"{field.name} is {value}; every size and length {least}")
+        if self.item_buckets < 2:
+            raise ValueError("item_buckets is 1; a hashed table needs a row for unknown items and one for the others")
         for name, among in (("architecture", ARCHITECTURES), ("affinity", AFFINITIES), ("history", HISTORIES)):
             if (chosen := getattr(self, name)) not in among:
                 raise ValueError(f"{name} is {chosen!r}; choose one of {', '.join(among)}")

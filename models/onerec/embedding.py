@@ -1,42 +1,59 @@
-"""Embedding tables whose gradient on CUDA is a sum over sorted indices, and the two ways to embed an item.
+"""Embedding tables whose gradient on CUDA is a sum over sorted indices, and an item as hashed row or as codes.
 
 A compiled backward adds every looked-up row's gradient to the table with atomics; at the published context that is
-2277 events x 4000 numbers a sample. Sorting the indices first reads each gradient once and adds in registers.
+2277 events x 4200 numbers a sample. Sorting the indices first reads each gradient once and adds in registers.
 
-Legend: N lookups, R rows, D width, L=3 levels.
+Legend: N lookups, T tables of equal size that are looked up and summed, R rows, D width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SPREAD_ROWS = 4096  # a smaller table is summed as several copies, so that no row waits for millions of lookups
+
 
 @torch.library.custom_op("onerec::embedding_gradient", mutates_args=())
-def embedding_gradient(gradient_ND: Tensor, index_N: Tensor, rows: int) -> Tensor:
-    """Sum of the gradients of each row's lookups, [R, D]; a row never looked up gets zeros."""
-    return torch.ops.aten.embedding_dense_backward(gradient_ND.contiguous(), index_N, rows, -1, False)
+def embedding_gradient(gradient_ND: Tensor, index_NT: Tensor, rows: int) -> Tensor:
+    """Sum of the gradients of each row's lookups in each table, [T, R, D]; a row never looked up gets zeros."""
+    N, T = index_NT.shape
+    gradient_ND = gradient_ND.contiguous()
+    copies = max(1, SPREAD_ROWS // rows)
+    copy_N = torch.arange(N, device=index_NT.device) * copies // max(1, N) * rows
+    out = gradient_ND.new_empty(T, rows, gradient_ND.shape[1])
+    for table in range(T):
+        index = index_NT[:, table] + copy_N
+        total = torch.ops.aten.embedding_dense_backward(gradient_ND, index, rows * copies, -1, False)
+        torch.sum(total.unflatten(0, (copies, rows)), 0, out=out[table])
+    return out
 
 
 @embedding_gradient.register_fake
-def _(gradient_ND: Tensor, index_N: Tensor, rows: int) -> Tensor:
-    return gradient_ND.new_empty(rows, gradient_ND.shape[-1])
+def _(gradient_ND: Tensor, index_NT: Tensor, rows: int) -> Tensor:
+    return gradient_ND.new_empty(index_NT.shape[1], rows, gradient_ND.shape[1])
 
 
-class Lookup(torch.autograd.Function):
-    """F.embedding with the gradient above, which a compiler takes as it is."""
+class LookupSum(torch.autograd.Function):
+    """The sum of one row of each table, with the gradient above, which a compiler takes as it is."""
 
     @staticmethod
-    def forward(ctx, table_RD: Tensor, index_N: Tensor) -> Tensor:
-        ctx.save_for_backward(index_N)
-        ctx.rows = len(table_RD)
-        return F.embedding(index_N, table_RD)
+    def forward(ctx, index_NT: Tensor, *tables_RD: Tensor) -> Tensor:
+        ctx.save_for_backward(index_NT)
+        ctx.rows = len(tables_RD[0])
+        total = F.embedding(index_NT[..., 0], tables_RD[0])
+        for i, table in enumerate(tables_RD[1:], 1):
+            total = total + F.embedding(index_NT[..., i], table)
+        return total
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        (index,) = ctx.saved_tensors
-        return embedding_gradient(gradient.reshape(-1, gradient.shape[-1]), index.reshape(-1), ctx.rows), None
+        (index_NT,) = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1]), index_NT.reshape(-1, index_NT.shape[-1])
+        return None, *embedding_gradient(*flat, ctx.rows).unbind(0)
 
 
 class Table(nn.Embedding):
@@ -45,9 +62,28 @@ class Table(nn.Embedding):
     sorted_gradient = True  # a benchmark turns it off
 
     def forward(self, index: Tensor) -> Tensor:
-        if self.weight.is_cuda and self.sorted_gradient:
-            return Lookup.apply(self.weight, index)
-        return super().forward(index)
+        return lookup(self.weight, index) if self.sorts() else super().forward(index)
+
+    def sorts(self) -> bool:
+        """Whether the sorted gradient applies: on CUDA, to a weight that is not split over processes."""
+        return self.sorted_gradient and self.weight.is_cuda and type(self.weight) in (Tensor, nn.Parameter)
+
+
+def lookup(table_RD: Tensor, index: Tensor) -> Tensor:
+    """F.embedding of a tensor, on CUDA with the sorted gradient."""
+    if Table.sorted_gradient and table_RD.is_cuda:
+        return LookupSum.apply(index[..., None], table_RD)
+    return F.embedding(index, table_RD)
+
+
+def lookup_sum(index_NT: Tensor, tables: Sequence[nn.Module]) -> Tensor:
+    """[..., T] -> [..., D]: row index[..., t] of table t, summed over tables of equal size."""
+    if all(isinstance(table, Table) and table.sorts() for table in tables):
+        return LookupSum.apply(index_NT, *(table.weight for table in tables))
+    total = tables[0](index_NT[..., 0])
+    for i, table in enumerate(tables[1:], 1):
+        total = total + table(index_NT[..., i])
+    return total
 
 
 class HashedItems(nn.Module):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
-from models.onerec.embedding import HashedItems, Table
+from models.onerec.embedding import HashedItems, Table, lookup, lookup_sum
 from models.onerec.layers import DecoderLayer, EncoderLayer
 from models.onerec.pathways import Pathways
 
@@ -70,14 +70,11 @@ class OneRec(nn.Module):
         More lookups than there are items go through one table of all items.
         """
         if index.numel() > len(self.sid_NL):
-            return F.embedding(index, self._code_sum(self.sid_NL))
+            return lookup(self._code_sum(self.sid_NL), index)
         return self._code_sum(self.sid_NL[index])
 
     def _code_sum(self, codes: Tensor) -> Tensor:
-        vector = self._code(0)(codes[..., 0])
-        for level in range(1, self.config.levels):
-            vector = vector + self._code(level)(codes[..., level])
-        return vector
+        return lookup_sum(codes, list(self.code))
 
     def history_vector(self, index: Tensor) -> Tensor:
         """An item of a history, [...] -> [..., D]: its semantic ID, or its hashed row."""
