@@ -31,7 +31,7 @@ class Attention(nn.Module):
     def _split_kv(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, each [..., H, D/H]."""
         assert self.kv is not None
-        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+        k, v = self.kv(x).unflatten(-1, (2, self.heads, x.shape[-1] // self.heads)).unbind(-3)
         return k, v
 
     def project_kv(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,15 +51,15 @@ class Attention(nn.Module):
         G = kv[0].shape[1]
         if self.heads != G:  # the heads of a group as more queries of one head: no copy of keys, and any mask kernel
             assert not causal
-            q = q.reshape(B, G, -1, D // self.heads)
+            q = q.reshape(B, G, self.heads // G * T, D // self.heads)
         y = F.scaled_dot_product_attention(
             q, *kv, attn_mask=mask, is_causal=causal, dropout_p=self.dropout if self.training else 0.0
         )
-        return self.out(y.reshape(B, self.heads, T, -1).transpose(1, 2).reshape(B, T, D))
+        return self.out(y.reshape(B, self.heads, T, D // self.heads).transpose(1, 2).reshape(B, T, D))
 
     def packed(self, x_ND: Tensor, y_SD: Tensor, of: Layout, to: Layout) -> Tensor:
         """Attend from packed rows x (laid out by `of`) to packed rows y (by `to`): [N, D]."""
-        q = self.q(x_ND).unflatten(-1, (self.heads, -1))
+        q = self.q(x_ND).unflatten(-1, (self.heads, x_ND.shape[-1] // self.heads))
         return self.out(attend(q, *self._split_kv(y_SD), of, to, self.dropout if self.training else 0.0).flatten(1))
 
 
@@ -132,17 +132,19 @@ class DecoderLayer(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.lazy = config.lazy
 
-    def forward(self, d_BMTD: Tensor, context_kv: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """All tokens of every target at once."""
+    def forward(self, d_NPD: Tensor, layout: Layout, context_kv: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """All P tokens of every target (or list) at once; the targets are packed rows, laid out by `layout`."""
 
         def read_prefix(d: Tensor) -> Tensor:
-            x = self.norm_self(d).flatten(0, 1)
-            return self.self_attn(x, self.self_attn.project_kv(x), causal=True).view(d.shape)
+            x = self.norm_self(d)
+            return self.self_attn(x, self.self_attn.project_kv(x), causal=True)
 
         def read_context(d: Tensor) -> Tensor:
-            return self.cross_attn(self.norm_cross(d).flatten(1, 2), context_kv, mask).view(d.shape)
+            x_BMPD = layout.pad(self.norm_cross(d))
+            y = self.cross_attn(x_BMPD.flatten(1, 2), context_kv, mask)
+            return layout.pack(y.view(x_BMPD.shape))
 
-        d = d_BMTD
+        d = d_NPD
         for read in (read_context, read_prefix) if self.lazy else (read_prefix, read_context):
             d = d + self.drop(read(d))
         return d + self.drop(self.ffn(self.norm_ffn(d)))

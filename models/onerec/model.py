@@ -20,6 +20,7 @@ from models.onerec.config import OneRecConfig
 from models.onerec.embedding import HashedItems, Table, lookup, lookup_sum
 from models.onerec.layers import DecoderLayer, EncoderLayer
 from models.onerec.pathways import Pathways
+from models.onerec.rows import Layout
 
 
 class OneRec(nn.Module):
@@ -105,17 +106,24 @@ class OneRec(nn.Module):
         The codes of a list stand end to end, BOS stands before each item: P = n + 1 + n // L. A point-wise prefix has
         at most two codes.
         """
-        B, M, n = prefix_BMP.shape
+        layout = Layout.of(prefix_BMP.shape[0], prefix_BMP.shape[1], None)
+        return layout.pad(self._decode(layout.pack(prefix_BMP), layout, context_kv, mask_BT))
+
+    def _decode(
+        self, prefix_Nn: Tensor, layout: Layout, context_kv: list[tuple[Tensor, Tensor]], mask_BT: Tensor | None
+    ) -> Tensor:
+        """`decode` of packed targets: [N, n] -> [N, P, D]."""
+        N, n = prefix_Nn.shape
         tokens = []
         for i in range(n + 1):
             level = i % self.config.levels
             if level == 0:
-                tokens.append(self.bos_D.expand(B, M, -1))
+                tokens.append(self.bos_D.expand(N, -1))
             if i < n:
-                tokens.append(self._code(level)(prefix_BMP[..., i]))
-        d = torch.stack(tokens, 2) + self.place_PD[: len(tokens)]
+                tokens.append(self._code(level)(prefix_Nn[:, i]))
+        d = torch.stack(tokens, 1) + self.place_PD[: len(tokens)]
         for layer, kv in zip(self.decoder, context_kv):
-            d = layer(d, kv, _as_keys(mask_BT))
+            d = layer(d, layout, kv, _as_keys(mask_BT))
         return self.norm_out(d)
 
     def decode_step(
@@ -149,28 +157,36 @@ class OneRec(nn.Module):
     ) -> list[Tensor]:
         """Teacher-forced logits of each level, three tensors [B, M, K].
 
-        Session-wise, a user's targets are cut into lists of m in their order; `real_BM` is False where a target is
-        padding, which then stands behind the real ones and is seen by none of them.
+        Session-wise, a user's targets are cut into lists of m in their order. `real_BM` is False where a target is
+        padding: such targets are not computed (their logits are 0) and stand in no list. A compiled step, whose shapes
+        are better fixed, computes them all the same, behind the real ones.
         """
-        kv, levels = self.context_kv(z_BTC), range(self.config.levels)
-        if self.config.session_items == 1:
-            hidden = self.decode(codes_BML[..., :-1], kv, mask_BT)
+        if real_BM is None:
+            real_BM = codes_BML.new_ones(codes_BML.shape[:2], dtype=torch.bool)
+            packs = False
         else:
-            hidden = self._decode_lists(codes_BML, kv, mask_BT, real_BM)
-        return [self.level_logits(hidden[:, :, level], level) for level in levels]
+            packs = not torch.compiler.is_compiling()
+        kv, L = self.context_kv(z_BTC), self.config.levels
+        if self.config.session_items > 1:
+            hidden = self._decode_lists(codes_BML, kv, mask_BT, real_BM, packs)
+            return [self.level_logits(hidden[:, :, level], level) for level in range(L)]
+        layout = Layout.of(len(real_BM), real_BM.shape[1], real_BM if packs else None)
+        hidden = self._decode(layout.pack(codes_BML)[:, :-1], layout, kv, mask_BT)
+        return [layout.pad(self.level_logits(hidden[:, level], level)) for level in range(L)]
 
     def _decode_lists(
-        self, codes_BML: Tensor, kv: list[tuple[Tensor, Tensor]], mask_BT: Tensor | None, real_BM: Tensor | None
+        self, codes_BML: Tensor, kv: list[tuple[Tensor, Tensor]], mask_BT: Tensor | None, real_BM: Tensor, packs: bool
     ) -> Tensor:
         """[B, M, L] -> [B, M, L, D], hidden states that predict the codes of targets that stand in lists."""
         B, M, L = codes_BML.shape
         m = self.config.session_items
-        if real_BM is None:
-            real_BM = codes_BML.new_ones(B, M, dtype=torch.bool)
         order_BM = real_BM.long().argsort(dim=1, descending=True, stable=True)
         codes = codes_BML.gather(1, order_BM[..., None].expand(-1, -1, L))
         lists = F.pad(codes, (0, 0, 0, -M % m)).view(B, -1, m * L)
-        hidden = F.pad(self.decode(lists[..., :-1], kv, mask_BT), (0, 0, 0, 1))  # a place for the last code
+        begun_BS = real_BM.gather(1, order_BM)[:, ::m]  # a list whose first place is empty is none
+        layout = Layout.of(B, begun_BS.shape[1], begun_BS if packs else None)
+        hidden = self._decode(layout.pack(lists)[:, :-1], layout, kv, mask_BT)
+        hidden = layout.pad(F.pad(hidden, (0, 0, 0, 1)))  # a place for the last code
         hidden = hidden.view(B, -1, L + 1, hidden.shape[-1])[:, :M, :L]
         back = order_BM.argsort(dim=1)
         return hidden.gather(1, back[..., None, None].expand_as(hidden))
