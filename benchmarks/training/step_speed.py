@@ -46,7 +46,7 @@ VARIANTS: dict[str, Callable[[OneRecConfig], OneRecConfig]] = {
     "lazy": lazy,
 }
 # Users a step by size: what fits beside the optimiser's state on a device of 80 GB, and of 141 GB.
-BATCH = {"0.015b": (1024, 2048), "0.121b": (512, 1024), "0.935b": (384, 768), "2.633b": (32, 96)}
+BATCH = {"0.015b": (2048, 4096), "0.121b": (768, 1536), "0.935b": (640, 1280), "2.633b": (48, 128)}
 
 
 class Loss(nn.Module):

@@ -52,8 +52,9 @@ class LookupSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):
         (index_NT,) = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1]), index_NT.reshape(-1, index_NT.shape[-1])
-        return None, *embedding_gradient(*flat, ctx.rows).unbind(0)
+        flat_ND = gradient.reshape(-1, gradient.shape[-1]).contiguous()  # a compiler's copy of a slice is the faster
+        total_TRD = embedding_gradient(flat_ND, index_NT.reshape(-1, index_NT.shape[-1]), ctx.rows)
+        return None, *total_TRD.unbind(0)
 
 
 class Table(nn.Embedding):

@@ -41,8 +41,9 @@ def forward_flops(
     if c.lazy:
         flops["projections"] = 2.0 * C * (static + events * event)
     else:
+        events += 1  # a row that becomes the learned slot
         flops["projections"] = 2.0 * D * (static + events * event + (1 + events) * D)
-        keys, queries = lifelong + 1, c.lifelong_queries  # one key is the learned slot
+        keys, queries = lifelong + 1, c.lifelong_queries
         block = keys * _matrices(D, 2) + queries * _matrices(D, 2) + _attention(queries, keys, D)
         flops["qformer"] = c.lifelong_blocks * (block + queries * 4.0 * D * c.ffn_dim)
         layer = T * _matrices(D, 4) + _attention(T, T, D)

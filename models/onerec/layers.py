@@ -31,8 +31,10 @@ class Attention(nn.Module):
     def _split_kv(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, each [..., H, D/H]."""
         assert self.kv is not None
-        k, v = self.kv(x).unflatten(-1, (2, self.heads, x.shape[-1] // self.heads)).unbind(-3)
-        return k, v
+        # Two products: one would have to put the gradients of keys and values side by side first, a copy of both.
+        weight_k, weight_v = self.kv.weight.chunk(2)
+        shape = (self.heads, x.shape[-1] // self.heads)
+        return F.linear(x, weight_k).unflatten(-1, shape), F.linear(x, weight_v).unflatten(-1, shape)
 
     def project_kv(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, each [B, H, S, D/H]."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
@@ -78,38 +79,45 @@ class Pathways(nn.Module):
         layout of the grid [B, T] that they stand in.
         """
         c, B = self.config, len(batch["static"])
-        layouts = [Layout.of(B, batch[name].shape[1], batch.get(f"{name}_mask")) for name in HISTORIES]
-        packed = [layout.pack(batch[name]) for name, layout in zip(HISTORIES, layouts)]
+        events_BL7 = [batch[name] for name in HISTORIES]
+        masks_BL = [batch.get(f"{name}_mask") for name in HISTORIES]
+        if not c.lazy:  # one event more, whose row becomes the slot that always attends
+            events_BL7[2] = F.pad(events_BL7[2], (0, 0, 1, 0))
+            masks_BL[2] = None if masks_BL[2] is None else F.pad(masks_BL[2], (1, 0), value=True)
+        layouts = [Layout.of(B, e.shape[1], mask) for e, mask in zip(events_BL7, masks_BL)]
+        packed = [layout.pack(events) for layout, events in zip(layouts, events_BL7)]
         events_E7 = torch.cat(packed)
         rows_EF = self.event(events_E7, item_vector(events_E7[:, 0])).split([len(p) for p in packed])
         projections = (self.short_proj, self.positive_proj, self.lifelong_proj)
-        short, positive, lifelong = (
-            layout.pad(project(rows)) for project, rows, layout in zip(projections, rows_EF, layouts)
-        )
-        full = layouts[0].mask_BT is None
-        masks = [batch["static"].new_ones(B, 1, dtype=torch.bool), *(layout.mask_BT for layout in layouts)]
+        short, positive, lifelong = (project(rows) for project, rows in zip(projections, rows_EF))
         if not c.lazy:
-            lifelong = self._lifelong(lifelong, layouts[2].mask_BT)
-            masks[3] = batch["static"].new_ones(1, 1, dtype=torch.bool).expand(B, c.lifelong_queries)
+            layouts[2], lifelong = self._lifelong(layouts[2], lifelong)
         static = self.static_proj(self.static(batch["static"]).flatten(1))[:, None]
+        parts = [static, *(layout.pad(rows) for layout, rows in zip(layouts, (short, positive, lifelong)))]
         lengths = [1, c.short_len, c.positive_len, c.positions - 1 - c.short_len - c.positive_len]
-        parts = [
+        placed = [
             part + position[length - part.shape[1] :]
-            for part, position, length in zip(
-                (static, short, positive, lifelong), self.position_TC.split(lengths), lengths
-            )
+            for part, position, length in zip(parts, self.position_TC.split(lengths), lengths)
         ]
-        grid_BTC = torch.cat(parts, 1)
-        layout = Layout.of(B, grid_BTC.shape[1], None if full else torch.cat([cast(Tensor, m) for m in masks], 1))
-        return layout.pack(grid_BTC), layout
+        mask_BT = None
+        if masks_BL[0] is not None:
+            always = masks_BL[0].new_ones(B, 1)
+            queries = always.expand(B, c.lifelong_queries)
+            tail = [masks_BL[0], masks_BL[1], masks_BL[2] if c.lazy else queries]
+            mask_BT = torch.cat([always, *(cast(Tensor, mask) for mask in tail)], 1)
+        layout = Layout.of(B, sum(part.shape[1] for part in parts), mask_BT)
+        return layout.pack(torch.cat(placed, 1)), layout
 
-    def _lifelong(self, events_BLD: Tensor, mask_BL: Tensor | None) -> Tensor:
-        """[B, L, D] -> [B, Q, D]. A learned slot always attends, so that an empty history is defined."""
-        B, L, D = events_BLD.shape
-        grid = torch.cat([self.no_life_D.to(events_BLD.dtype).expand(B, 1, D), events_BLD], 1)
-        mask = None if mask_BL is None else torch.cat([mask_BL.new_ones(B, 1), mask_BL], 1)
-        to, of = Layout.of(B, L + 1, mask), Layout.of(B, self.config.lifelong_queries, None)
-        v, h = to.pack(grid), self.query_QD.repeat(B, 1)
+    def _lifelong(self, to: Layout, rows_SD: Tensor) -> tuple[Layout, Tensor]:
+        """Queries that have read the packed events [S, D]: their layout and rows [B * Q, D].
+
+        Each user's first row is not an event but a learned slot, so that an empty history is defined.
+        """
+        first_B = to.starts(rows_SD.device)[:-1].long()
+        slot = self.no_life_D.to(rows_SD.dtype).expand(to.batch, -1)
+        rows_SD = rows_SD.index_copy(0, first_B, slot)
+        of = Layout.of(to.batch, self.config.lifelong_queries, None)
+        h = self.query_QD.repeat(to.batch, 1)
         for block in self.qformer:
-            h = block(h, v, of, to)
-        return of.pad(h)
+            h = block(h, rows_SD, of, to)
+        return of, h
