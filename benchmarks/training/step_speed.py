@@ -106,14 +106,16 @@ def real_batches(folder: Path, config: OneRecConfig, size: int, targets: int) ->
         seed += 1
 
 
-def optimizer_of(model: nn.Module, cuda: bool) -> torch.optim.AdamW:
+def optimizer_of(model: nn.Module, cuda: bool, lr_sparse: float = 1e-4, lr_dense: float = 1e-4) -> torch.optim.AdamW:
     """AdamW as in pre-training: tables without weight decay, one fused kernel over all parameters."""
     sparse = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if id(p) in sparse], "weight_decay": 0.0},
-        {"params": [p for p in model.parameters() if id(p) not in sparse]},
+        {"params": [p for p in model.parameters() if id(p) in sparse], "lr": lr_sparse, "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if id(p) not in sparse], "lr": lr_dense},
     ]
-    return torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=cuda)
+    for group in groups:
+        group["base_lr"] = group["lr"]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.05, fused=cuda)
 
 
 class Trainer:
@@ -288,12 +290,16 @@ def main() -> None:
         write(args.out, result, args.device)
 
 
-def write(out: Path, result: dict, device: str) -> None:
-    """One more row of the table."""
+def about(device: str) -> str:
+    """Hardware, version, commit and time, for a table."""
     hardware = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    about = f"{hardware}, torch {torch.__version__}, commit {done.stdout.strip() or 'unknown'}, "
-    about += datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    commit = done.stdout.strip() or "unknown"
+    return f"{hardware}, torch {torch.__version__}, commit {commit}, {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
+
+
+def write(out: Path, result: dict, device: str) -> None:
+    """One more row of the table."""
     if not out.exists():
         head = [
             "size",
@@ -311,7 +317,7 @@ def write(out: Path, result: dict, device: str) -> None:
         out.write_text(f"# Speed of one training step\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|\n")
     cells = [result["size"], result["variant"], result["options"], result["batch"]]
     cells += [" / ".join(map(str, result.get(k) or ["–"])) for k in ("ms", "samples_per_s", "tflops", "mfu")]
-    cells += [result["memory_gib"] or "–", " ".join(map(str, result["losses"][:4])), about]
+    cells += [result["memory_gib"] or "–", " ".join(map(str, result["losses"][:4])), about(device)]
     with out.open("a") as file:
         file.write(f"| {' | '.join(map(str, cells))} |\n")
 
