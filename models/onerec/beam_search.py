@@ -3,7 +3,10 @@
 With a trie only legal continuations are considered, so every result maps to an item; without one the search is free
 and is used to measure legality. Scores are log-probabilities summed over the levels.
 
-Legend: B users, W beam width, L=3 levels, K codebook size, C largest number of children.
+    codes, logp = beam_search(model, z, mask, width=128, trie=trie)                    # items
+    lists, logp = beam_search_lists(model, z, mask, width=128, trie=trie, items=5)     # lists of a session-wise model
+
+Legend: B users, W beam width, L=3 levels, m items a list, K codebook size, C largest number of children.
 """
 
 from __future__ import annotations
@@ -15,51 +18,107 @@ from models.onerec.model import OneRec
 from models.tokenizer.trie import Trie
 
 ILLEGAL = float("-inf")
+NOWHERE = -1  # no leaf of the trie
 
 
 @torch.no_grad()
-def beam_search(model: OneRec, z_BTD: Tensor, mask_BT: Tensor, width: int, trie: Trie | None) -> tuple[Tensor, Tensor]:
+def beam_search(
+    model: OneRec, z_BTD: Tensor, mask_BT: Tensor | None, width: int, trie: Trie | None
+) -> tuple[Tensor, Tensor]:
     """The `width` best code tuples of each user, best first.
 
     Returns codes [B, W, 3] and log-probabilities [B, W]. With a trie and fewer than W items, the surplus beams have
-    probability -inf and must be ignored; so has every illegal tuple.
+    probability -inf and must be ignored; so has every illegal tuple. A session-wise model gives its lists' first items.
     """
+    return _search(model, z_BTD, mask_BT, width, trie, 1, None)
+
+
+@torch.no_grad()
+def beam_search_lists(
+    model: OneRec,
+    z_BTD: Tensor,
+    mask_BT: Tensor | None,
+    width: int,
+    trie: Trie,
+    items: int,
+    unwanted_BN: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The `width` best lists of `items` legal items, item after item, no item twice in a list, best first.
+
+    `unwanted_BN` is True where a user must not get the item of that catalogue index. Returns codes [B, W, m, 3] and
+    log-probabilities of the lists [B, W], -inf for surplus beams. Raises ValueError when the model was not built for
+    lists of that length.
+    """
+    if not 1 <= items <= model.config.session_items:
+        raise ValueError(
+            f"a list of {items} items was asked for, the model generates up to {model.config.session_items}; "
+            "train one with more session_items"
+        )
+    unwanted = None if unwanted_BN is None else unwanted_BN[:, trie.item]
+    flat, logp = _search(model, z_BTD, mask_BT, width, trie, items, unwanted)
+    return flat.unflatten(-1, (items, model.config.levels)), logp
+
+
+def _search(
+    model: OneRec,
+    z_BTD: Tensor,
+    mask_BT: Tensor | None,
+    width: int,
+    trie: Trie | None,
+    items: int,
+    unwanted_BN: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Codes [B, W, items * 3] and log-probabilities. `unwanted_BN` is in the order of the trie's leaves."""
     kv = model.context_kv(z_BTD)
-    B = len(z_BTD)
-    prefix = torch.zeros(B, 1, 0, dtype=torch.int64, device=z_BTD.device)
-    logp = torch.zeros(B, 1, device=z_BTD.device)
-    node = torch.zeros(B, 1, dtype=torch.int64, device=z_BTD.device)
+    B, L, device = len(z_BTD), model.config.levels, z_BTD.device
+    prefix = torch.zeros(B, 1, 0, dtype=torch.int64, device=device)
+    used = torch.full((B, 1, 0), NOWHERE, device=device)  # leaves of the list so far
+    logp = torch.zeros(B, 1, device=device)
+    node = torch.zeros(B, 1, dtype=torch.int64, device=device)
     cache = None
-    for level in range(model.config.levels):
-        hidden, cache = model.decode_step(prefix[..., -1] if level else None, level, cache, kv, mask_BT)
-        step = torch.log_softmax(model.level_logits(hidden, level).float(), -1)
+    for step in range(items * L):
+        level, place = step % L, step + step // L
+        if level == 0:
+            if step:  # the last code of the item before, then BOS
+                _, cache = model.decode_step(prefix[..., -1], place - 1, cache, kv, mask_BT)
+            hidden, cache = model.decode_step(None, place, cache, kv, mask_BT)
+        else:
+            hidden, cache = model.decode_step(prefix[..., -1], place, cache, kv, mask_BT)
+        score = torch.log_softmax(model.level_logits(hidden, level).float(), -1)
         if trie is None:
-            code = torch.arange(step.shape[-1], device=step.device).expand(step.shape)
+            code = torch.arange(score.shape[-1], device=device).expand(score.shape)
             child = code
         else:
             code, child, real = trie.children(node, level)
-            step = step.gather(2, code).masked_fill(~real, ILLEGAL)
-        total = (logp[..., None] + step).flatten(1)
+            if level == L - 1:
+                for i in range(used.shape[-1]):
+                    real = real & (child != used[..., i : i + 1])
+                if unwanted_BN is not None:
+                    real = real & ~unwanted_BN.gather(1, child.flatten(1)).view(child.shape)
+            score = score.gather(2, code).masked_fill(~real, ILLEGAL)
+        total = (logp[..., None] + score).flatten(1)
         logp, best = total.topk(min(width, total.shape[1]), dim=1)
         beam = best // code.shape[-1]
         cache = [(_follow(k, beam), _follow(v, beam)) for k, v in cache]
-        prefix = torch.cat(
-            [prefix.gather(1, beam[..., None].expand(-1, -1, level)), code.flatten(1).gather(1, best)[..., None]], -1
-        )
+        prefix = torch.cat([_follow(prefix, beam), code.flatten(1).gather(1, best)[..., None]], -1)
+        used = _follow(used, beam)
         node = child.flatten(1).gather(1, best)
+        if level == L - 1:
+            used, node = torch.cat([used, node[..., None]], -1), torch.zeros_like(node)
     return prefix, logp
 
 
-def _follow(cache_BMHPd: Tensor, beam_BW: Tensor) -> Tensor:
-    """The cache rows of the beams that were kept."""
-    return cache_BMHPd.gather(1, beam_BW[..., None, None, None].expand(-1, -1, *cache_BMHPd.shape[2:]))
+def _follow(x_BM: Tensor, beam_BW: Tensor) -> Tensor:
+    """The rows of the beams that were kept: [B, M, ...] -> [B, W, ...]."""
+    index = beam_BW.view(*beam_BW.shape, *[1] * (x_BM.ndim - 2))
+    return x_BM.gather(1, index.expand(-1, -1, *x_BM.shape[2:]))
 
 
 @torch.no_grad()
 def sample_codes(
     model: OneRec,
     z_BTD: Tensor,
-    mask_BT: Tensor,
+    mask_BT: Tensor | None,
     count: int,
     generator: torch.Generator,
     top_k: int = 0,

@@ -1,40 +1,68 @@
 """Attention and feed-forward blocks, pre-RMSNorm. Dense blocks have two matrices, as the published sizes imply.
 
-Legend: B batch, T tokens (queries), S tokens (keys), D model width, H heads, F inner width.
+Legend: B users, T tokens (queries), S tokens (keys), N packed rows, D model width, H heads, G key-value heads, F inner
+width.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.onerec.config import OneRecConfig
+from models.onerec.moe import MoE
+from models.onerec.rows import Layout, attend
+
 
 class Attention(nn.Module):
-    """Multi-head attention over given keys; `project_kv` lets beams share the keys and values of one context."""
+    """Multi-head attention over given keys; `project_kv` lets beams share the keys and values of one context.
 
-    def __init__(self, d_model: int, heads: int, dropout: float) -> None:
+    Without `own_kv` there is no such projection: keys and values are given ready, as V2's lazy decoder wants.
+    """
+
+    def __init__(self, d_model: int, heads: int, dropout: float, own_kv: bool = True) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.q = nn.Linear(d_model, d_model, bias=False)
-        self.kv = nn.Linear(d_model, 2 * d_model, bias=False)
+        self.kv = nn.Linear(d_model, 2 * d_model, bias=False) if own_kv else None
         self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def _split_kv(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, each [..., H, D/H]."""
+        assert self.kv is not None
+        # Two products: one would have to put the gradients of keys and values side by side first, a copy of both.
+        weight_k, weight_v = self.kv.weight.chunk(2)
+        shape = (self.heads, x.shape[-1] // self.heads)
+        return F.linear(x, weight_k).unflatten(-1, shape), F.linear(x, weight_v).unflatten(-1, shape)
 
     def project_kv(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, each [B, H, S, D/H]."""
-        B, S, D = x_BSD.shape
-        k, v = self.kv(x_BSD).view(B, S, 2, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        return k, v
+        k, v = self._split_kv(x_BSD)
+        return k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(
         self, x_BTD: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """Attend from x to kv. mask: bool, True = may look, broadcastable to [B, H, T, S]."""
+        """Attend from x to kv, each [B, G, S, D/H]. mask: bool, True = may look, broadcastable to [B, H, T, S].
+
+        With G < H, groups of H/G query heads share a key-value head; then `causal` is not possible.
+        """
         B, T, D = x_BTD.shape
         q = self.q(x_BTD).view(B, T, self.heads, D // self.heads).transpose(1, 2)
+        G = kv[0].shape[1]
+        if self.heads != G:  # the heads of a group as more queries of one head: no copy of keys, and any mask kernel
+            assert not causal
+            q = q.reshape(B, G, self.heads // G * T, D // self.heads)
         y = F.scaled_dot_product_attention(
             q, *kv, attn_mask=mask, is_causal=causal, dropout_p=self.dropout if self.training else 0.0
         )
-        return self.out(y.transpose(1, 2).reshape(B, T, D))
+        return self.out(y.reshape(B, self.heads, T, D // self.heads).transpose(1, 2).reshape(B, T, D))
+
+    def packed(self, x_ND: Tensor, y_SD: Tensor, of: Layout, to: Layout) -> Tensor:
+        """Attend from packed rows x (laid out by `of`) to packed rows y (by `to`): [N, D]."""
+        q = self.q(x_ND).unflatten(-1, (self.heads, x_ND.shape[-1] // self.heads))
+        return self.out(attend(q, *self._split_kv(y_SD), of, to, self.dropout if self.training else 0.0).flatten(1))
 
 
 class FeedForward(nn.Module):
@@ -50,20 +78,29 @@ class FeedForward(nn.Module):
         return self.down(self.drop(F.leaky_relu(self.up(x))))
 
 
+def feed_forward(config: OneRecConfig, moe: bool) -> nn.Module:
+    """A layer's second half: experts, or the dense two-matrix block."""
+    c = config
+    if not moe:
+        return FeedForward(c.d_model, c.ffn_dim, c.d_model, c.dropout)
+    return MoE(c.d_model, c.experts, c.experts_per_token, c.expert_dim, c.balance_rate, c.shared_expert_dim, c.affinity)
+
+
 class EncoderLayer(nn.Module):
     """z + SelfAttn(norm z), then z + FFN(norm z), bidirectional (TR section 2.2.4)."""
 
-    def __init__(self, d_model: int, heads: int, ffn_dim: int, dropout: float) -> None:
+    def __init__(self, config: OneRecConfig, moe: bool) -> None:
         super().__init__()
-        self.norm_attn, self.norm_ffn = nn.RMSNorm(d_model, eps=1e-6), nn.RMSNorm(d_model, eps=1e-6)
-        self.attn = Attention(d_model, heads, dropout)
-        self.ffn = FeedForward(d_model, ffn_dim, d_model, dropout)
-        self.drop = nn.Dropout(dropout)
+        d = config.d_model
+        self.norm_attn, self.norm_ffn = nn.RMSNorm(d, eps=1e-6), nn.RMSNorm(d, eps=1e-6)
+        self.attn = Attention(d, config.heads, config.dropout)
+        self.ffn = feed_forward(config, moe)
+        self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, z_BTD: Tensor, mask: Tensor) -> Tensor:
-        x = self.norm_attn(z_BTD)
-        z_BTD = z_BTD + self.drop(self.attn(x, self.attn.project_kv(x), mask))
-        return z_BTD + self.drop(self.ffn(self.norm_ffn(z_BTD)))
+    def forward(self, z_ND: Tensor, layout: Layout) -> Tensor:
+        x = self.norm_attn(z_ND)
+        z_ND = z_ND + self.drop(self.attn.packed(x, x, layout, layout))
+        return z_ND + self.drop(self.ffn(self.norm_ffn(z_ND)))
 
 
 class QFormerBlock(nn.Module):
@@ -75,6 +112,66 @@ class QFormerBlock(nn.Module):
         self.attn = Attention(d_model, heads, dropout)
         self.ffn = FeedForward(d_model, ffn_dim, d_model, dropout)
 
-    def forward(self, h_BTD: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        h_BTD = h_BTD + self.attn(self.norm_q(h_BTD), kv, mask)
-        return h_BTD + self.ffn(self.norm_ffn(h_BTD))
+    def forward(self, h_ND: Tensor, events_SD: Tensor, of: Layout, to: Layout) -> Tensor:
+        """Packed queries [N, D] (laid out by `of`) read packed events [S, D] (by `to`)."""
+        h_ND = h_ND + self.attn.packed(self.norm_q(h_ND), events_SD, of, to)
+        return h_ND + self.ffn(self.norm_ffn(h_ND))
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention over the code prefix, cross-attention to the context, FFN or MoE; RMSNorm before all three.
+
+    The lazy decoder (V2) looks at the context first, and the context's keys and values are ready-made.
+    """
+
+    def __init__(self, config: OneRecConfig, moe: bool) -> None:
+        super().__init__()
+        d = config.d_model
+        self.norm_self, self.norm_cross, self.norm_ffn = (nn.RMSNorm(d, eps=1e-6) for _ in range(3))
+        self.self_attn = Attention(d, config.heads, config.dropout)
+        self.cross_attn = Attention(d, config.heads, config.dropout, own_kv=not config.lazy)
+        self.ffn = feed_forward(config, moe)
+        self.drop = nn.Dropout(config.dropout)
+        self.lazy = config.lazy
+
+    def forward(self, d_NPD: Tensor, layout: Layout, context_kv: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """All P tokens of every target (or list) at once; the targets are packed rows, laid out by `layout`."""
+
+        def read_prefix(d: Tensor) -> Tensor:
+            x = self.norm_self(d)
+            return self.self_attn(x, self.self_attn.project_kv(x), causal=True)
+
+        def read_context(d: Tensor) -> Tensor:
+            x_BMPD = layout.pad(self.norm_cross(d))
+            y = self.cross_attn(x_BMPD.flatten(1, 2), context_kv, mask)
+            return layout.pack(y.view(x_BMPD.shape))
+
+        d = d_NPD
+        for read in (read_context, read_prefix) if self.lazy else (read_prefix, read_context):
+            d = d + self.drop(read(d))
+        return d + self.drop(self.ffn(self.norm_ffn(d)))
+
+    def step(
+        self, d_BMD: Tensor, past: tuple[Tensor, Tensor] | None, context_kv: tuple[Tensor, Tensor], mask: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """One new token of every beam against the keys and values of its prefix, each [B, M, H, P, D/H]."""
+        B, M, D = d_BMD.shape
+        grown = past
+
+        def read_prefix(d: Tensor) -> Tensor:
+            nonlocal grown
+            x = self.norm_self(d).view(B * M, 1, D)
+            k, v = (t.unflatten(0, (B, M)) for t in self.self_attn.project_kv(x))
+            if past is not None:
+                k, v = torch.cat([past[0], k], 3), torch.cat([past[1], v], 3)
+            grown = k, v
+            return self.self_attn(x, (k.flatten(0, 1), v.flatten(0, 1))).view(B, M, D)
+
+        def read_context(d: Tensor) -> Tensor:
+            return self.cross_attn(self.norm_cross(d), context_kv, mask)
+
+        d = d_BMD
+        for read in (read_context, read_prefix) if self.lazy else (read_prefix, read_context):
+            d = d + read(d)
+        assert grown is not None
+        return d + self.ffn(self.norm_ffn(d)), grown

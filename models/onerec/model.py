@@ -1,9 +1,11 @@
 """OneRec: four pathways, bidirectional encoder, MoE decoder that spells an item's semantic ID (TR sections 2.2, 2.3).
 
-The model knows nothing of training, files or serving. Beside the published next-token heads it carries an item-level
-softmax on the encoder (docs/decisions.md): it trains the encoder on whole items and joins the beam's score.
+The model knows nothing of training, files or serving. Its configuration makes it the point-wise model, V1's list
+generator or V2's lazy decoder (models/onerec/config.py). Beside the published next-token heads it may carry an
+item-level softmax on the encoder (docs/decisions.md): it trains the encoder on whole items and joins the beam's score.
 
-Legend: B users, M targets a user, L=3 levels, K codebook size, T context tokens, D model width, N items.
+Legend: B users, M targets a user, L=3 levels, K codebook size, T context tokens, P decoder tokens, D model width,
+C context width, N items, S lists, m items a list.
 """
 
 from __future__ import annotations
@@ -15,43 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
-from models.onerec.layers import Attention, EncoderLayer
-from models.onerec.moe import MoE
+from models.onerec.embedding import HashedItems, Table, lookup, lookup_sum
+from models.onerec.layers import DecoderLayer, EncoderLayer
 from models.onerec.pathways import Pathways
-
-
-class DecoderLayer(nn.Module):
-    """Causal self-attention over the code prefix, cross-attention to the context, MoE; RMSNorm before all three."""
-
-    def __init__(self, config: OneRecConfig) -> None:
-        super().__init__()
-        d = config.d_model
-        self.norm_self, self.norm_cross, self.norm_moe = (nn.RMSNorm(d, eps=1e-6) for _ in range(3))
-        self.self_attn = Attention(d, config.heads, config.dropout)
-        self.cross_attn = Attention(d, config.heads, config.dropout)
-        self.moe = MoE(d, config.experts, config.experts_per_token, config.expert_dim, config.balance_rate)
-        self.drop = nn.Dropout(config.dropout)
-
-    def forward(self, d_BMLD: Tensor, context_kv: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        B, M, L, D = d_BMLD.shape
-        x = self.norm_self(d_BMLD).view(B * M, L, D)
-        d_BMLD = d_BMLD + self.drop(self.self_attn(x, self.self_attn.project_kv(x), causal=True)).view(B, M, L, D)
-        x = self.norm_cross(d_BMLD).view(B, M * L, D)
-        d_BMLD = d_BMLD + self.drop(self.cross_attn(x, context_kv, mask)).view(B, M, L, D)
-        return d_BMLD + self.drop(self.moe(self.norm_moe(d_BMLD)))
-
-    def step(
-        self, d_BMD: Tensor, past: tuple[Tensor, Tensor] | None, context_kv: tuple[Tensor, Tensor], mask: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """One new token of every beam against the keys and values of its prefix, each [B, M, H, P, D/H]."""
-        B, M, D = d_BMD.shape
-        x = self.norm_self(d_BMD).view(B * M, 1, D)
-        k, v = (t.unflatten(0, (B, M)) for t in self.self_attn.project_kv(x))
-        if past is not None:
-            k, v = torch.cat([past[0], k], 3), torch.cat([past[1], v], 3)
-        d_BMD = d_BMD + self.self_attn(x, (k.flatten(0, 1), v.flatten(0, 1))).view(B, M, D)
-        d_BMD = d_BMD + self.cross_attn(self.norm_cross(d_BMD), context_kv, mask)
-        return d_BMD + self.moe(self.norm_moe(d_BMD)), (k, v)
+from models.onerec.rows import Layout
 
 
 class OneRec(nn.Module):
@@ -69,72 +38,113 @@ class OneRec(nn.Module):
         self.config = config
         unknown = torch.full((1, config.levels), K)
         self.register_buffer("sid_NL", torch.cat([sid_NL.long(), unknown]))
-        self.code = nn.ModuleList(nn.Embedding(K + 1, d) for _ in range(config.levels))
-        self.item_residual = nn.Embedding(config.items + 1, d)
+        self.code = nn.ModuleList(Table(K + 1, d) for _ in range(config.levels))
+        if config.item_head:
+            self.item_residual = Table(config.items + 1, d)
         for level in range(config.levels):
             nn.init.normal_(self._code(level).weight, std=d**-0.5)
-        nn.init.zeros_(self.item_residual.weight)
+        if config.item_head:
+            nn.init.zeros_(self.item_residual.weight)
+        self.hashed_items = HashedItems(config.item_buckets, d) if config.history == "hashed" else None
         self.pathways = Pathways(config)
-        self.encoder = nn.ModuleList(
-            EncoderLayer(d, config.heads, config.ffn_dim, config.dropout) for _ in range(config.encoder_layers)
-        )
-        self.norm_context = nn.RMSNorm(d, eps=1e-6)
+        experts_from = config.encoder_layers - config.encoder_moe_layers
+        self.encoder = nn.ModuleList(EncoderLayer(config, moe=i >= experts_from) for i in range(config.encoder_layers))
+        self.norm_context = nn.RMSNorm(config.context_dim, eps=1e-6)
         self.bos_D = nn.Parameter(torch.randn(d) * 0.02)
-        self.level_LD = nn.Parameter(torch.randn(config.levels, d) * 0.02)
-        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))
+        self.place_PD = nn.Parameter(torch.randn(config.decoder_tokens, d) * 0.02)
+        self.decoder = nn.ModuleList(
+            DecoderLayer(config, moe=i >= config.decoder_dense_layers) for i in range(config.decoder_layers)
+        )
         self.norm_out = nn.RMSNorm(d, eps=1e-6)
         self.head = nn.ModuleList(nn.Linear(d, d, bias=False) for _ in range(config.levels))
         self.code_bias_LK = nn.Parameter(torch.zeros(config.levels, K))
-        self.item_query = nn.Linear(d, d)
-        self.item_bias_N = nn.Parameter(torch.zeros(config.items))
+        if config.item_head:
+            self.item_query = nn.Linear(d, d)
+            self.item_bias_N = nn.Parameter(torch.zeros(config.items))
 
     def _code(self, level: int) -> nn.Embedding:
         return cast(nn.Embedding, self.code[level])
 
     def item_vector(self, index: Tensor) -> Tensor:
-        """Catalogue index [...] -> [..., D]: the sum of its three code embeddings."""
-        codes = self.sid_NL[index]
-        vector = self._code(0)(codes[..., 0])
-        for level in range(1, self.config.levels):
-            vector = vector + self._code(level)(codes[..., level])
-        return vector
+        """Catalogue index [...] -> [..., D]: the sum of its three code embeddings.
 
-    def encode(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Context of each user: z [B, T, D] and its mask [B, T]."""
-        z_BTD, mask_BT = self.pathways(batch, self.item_vector)
+        More lookups than there are items go through one table of all items.
+        """
+        if index.numel() > len(self.sid_NL):
+            return lookup(self._code_sum(self.sid_NL), index)
+        return self._code_sum(self.sid_NL[index])
+
+    def _code_sum(self, codes: Tensor) -> Tensor:
+        return lookup_sum(codes, list(self.code))
+
+    def history_vector(self, index: Tensor) -> Tensor:
+        """An item of a history, [...] -> [..., D]: its semantic ID, or its hashed row."""
+        if self.hashed_items is not None:
+            return self.hashed_items(index, self.config.items)
+        return self.item_vector(index)
+
+    def encode(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Context of each user: z [B, T, C] and its mask [B, T], None if the batch has full histories only."""
+        z_NC, layout = self.pathways(batch, self.history_vector)
         for layer in self.encoder:
-            z_BTD = layer(z_BTD, mask_BT[:, None, None])
-        return self.norm_context(z_BTD), mask_BT
+            z_NC = layer(z_NC, layout)
+        return layout.pad(self.norm_context(z_NC)), layout.mask_BT
 
-    def context_kv(self, z_BTD: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Cross-attention keys and values of every decoder layer: computed once, shared by all targets and beams."""
-        return [cast(DecoderLayer, layer).cross_attn.project_kv(z_BTD) for layer in self.decoder]
+    def context_kv(self, z_BTC: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Cross-attention keys and values of every decoder layer: computed once, shared by all targets and beams.
 
-    def decode(self, prefix_BML: Tensor, context_kv: list[tuple[Tensor, Tensor]], mask_BT: Tensor) -> Tensor:
-        """Hidden state after BOS and each code of the prefix: [B, M, P] -> [B, M, P+1, D]. P <= 2."""
-        B, M, P = prefix_BML.shape
-        steps = [self.bos_D.expand(B, M, -1)] + [self._code(i)(prefix_BML[..., i]) for i in range(P)]
-        d = torch.stack(steps, 2) + self.level_LD[: P + 1]
+        The lazy decoder's context is both, for all layers: k = RMSNorm(C), v = k.
+        """
+        if self.config.lazy:
+            k = z_BTC.unflatten(-1, (self.config.kv_heads, -1)).transpose(1, 2)
+            return [(k, k)] * len(self.decoder)
+        return [cast(DecoderLayer, layer).cross_attn.project_kv(z_BTC) for layer in self.decoder]
+
+    def decode(self, prefix_BMP: Tensor, context_kv: list[tuple[Tensor, Tensor]], mask_BT: Tensor | None) -> Tensor:
+        """Hidden states of a list's decoder tokens given its first codes: [B, M, n] -> [B, M, P, D].
+
+        The codes of a list stand end to end, BOS stands before each item: P = n + 1 + n // L. A point-wise prefix has
+        at most two codes.
+        """
+        layout = Layout.of(prefix_BMP.shape[0], prefix_BMP.shape[1], None)
+        return layout.pad(self._decode(layout.pack(prefix_BMP), layout, context_kv, mask_BT))
+
+    def _decode(
+        self, prefix_Nn: Tensor, layout: Layout, context_kv: list[tuple[Tensor, Tensor]], mask_BT: Tensor | None
+    ) -> Tensor:
+        """`decode` of packed targets: [N, n] -> [N, P, D]."""
+        N, n = prefix_Nn.shape
+        tokens = []
+        for i in range(n + 1):
+            level = i % self.config.levels
+            if level == 0:
+                tokens.append(self.bos_D.expand(N, -1))
+            if i < n:
+                tokens.append(self._code(level)(prefix_Nn[:, i]))
+        d = torch.stack(tokens, 1) + self.place_PD[: len(tokens)]
         for layer, kv in zip(self.decoder, context_kv):
-            d = layer(d, kv, mask_BT[:, None, None])
+            d = layer(d, layout, kv, _as_keys(mask_BT))
         return self.norm_out(d)
 
     def decode_step(
         self,
         code_BM: Tensor | None,
-        level: int,
+        place: int,
         past: list[tuple[Tensor, Tensor]] | None,
         context_kv: list[tuple[Tensor, Tensor]],
-        mask_BT: Tensor,
+        mask_BT: Tensor | None,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Hidden state [B, M, D] that predicts `level`, and the grown cache. code_BM: the code before it; None = BOS.
+        """Hidden state [B, M, D] of the decoder token at `place`, and the grown cache. code_BM: its code; None = BOS.
 
-        Equal to the last column of `decode` (tested), at the cost of one token instead of the whole prefix.
+        Equal to that column of `decode` (tested), at the cost of one token instead of the whole prefix.
         """
-        d = self.bos_D.expand(len(mask_BT), 1, -1) if code_BM is None else self._code(level - 1)(code_BM)
-        d, cache = d + self.level_LD[level], []
+        if code_BM is None:
+            d = self.bos_D.expand(len(context_kv[0][0]), past[0][0].shape[1] if past else 1, -1)
+        else:
+            d = self._code(place % (self.config.levels + 1) - 1)(code_BM)
+        d, cache = d + self.place_PD[place], []
         for i, (layer, kv) in enumerate(zip(self.decoder, context_kv)):
-            d, grown = cast(DecoderLayer, layer).step(d, past[i] if past else None, kv, mask_BT[:, None, None])
+            d, grown = cast(DecoderLayer, layer).step(d, past[i] if past else None, kv, _as_keys(mask_BT))
             cache.append(grown)
         return self.norm_out(d), cache
 
@@ -142,14 +152,53 @@ class OneRec(nn.Module):
         """[..., D] -> [..., K]: the level's head against its code embeddings (tied, without the unknown code)."""
         return F.linear(self.head[level](hidden), self._code(level).weight[:-1], self.code_bias_LK[level])
 
-    def code_logits(self, codes_BML: Tensor, z_BTD: Tensor, mask_BT: Tensor) -> list[Tensor]:
-        """Teacher-forced logits of each level, three tensors [B, M, K]."""
-        hidden = self.decode(codes_BML[..., :-1], self.context_kv(z_BTD), mask_BT)
-        return [self.level_logits(hidden[:, :, level], level) for level in range(self.config.levels)]
+    def code_logits(
+        self, codes_BML: Tensor, z_BTC: Tensor, mask_BT: Tensor | None, real_BM: Tensor | None = None
+    ) -> list[Tensor]:
+        """Teacher-forced logits of each level, three tensors [B, M, K].
+
+        Session-wise, a user's targets are cut into lists of m in their order. `real_BM` is False where a target is
+        padding: such targets are not computed (their logits are 0) and stand in no list. A compiled step, whose shapes
+        are better fixed, computes them all the same, behind the real ones.
+        """
+        if real_BM is None:
+            real_BM = codes_BML.new_ones(codes_BML.shape[:2], dtype=torch.bool)
+            packs = False
+        else:
+            packs = not torch.compiler.is_compiling()
+        kv, L = self.context_kv(z_BTC), self.config.levels
+        if self.config.session_items > 1:
+            hidden = self._decode_lists(codes_BML, kv, mask_BT, real_BM, packs)
+            return [self.level_logits(hidden[:, :, level], level) for level in range(L)]
+        layout = Layout.of(len(real_BM), real_BM.shape[1], real_BM if packs else None)
+        hidden = self._decode(layout.pack(codes_BML)[:, :-1], layout, kv, mask_BT)
+        return [layout.pad(self.level_logits(hidden[:, level], level)) for level in range(L)]
+
+    def _decode_lists(
+        self, codes_BML: Tensor, kv: list[tuple[Tensor, Tensor]], mask_BT: Tensor | None, real_BM: Tensor, packs: bool
+    ) -> Tensor:
+        """[B, M, L] -> [B, M, L, D], hidden states that predict the codes of targets that stand in lists."""
+        B, M, L = codes_BML.shape
+        m = self.config.session_items
+        order_BM = real_BM.long().argsort(dim=1, descending=True, stable=True)
+        codes = codes_BML.gather(1, order_BM[..., None].expand(-1, -1, L))
+        lists = F.pad(codes, (0, 0, 0, -M % m)).view(B, -1, m * L)
+        begun_BS = real_BM.gather(1, order_BM)[:, ::m]  # a list whose first place is empty is none
+        layout = Layout.of(B, begun_BS.shape[1], begun_BS if packs else None)
+        hidden = self._decode(layout.pack(lists)[:, :-1], layout, kv, mask_BT)
+        hidden = layout.pad(F.pad(hidden, (0, 0, 0, 1)))  # a place for the last code
+        hidden = hidden.view(B, -1, L + 1, hidden.shape[-1])[:, :M, :L]
+        back = order_BM.argsort(dim=1)
+        return hidden.gather(1, back[..., None, None].expand_as(hidden))
 
     def item_logits(self, z_BTD: Tensor) -> Tensor:
         """[B, N] item-level logits from the static position, which has read the whole context."""
+        assert self.config.item_head, "the configuration has no item head"
         query = self.item_query(z_BTD[:, 0])
         index = torch.arange(self.config.items, device=query.device)
-        table = self.item_vector(index) + self.item_residual(index)
+        table = self._code_sum(self.sid_NL[:-1]) + self.item_residual(index)
         return F.linear(query, table, self.item_bias_N)
+
+
+def _as_keys(mask_BT: Tensor | None) -> Tensor | None:
+    return None if mask_BT is None else mask_BT[:, None, None]

@@ -1,95 +1,123 @@
 """The four user pathways: event embeddings, projections and the lifelong QFormer (TR section 2.2).
 
-Items are represented by their semantic IDs; the code embeddings are shared with the output side (TR section 4.2.2).
+The events of all pathways are embedded as one run of packed rows: padding is never computed, and each table is looked
+up once. How an item of a history is represented is the caller's: `item_vector`.
 
-Legend: B users, L events, D model width, Q lifelong queries.
+Legend: B users, L events, E packed events, F features, D model width, C context width, Q lifelong queries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
+from models.onerec.embedding import Table
 from models.onerec.features import DURATION_BUCKETS, GAP_BUCKETS, LABEL_STATES, PLAY_BUCKETS
 from models.onerec.layers import FeedForward, QFormerBlock
+from models.onerec.rows import Layout
+
+HISTORIES = ("short", "positive", "lifelong")
 
 
 class EventEmbedding(nn.Module):
-    """One event's seven integers to D: concatenated feature embeddings through Dense, LeakyReLU, Dense."""
+    """One event's seven integers to its concatenated feature embeddings, F wide."""
 
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
         f = config.feature_dim
-        self.author = nn.Embedding(config.author_buckets, config.author_dim)
-        self.tag = nn.Embedding(config.tag_buckets, f)
-        self.gap = nn.Embedding(GAP_BUCKETS, f)
-        self.play = nn.Embedding(PLAY_BUCKETS, f)
-        self.duration = nn.Embedding(DURATION_BUCKETS, f)
-        self.label = nn.Embedding(LABEL_STATES, f)
+        self.author = Table(config.author_buckets, config.author_dim)
+        self.tag = Table(config.tag_buckets, f)
+        self.gap = Table(GAP_BUCKETS, f)
+        self.play = Table(PLAY_BUCKETS, f)
+        self.duration = Table(DURATION_BUCKETS, f)
+        self.label = Table(LABEL_STATES, f)
         self.width = config.d_model + config.author_dim + 5 * f
 
-    def forward(self, events_BL7: Tensor, items_BLD: Tensor) -> Tensor:
-        _, author, tag, gap, play, duration, label = events_BL7.unbind(-1)
-        parts = [items_BLD, self.author(author), self.tag(tag), self.gap(gap), self.play(play)]
+    def forward(self, events_E7: Tensor, items_ED: Tensor) -> Tensor:
+        _, author, tag, gap, play, duration, label = events_E7.unbind(-1)
+        parts = [items_ED, self.author(author), self.tag(tag), self.gap(gap), self.play(play)]
         return torch.cat([*parts, self.duration(duration), self.label(label)], dim=-1)
 
 
 class Pathways(nn.Module):
-    """Static, short-term, positive-feedback and lifelong inputs to one sequence z [B, T, D] with its mask [B, T].
+    """Static, short-term, positive-feedback and lifelong inputs to one packed sequence z and its layout.
 
     Histories are right-aligned: the newest event always has the same position, and padding is masked out of attention.
+    Each goes through Dense, LeakyReLU, Dense; the lazy decoder's through one Dense, and it has no QFormer.
     """
 
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
-        d, drop = config.d_model, config.dropout
+        d, c, drop = config.d_model, config.context_dim, config.dropout
         self.config = config
-        self.static = nn.Embedding(config.static_buckets, config.static_dim)
-        self.static_proj = FeedForward(config.static_features * config.static_dim, d, d, drop)
+
+        def projection(width: int) -> nn.Module:
+            return nn.Linear(width, c) if config.lazy else FeedForward(width, d, d, drop)
+
+        self.static = Table(config.static_buckets, config.static_dim)
+        self.static_proj = projection(config.static_features * config.static_dim)
         self.event = EventEmbedding(config)
-        self.short_proj = FeedForward(self.event.width, d, d, drop)
-        self.positive_proj = FeedForward(self.event.width, d, d, drop)
-        self.lifelong_proj = FeedForward(self.event.width, d, d, drop)
-        self.query_QD = nn.Parameter(torch.randn(config.lifelong_queries, d) * 0.02)
-        self.qformer = nn.ModuleList(
-            QFormerBlock(d, config.heads, config.ffn_dim, drop) for _ in range(config.lifelong_blocks)
-        )
-        self.position_TD = nn.Parameter(torch.randn(config.positions, d) * 0.02)
-        self.no_life_D = nn.Parameter(torch.zeros(d))
+        self.short_proj, self.positive_proj, self.lifelong_proj = (projection(self.event.width) for _ in HISTORIES)
+        if not config.lazy:
+            self.query_QD = nn.Parameter(torch.randn(config.lifelong_queries, d) * 0.02)
+            self.qformer = nn.ModuleList(
+                QFormerBlock(d, config.heads, config.ffn_dim, drop) for _ in range(config.lifelong_blocks)
+            )
+        self.position_TC = nn.Parameter(torch.randn(config.positions, c) * 0.02)
+        if not config.lazy:
+            self.no_life_D = nn.Parameter(torch.zeros(d))
 
-    def forward(self, batch: dict[str, Tensor], item_vector) -> tuple[Tensor, Tensor]:
-        """batch: static [B, S]; short, positive, lifelong [B, L, 7], `*_mask` [B, L]. item_vector: index -> [.., D]."""
-        c = self.config
-        pos_static, pos_short, pos_positive, pos_life = self.position_TD.split(
-            [1, c.short_len, c.positive_len, c.lifelong_queries]
-        )
-        parts = [self.static_proj(self.static(batch["static"]).flatten(1))[:, None] + pos_static]
-        masks = [torch.ones_like(batch["static"][:, :1], dtype=torch.bool)]
-        for name, proj, position in (
-            ("short", self.short_proj, pos_short),
-            ("positive", self.positive_proj, pos_positive),
-        ):
-            events = batch[name]
-            if events.shape[1]:
-                h = proj(self.event(events, item_vector(events[..., 0])))
-                parts.append(h + position[-events.shape[1] :])
-                masks.append(batch[f"{name}_mask"])
-        parts.append(self._lifelong(batch, item_vector) + pos_life)
-        masks.append(torch.ones_like(parts[-1][..., 0], dtype=torch.bool))
-        return torch.cat(parts, 1), torch.cat(masks, 1)
+    def forward(self, batch: dict[str, Tensor], item_vector: Callable[[Tensor], Tensor]) -> tuple[Tensor, Layout]:
+        """batch: static [B, S]; short, positive, lifelong [B, L, 7], `*_mask` [B, L]. item_vector: index -> [.., D].
 
-    def _lifelong(self, batch: dict[str, Tensor], item_vector) -> Tensor:
-        """[B, L, 7] -> [B, Q, D]. A learned slot always attends, so that an empty history is defined."""
-        events, mask_BL = batch["lifelong"], batch["lifelong_mask"]
-        B = len(events)
-        v = self.lifelong_proj(self.event(events, item_vector(events[..., 0])))
-        v = torch.cat([self.no_life_D.expand(B, 1, -1), v], 1)
-        mask = torch.cat([torch.ones_like(mask_BL[:, :1]) if mask_BL.shape[1] else mask_BL.new_ones(B, 1), mask_BL], 1)
-        h = self.query_QD.expand(B, -1, -1)
-        for layer in self.qformer:
-            block = cast(QFormerBlock, layer)
-            h = block(h, block.attn.project_kv(v), mask[:, None, None])
-        return h
+        A batch without any mask has full histories only; then nothing is masked. Returns packed rows [N, C] and the
+        layout of the grid [B, T] that they stand in.
+        """
+        c, B = self.config, len(batch["static"])
+        events_BL7 = [batch[name] for name in HISTORIES]
+        masks_BL = [batch.get(f"{name}_mask") for name in HISTORIES]
+        if not c.lazy:  # one event more, whose row becomes the slot that always attends
+            events_BL7[2] = F.pad(events_BL7[2], (0, 0, 1, 0))
+            masks_BL[2] = None if masks_BL[2] is None else F.pad(masks_BL[2], (1, 0), value=True)
+        layouts = [Layout.of(B, e.shape[1], mask) for e, mask in zip(events_BL7, masks_BL)]
+        packed = [layout.pack(events) for layout, events in zip(layouts, events_BL7)]
+        events_E7 = torch.cat(packed)
+        rows_EF = self.event(events_E7, item_vector(events_E7[:, 0])).split([len(p) for p in packed])
+        projections = (self.short_proj, self.positive_proj, self.lifelong_proj)
+        short, positive, lifelong = (project(rows) for project, rows in zip(projections, rows_EF))
+        if not c.lazy:
+            layouts[2], lifelong = self._lifelong(layouts[2], lifelong)
+        static = self.static_proj(self.static(batch["static"]).flatten(1))[:, None]
+        parts = [static, *(layout.pad(rows) for layout, rows in zip(layouts, (short, positive, lifelong)))]
+        lengths = [1, c.short_len, c.positive_len, c.positions - 1 - c.short_len - c.positive_len]
+        placed = [
+            part + position[length - part.shape[1] :]
+            for part, position, length in zip(parts, self.position_TC.split(lengths), lengths)
+        ]
+        mask_BT = None
+        if masks_BL[0] is not None:
+            always = masks_BL[0].new_ones(B, 1)
+            queries = always.expand(B, c.lifelong_queries)
+            tail = [masks_BL[0], masks_BL[1], masks_BL[2] if c.lazy else queries]
+            mask_BT = torch.cat([always, *(cast(Tensor, mask) for mask in tail)], 1)
+        layout = Layout.of(B, sum(part.shape[1] for part in parts), mask_BT)
+        return layout.pack(torch.cat(placed, 1)), layout
+
+    def _lifelong(self, to: Layout, rows_SD: Tensor) -> tuple[Layout, Tensor]:
+        """Queries that have read the packed events [S, D]: their layout and rows [B * Q, D].
+
+        Each user's first row is not an event but a learned slot, so that an empty history is defined.
+        """
+        first_B = to.starts(rows_SD.device)[:-1].long()
+        slot = self.no_life_D.to(rows_SD.dtype).expand(to.batch, -1)
+        rows_SD = rows_SD.index_copy(0, first_B, slot)
+        of = Layout.of(to.batch, self.config.lifelong_queries, None)
+        h = self.query_QD.repeat(to.batch, 1)
+        for block in self.qformer:
+            h = block(h, rows_SD, of, to)
+        return of, h

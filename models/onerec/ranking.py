@@ -1,4 +1,6 @@
-"""From a context to ranked items: constrained beam and item-level score joined. Evaluation and serving share it.
+"""From a context to ranked items: constrained beam, joined by the item-level score where the model has one.
+
+Evaluation and serving share it.
 
     for item, score, codes in rank_unseen(model, batch, trie, seen, k=10, width=64): ...
 
@@ -21,15 +23,17 @@ ITEM_SCORE_WEIGHT = 1.0  # measured on KuaiRand, docs/decisions.md
 
 @torch.no_grad()
 def rank_items(model: OneRec, batch: dict[str, Tensor], trie: Trie, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The beam's legal items of each user by beam log-probability + item log-probability, best first.
+    """The beam's legal items of each user by beam log-probability + item log-probability (if any), best first.
 
     Returns catalogue indices [B, W], scores [B, W] (-inf where the beam found no legal tuple) and codes [B, W, 3].
     """
     z, mask = model.encode(batch)
     codes, logp = beam_search(model, z, mask, min(width, len(trie.item)), trie)
     item = trie.lookup(codes)
-    item_logp = torch.log_softmax(model.item_logits(z).float(), -1).gather(1, item.clamp_min(0))
-    score = torch.where(item >= 0, logp + ITEM_SCORE_WEIGHT * item_logp, float("-inf"))
+    if model.config.item_head:
+        item_logp = torch.log_softmax(model.item_logits(z).float(), -1).gather(1, item.clamp_min(0))
+        logp = logp + ITEM_SCORE_WEIGHT * item_logp
+    score = torch.where(item >= 0, logp, float("-inf"))
     score, order = score.sort(dim=1, descending=True, stable=True)
     return item.gather(1, order), score, codes.gather(1, order[..., None].expand_as(codes))
 

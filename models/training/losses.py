@@ -18,7 +18,7 @@ def ntp_loss(
     targets_BM: Tensor,
     weight_BM: Tensor,
     z_BTD: Tensor,
-    mask_BT: Tensor,
+    mask_BT: Tensor | None,
     total: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy summed over levels (TR section 2.3), weighted mean over targets; and each level's plain mean [3].
@@ -30,7 +30,7 @@ def ntp_loss(
     codes_BML, real_BM = model.sid_NL[targets_BM], weight_BM > 0
     total = (real_BM.sum() if total is None else total).clamp_min(1)
     weighted, plain = [], []
-    for level, logits in enumerate(model.code_logits(codes_BML, z_BTD, mask_BT)):
+    for level, logits in enumerate(model.code_logits(codes_BML, z_BTD, mask_BT, real_BM)):
         nll = F.cross_entropy(logits.flatten(0, 1).float(), codes_BML[..., level].flatten(), reduction="none")
         nll_BM = nll.view_as(weight_BM)
         weighted.append((nll_BM * weight_BM).sum() / total)
@@ -41,7 +41,12 @@ def ntp_loss(
 def item_loss(
     model: OneRec, targets_BM: Tensor, weight_BM: Tensor, z_BTD: Tensor, total: Tensor | None = None
 ) -> Tensor:
-    """Full-softmax cross-entropy of the item head against every target of the user, weighted as `ntp_loss` is."""
+    """Full-softmax cross-entropy of the item head against every target of the user, weighted as `ntp_loss` is.
+
+    0 for a model without that head.
+    """
+    if not model.config.item_head:
+        return z_BTD.new_zeros(())
     total = ((weight_BM > 0).sum() if total is None else total).clamp_min(1)
     logp = torch.log_softmax(model.item_logits(z_BTD).float(), -1)
     return -(logp.gather(1, targets_BM) * weight_BM).sum() / total

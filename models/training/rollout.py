@@ -132,12 +132,12 @@ class RolloutWorker:
         }
 
 
-def sequence_logp(model: OneRec, codes_BGL: Tensor, z: Tensor, mask: Tensor) -> Tensor:
+def sequence_logp(model: OneRec, codes_BGL: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
     """log pi(o | u) of code tuples, summed over the levels, [B, G]."""
     return level_logps(model, codes_BGL, z, mask)[0]
 
 
-def level_logps(model: OneRec, codes_BGL: Tensor, z: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def level_logps(model: OneRec, codes_BGL: Tensor, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """log pi(o | u) [B, G], and the mean entropy of each level's distribution on the way there, in nats, [L]."""
     total, entropy = [], []
     for level, logits in enumerate(model.code_logits(codes_BGL, z, mask)):
@@ -148,6 +148,8 @@ def level_logps(model: OneRec, codes_BGL: Tensor, z: Tensor, mask: Tensor) -> tu
 
 
 def item_logp(model: OneRec, item_BG: Tensor, z: Tensor) -> Tensor:
-    """log-probability of items under the item-level head [B, G], 0 where there is none (-1)."""
+    """log-probability of items under the item-level head [B, G], 0 where there is none (-1, or no head)."""
+    if not model.config.item_head:
+        return torch.zeros(item_BG.shape, device=z.device)
     logp = torch.log_softmax(model.item_logits(z).float(), -1).gather(1, item_BG.clamp_min(0))
     return torch.where(item_BG >= 0, logp, 0.0)

@@ -163,8 +163,10 @@ def small_model(items: int = 20, codebook_size: int = 4, seed: int = 0, **change
     config = OneRecConfig(codebook_size=codebook_size, items=items, static_features=STATIC, **(sizes | changes))
     model = OneRec(config, torch.from_numpy(sid)).eval()
     with torch.no_grad():  # zero at the start; random here, so that a test sees whether they are used
-        for parameter in (model.item_residual.weight, model.item_bias_N, model.code_bias_LK, model.pathways.no_life_D):
-            parameter.copy_(torch.randn_like(parameter) * 0.3)
+        have = dict(model.named_parameters())  # a variant lacks some of them
+        for name in ("item_residual.weight", "item_bias_N", "code_bias_LK", "pathways.no_life_D"):
+            if name in have:
+                have[name].copy_(torch.randn_like(have[name]) * 0.3)
     return model, Tokenizer(Catalogue(np.arange(items) * 10), sid, Trie.build(sid, codebook_size), codebook_size)
 
 

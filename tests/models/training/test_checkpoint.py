@@ -49,7 +49,7 @@ def _trained(folder):
         loss.backward()
         optimizer.step()
         for layer in model.decoder:
-            layer.moe.balance()
+            layer.ffn.balance()
     save_model(model, folder)
     save_optimizer(optimizer, names, folder)
     return model, tokenizer, optimizer
@@ -60,7 +60,7 @@ def test_model_round_trip_is_bit_identical(tmp_path):
     again = load_model(tmp_path, tokenizer)
     assert again.config == model.config
     state, loaded = model.state_dict(), again.state_dict()
-    assert state.keys() == loaded.keys() and "decoder.0.moe.bias_E" in state
+    assert state.keys() == loaded.keys() and "decoder.0.ffn.bias_E" in state
     assert all(torch.equal(state[k], loaded[k]) for k in state)
     (tmp_path / "b").mkdir()
     save_model(again, tmp_path / "b")

@@ -1,0 +1,72 @@
+"""Packed rows: the positions of a padded grid that hold something, end to end, and attention between them.
+
+Whatever works row by row (projections, norms, feed-forward, experts) runs on packed rows, so that padding costs
+nothing. Attention runs on the packed rows themselves where there is a kernel for that (CUDA, half precision), else on
+the padded grid with a mask.
+
+Legend: B users, T grid length, N valid rows of the grid, H heads, d head width, D model width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The grid [B, T] and its valid positions. `mask_BT` None: all are valid, and packing is only a view."""
+
+    batch: int
+    length: int
+    mask_BT: Tensor | None = None
+    index_N: Tensor | None = None  # of the flattened grid
+
+    @classmethod
+    def of(cls, batch: int, length: int, mask_BT: Tensor | None) -> Layout:
+        index = None if mask_BT is None else mask_BT.flatten().nonzero()[:, 0]
+        return cls(batch, length, mask_BT, index)
+
+    def pack(self, x_BT: Tensor) -> Tensor:
+        """[B, T, ...] -> [N, ...], the users' rows in order."""
+        x = x_BT.flatten(0, 1)
+        return x if self.index_N is None else x.index_select(0, self.index_N)
+
+    def pad(self, x_N: Tensor) -> Tensor:
+        """[N, ...] -> [B, T, ...], zeros where nothing stands."""
+        if self.index_N is not None:
+            grid = x_N.new_zeros(self.batch * self.length, *x_N.shape[1:])
+            x_N = grid.index_copy(0, self.index_N, x_N)
+        return x_N.unflatten(0, (self.batch, self.length))
+
+    def starts(self, device: torch.device) -> Tensor:
+        """Where each user's rows begin, and the end of the last: int32 [B + 1]."""
+        if self.mask_BT is None:
+            return torch.arange(0, (self.batch + 1) * self.length, self.length, dtype=torch.int32, device=device)
+        return F.pad(self.mask_BT.sum(1).cumsum(0), (1, 0)).int()
+
+
+def attend(q_NHd: Tensor, k_SHd: Tensor, v_SHd: Tensor, of: Layout, to: Layout, dropout: float = 0.0) -> Tensor:
+    """Each user's queries (laid out by `of`) attend to that user's keys (by `to`): [N, H, d]."""
+    if to.mask_BT is not None and not dropout and varlen_runs(q_NHd):
+        return _varlen(q_NHd, k_SHd, v_SHd, of, to)
+    q, k, v = of.pad(q_NHd).transpose(1, 2), to.pad(k_SHd).transpose(1, 2), to.pad(v_SHd).transpose(1, 2)
+    mask = None if to.mask_BT is None else to.mask_BT[:, None, None]
+    y_BHTd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return of.pack(y_BHTd.transpose(1, 2))
+
+
+def varlen_runs(x: Tensor) -> bool:
+    """Whether the variable-length kernel takes such a tensor."""
+    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+
+
+def _varlen(q_NHd: Tensor, k_SHd: Tensor, v_SHd: Tensor, of: Layout, to: Layout) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # exists since PyTorch 2.10; only CUDA comes here
+
+    starts_of, starts_to = of.starts(q_NHd.device), to.starts(q_NHd.device)
+    return cast(Tensor, varlen_attn(q_NHd, k_SHd, v_SHd, starts_of, starts_to, of.length, to.length))
