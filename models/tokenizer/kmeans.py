@@ -11,6 +11,7 @@ Legend: N vectors of this process, D dimensions, K centroids, S sampled rows, B 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -121,7 +122,14 @@ def _sums(x_BD: Tensor, code_B: Tensor, k: int, dtype: torch.dtype) -> Tensor:
         from models.tokenizer.cuda_kernels import cluster_sums
 
         return cluster_sums(x_BD, code_B, k)
-    return torch.zeros(k, x_BD.shape[1], dtype=dtype, device=x_BD.device).index_add_(0, code_B, x_BD.to(dtype))
+    if x_BD.is_cuda:
+        return torch.zeros(k, x_BD.shape[1], dtype=dtype, device=x_BD.device).index_add_(0, code_B, x_BD.to(dtype))
+    import scipy.sparse
+
+    x_BD = x_BD.to(dtype)  # as a product with the sparse table of codes: a third of the time of index_add
+    one = np.ones(len(x_BD), x_BD.numpy().dtype)
+    member = scipy.sparse.csr_matrix((one, code_B.numpy(), np.arange(len(x_BD) + 1)), shape=(len(x_BD), k))
+    return torch.from_numpy(member.T @ x_BD.numpy())
 
 
 def _worst(vectors: Vectors, distance_N: Tensor, wanted: int, peers: Peers) -> Tensor:
