@@ -13,6 +13,7 @@ from kfp_components.step import Outcome
 ROOMS = (
     "models/onerec",
     "models/tokenizer/trie.py",
+    "models/tokenizer/carry.py",
     "models/training/pretrain.py",
     "models/training/checkpoint.py",
     "models/training/data.py",

@@ -87,7 +87,8 @@ def pretrain(
     weight /= np.average(weight, weights=data.targets.lengths)
     optimizer, names = make_optimizer(model, config)
     if previous is not None:
-        load_optimizer(optimizer, names, previous / "optimizer.safetensors", len(tok.catalogue))
+        carry = tok.carries(previous / "model.safetensors")
+        load_optimizer(optimizer, names, previous / "optimizer.safetensors", len(tok.catalogue), carry)
     scale = 1.0 if previous is None else config.lr_daily_scale
     curve, targets, begun, said = [], 0, time.monotonic(), 0.0
     recent: list[list[float]] = []
