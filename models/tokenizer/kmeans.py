@@ -11,6 +11,8 @@ Legend: N vectors of this process, D dimensions, K centroids, S sampled rows, B 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -19,7 +21,7 @@ from torch import Tensor
 from models.tokenizer.assign import assign
 from models.tokenizer.vectors import Vectors
 
-SAMPLE, MIN_SAMPLE, ROUNDS = 16, 4096, 32  # sampled rows a centroid and at least; rounds of k-means++
+SAMPLE, MIN_SAMPLE, ROUNDS = 16, 4096, 256  # sampled rows a centroid and at least; rounds of k-means++ at most
 LAST_REPAIRS = 3  # passes after the last iteration that only fill empty clusters
 
 
@@ -158,8 +160,9 @@ def _worst(vectors: Vectors, distance_N: Tensor, wanted: int, peers: Peers) -> T
 
 
 def _start(vectors: Vectors, k: int, seed: int, offset: int, N: int, peers: Peers) -> Tensor:
-    """k-means++ on a sample: each of ROUNDS rounds draws k/ROUNDS rows with probability in proportion to the squared
-    distance to what was drawn before. Random numbers are drawn on the CPU, the same in every process."""
+    """k-means++ on a sample: each round draws rows with probability in proportion to the squared distance to what was
+    drawn before; k/ROUNDS of them, or the best of several where a round needs but one (greedy k-means++).
+    Random numbers are drawn on the CPU, the same in every process."""
     generator = torch.Generator().manual_seed(seed)
     S = min(N, max(SAMPLE * k, MIN_SAMPLE))
     if N <= 4 * S:
@@ -181,8 +184,13 @@ def _start(vectors: Vectors, k: int, seed: int, offset: int, N: int, peers: Peer
     for share in torch.arange(k - 1).tensor_split(min(max(k - 1, 1), ROUNDS)):
         weight = torch.where(distance_S > noise_S, distance_S, 0).double().cpu()
         weight[picked] = 0
-        drawn = min(len(share), int((weight > 0).sum()))
+        tries = len(share) if len(share) > 1 else 2 + int(math.log(k))
+        drawn = min(tries, int((weight > 0).sum()))
         new = torch.multinomial(weight, drawn, generator=generator).tolist() if drawn else []
+        if drawn > len(share):
+            to_SC = torch.cdist(sample_SD, sample_SD[new], compute_mode="use_mm_for_euclid_dist").square()
+            new = [new[int(torch.minimum(distance_S[:, None], to_SC).sum(0).argmin())]]
+        drawn = min(drawn, len(share))
         if drawn:
             distance_S = torch.minimum(distance_S, assign(sample_SD, sample_SD[new])[1])
         new += torch.randint(len(chosen), (len(share) - drawn,), generator=generator).tolist()  # copies: all is covered

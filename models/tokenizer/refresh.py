@@ -227,7 +227,8 @@ def _fit(
     representation, vectors = Representation.fit(RepresentationConfig(), features, users, liked, seed)
     size = max(codebook_size_for(len(ids)), len(before.books[0]) if before is not None else 0)
     held = np.random.default_rng(seed).random(len(ids)) < (HELD_OUT if len(ids) >= MIN_TO_HOLD else 0)
-    source, catalogue = [], ids
+    source: list[np.ndarray] = []
+    catalogue = ids
     if before is None:
         books = _books(vectors[~held], size, seed, variant)
     else:

@@ -88,8 +88,8 @@ class Trie:
             above = starts
         first.append(np.append(above, len(key)).astype(np.int32))
         widest = [int(np.diff(f).max()) for f in first]
-        tensors = [[torch.from_numpy(a) for a in arrays] for arrays in (first, code)]
-        return cls(*tensors, torch.from_numpy(key), torch.from_numpy(item), codebook_size, widest)
+        firsts, codes = ([torch.from_numpy(a) for a in arrays] for arrays in (first, code))
+        return cls(firsts, codes, torch.from_numpy(key), torch.from_numpy(item), codebook_size, widest)
 
     def to(self, device: torch.device | str) -> Trie:
         first, code = ([t.to(device) for t in tensors] for tensors in (self.first, self.code))
