@@ -113,7 +113,7 @@ def speed(n: int, k: int, d: int, device: torch.device, rate: float) -> list[str
         half, c16 = c.square().sum(1) / 2, c.bfloat16()
         ways.append(("the kernel alone", lambda: cuda_kernels.tile_best(x, c16, half)))
         ways.append(("library product, scores written out, compiled reduction", lambda: library_product(x, c)))
-        for rows, depth, warps, stages in ((128, 64, 8, 3), (128, 64, 4, 4), (128, 128, 8, 2), (64, 64, 4, 4)):
+        for rows, depth, warps, stages in ((128, 64, 8, 4), (128, 64, 4, 4), (128, 128, 8, 2), (64, 64, 4, 4)):
 
             def with_shape(rows=rows, depth=depth, warps=warps, stages=stages):
                 names, new = ("ROWS", "DEPTH", "WARPS", "STAGES"), (rows, depth, warps, stages)

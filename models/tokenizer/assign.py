@@ -90,6 +90,5 @@ def _index(tile_index: Tensor, packed: Tensor, tile: int) -> Tensor:
 
 
 def squared_norms(x_ND: Tensor) -> Tensor:
-    """|x|^2 of each row in float32, a bounded number of rows at a time."""
-    parts = [x.float().square().sum(1) for x in x_ND.split(max(1, SCORES_CUDA // x_ND.shape[1]))]
-    return torch.cat(parts) if parts else x_ND.new_zeros(0, dtype=torch.float32)
+    """|x|^2 of each row in float32, in one pass over the rows whatever their type."""
+    return torch.linalg.vector_norm(x_ND, dim=1, dtype=torch.float32).square_()

@@ -21,7 +21,8 @@ from torch import Tensor
 from models.tokenizer.assign import assign
 from models.tokenizer.vectors import Vectors
 
-SAMPLE, MIN_SAMPLE, ROUNDS = 16, 4096, 256  # sampled rows a centroid and at least; rounds of k-means++ at most
+SAMPLE, MIN_SAMPLE = 16, 4096  # sampled rows a centroid, and at least
+GREEDY, ROUNDS = 256, 32  # up to so many codes k-means++ draws one by one, above in so many rounds
 LAST_REPAIRS = 3  # passes after the last iteration that only fill empty clusters
 
 
@@ -161,7 +162,7 @@ def _worst(vectors: Vectors, distance_N: Tensor, wanted: int, peers: Peers) -> T
 
 def _start(vectors: Vectors, k: int, seed: int, offset: int, N: int, peers: Peers) -> Tensor:
     """k-means++ on a sample: each round draws rows with probability in proportion to the squared distance to what was
-    drawn before; k/ROUNDS of them, or the best of several where a round needs but one (greedy k-means++).
+    drawn before: the best of several where it needs but one (greedy k-means++), or k/ROUNDS at once.
     Random numbers are drawn on the CPU, the same in every process."""
     generator = torch.Generator().manual_seed(seed)
     S = min(N, max(SAMPLE * k, MIN_SAMPLE))
@@ -181,7 +182,7 @@ def _start(vectors: Vectors, k: int, seed: int, offset: int, N: int, peers: Peer
     picked = [int(torch.randint(len(chosen), (1,), generator=generator))]
     distance_S = (sample_SD - sample_SD[picked[0]]).square().sum(1)
     noise_S = 64 * torch.finfo(work).eps * sample_SD.square().sum(1)
-    for share in torch.arange(k - 1).tensor_split(min(max(k - 1, 1), ROUNDS)):
+    for share in torch.arange(k - 1).tensor_split(max(k - 1, 1) if k <= GREEDY else ROUNDS):
         weight = torch.where(distance_S > noise_S, distance_S, 0).double().cpu()
         weight[picked] = 0
         tries = len(share) if len(share) > 1 else 2 + int(math.log(k))

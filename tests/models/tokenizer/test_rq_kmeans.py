@@ -68,7 +68,7 @@ def test_kmeans_finds_separate_blobs_and_repeats_by_seed():
 
 def test_rounds_of_k_means_plus_plus_spread_over_the_blobs(monkeypatch):
     """More codes than rounds, so that a round draws several: still no blob is left without one."""
-    monkeypatch.setattr(clustering, "ROUNDS", 8)
+    monkeypatch.setattr(clustering, "ROUNDS", 8), monkeypatch.setattr(clustering, "GREEDY", 4)
     x = _blobs(4000, 40, 6, 3)
     found = clustering._start(InMemory(x), 160, 0, 0, len(x), clustering.Peers())
     assert assign(x, found)[1].max() < 2.0
