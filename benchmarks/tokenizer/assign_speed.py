@@ -92,7 +92,7 @@ def library_product(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     for chunk in x.split(16384):
         score = torch.mm(chunk.bfloat16(), c16.T, out_dtype=torch.float32)
         parts.append(_reduce(score, half))
-    return decide(torch.cat(parts, 1), x, c, half, squared_norms(x), 256)
+    return decide(torch.cat(parts, 1), x, c, half, squared_norms(x, torch.float32), 256)
 
 
 @torch.compile(dynamic=False)

@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from models.tokenizer.assign import assign
+from models.tokenizer.assign import assign, squared_norms
 from models.tokenizer.vectors import Vectors
 
-SAMPLE, MIN_SAMPLE = 16, 4096  # sampled rows a centroid, and at least
+SAMPLE, MIN_SAMPLE = 8, 2048  # sampled rows a centroid, and at least
 GREEDY, ROUNDS = 256, 32  # up to so many codes k-means++ draws one by one, above in so many rounds
 LAST_REPAIRS = 3  # passes after the last iteration that only fill empty clusters
 
@@ -71,10 +71,11 @@ def kmeans(
     centroid_KD = _start(vectors, k, seed, offset, int(lengths.sum()), peers) if initial is None else initial.clone()
     centroid_KD = peers.same(centroid_KD.to(vectors.device))
     code_N = torch.empty(len(vectors), dtype=torch.int32, device=vectors.device)
+    norm_N = torch.full((len(vectors),), torch.nan, dtype=centroid_KD.dtype, device=vectors.device)  # found in pass one
     distance_N = torch.empty(len(vectors), dtype=centroid_KD.dtype, device=vectors.device)
     settled = False  # the centroids are the means of the codes that the pass before found
     for iteration in range(iterations + LAST_REPAIRS + 1):
-        total_KD, count_K, moved, off = _pass(vectors, centroid_KD, code_N, distance_N, peers)
+        total_KD, count_K, moved, off = _pass(vectors, centroid_KD, code_N, distance_N, norm_N, iteration == 0, peers)
         if iteration == iterations + LAST_REPAIRS or not off:
             break
         empty = (count_K == 0).nonzero().flatten()
@@ -91,7 +92,13 @@ def kmeans(
 
 
 def _pass(
-    vectors: Vectors, centroid_KD: Tensor, code_N: Tensor, distance_N: Tensor, peers: Peers
+    vectors: Vectors,
+    centroid_KD: Tensor,
+    code_N: Tensor,
+    distance_N: Tensor,
+    norm_N: Tensor,
+    first: bool,
+    peers: Peers,
 ) -> tuple[Tensor, Tensor, int, int]:
     """Assign every row (codes and distances are written in place); sums and counts of all processes,
     how many rows changed their code, and how many lie off their centroid by more than rounding."""
@@ -100,11 +107,11 @@ def _pass(
     news = torch.zeros(3, dtype=torch.int64, device=centroid_KD.device)
     start = 0
     for x in vectors.chunks():
-        code, distance = assign(x, centroid_KD)
-        norm = x.to(centroid_KD.dtype).square().sum(1) if not x.is_cuda else None
-        if norm is not None:  # what rounding leaves of a distance of zero
-            distance[distance <= 64 * torch.finfo(distance.dtype).eps * norm] = 0
         here = slice(start, start + len(x))
+        if first:
+            norm_N[here] = squared_norms(x, norm_N.dtype)
+        code, distance = assign(x, centroid_KD, norm_N[here])
+        distance[distance <= 64 * torch.finfo(distance.dtype).eps * norm_N[here]] = 0  # what rounding leaves of zero
         news[0] += (code_N[here] != code).sum()
         news[1] += (distance > 0).sum()
         news[2] += (~torch.isfinite(distance)).sum()
@@ -180,20 +187,27 @@ def _start(vectors: Vectors, k: int, seed: int, offset: int, N: int, peers: Peer
         row = int(chosen[(~torch.isfinite(sample_SD)).any(1).nonzero()[0].cpu()])
         raise ValueError(f"vector {row} has NaN or infinite entries; repair the item representation before clustering")
     picked = [int(torch.randint(len(chosen), (1,), generator=generator))]
-    distance_S = (sample_SD - sample_SD[picked[0]]).square().sum(1)
-    noise_S = 64 * torch.finfo(work).eps * sample_SD.square().sum(1)
+    norm_S = sample_SD.square().sum(1)
+    noise_S = 64 * torch.finfo(work).eps * norm_S
+
+    def to(rows: list[int]) -> Tensor:
+        """Squared distances [C, S] of all sampled rows to some of them."""
+        return torch.addmm(norm_S + norm_S[rows][:, None], sample_SD[rows], sample_SD.T, alpha=-2)
+
+    distance_S = to(picked)[0]
     for share in torch.arange(k - 1).tensor_split(max(k - 1, 1) if k <= GREEDY else ROUNDS):
         weight = torch.where(distance_S > noise_S, distance_S, 0).double().cpu()
         weight[picked] = 0
         tries = len(share) if len(share) > 1 else 2 + int(math.log(k))
         drawn = min(tries, int((weight > 0).sum()))
         new = torch.multinomial(weight, drawn, generator=generator).tolist() if drawn else []
-        if drawn > len(share):
-            to_SC = torch.cdist(sample_SD, sample_SD[new], compute_mode="use_mm_for_euclid_dist").square()
-            new = [new[int(torch.minimum(distance_S[:, None], to_SC).sum(0).argmin())]]
-        drawn = min(drawn, len(share))
         if drawn:
-            distance_S = torch.minimum(distance_S, assign(sample_SD, sample_SD[new])[1])
+            left_CS = torch.minimum(distance_S, to(new))
+            if drawn > len(share):
+                best = int(left_CS.sum(1).argmin())
+                new, left_CS = [new[best]], left_CS[best : best + 1]
+            distance_S = left_CS.amin(0)
+        drawn = min(drawn, len(share))
         new += torch.randint(len(chosen), (len(share) - drawn,), generator=generator).tolist()  # copies: all is covered
         picked += new
     return sample_SD[picked]
