@@ -3,7 +3,7 @@
     python -m pip install -r locks/bench.in
     python -m benchmarks.tokenizer.cpu --beauty DATA/amazon14/beauty --out benchmarks/tokenizer/cpu.md
 
-All three run in one process, in turns, `--rounds` times each: the least time counts. Time is the CPU time of the process,
+All three run in one process, in turns, `--rounds` times each: the least time counts. Time is the process's CPU time,
 which the load of the machine moves less than the clock. The work is what a tokenizer needs: centroids, and the code of
 every vector. scikit-learn starts by greedy k-means++, faiss from random vectors, ours by greedy k-means++ on a sample;
 starts are in the time.

@@ -29,7 +29,7 @@ def assign(x_ND: Tensor, centroid_KD: Tensor, norm_N: Tensor | None = None) -> t
     """Index of the nearest centroid [N] int64 and its squared Euclidean distance [N] (onerec.md 1.5: argmin ||R - c||).
 
     norm_N: the squared norms, if they are known. Of equally near centroids any may be named. Distances of the fused
-    kernel carry bfloat16's rounding where the choice was clear; codes agree with float32 for at least 99.9 % of vectors,
+    kernel carry bfloat16's rounding where the choice was clear; codes agree with float32 for 99.9 % of the vectors,
     others lie within 1e-3 of the least distance.
     """
     if norm_N is None:
