@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     try:
         with held(workspace.base / ".pipeline.lock", f"pipeline {args.pipeline} of {args.day}"):
+            if args.refit:
+                workspace.request_refit(args.day)
             execute(args.pipeline, arguments(run, args.pipeline, args.data))
     except ValueError as error:
         report_failure(workspace, args.day, PIPELINES[args.pipeline][0], error)
@@ -60,10 +62,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def arguments(run: Run, pipeline: str, data: str) -> dict[str, str | int]:
+def arguments(run: Run, pipeline: str, data: str) -> dict[str, str | int | bool]:
     """The arguments of a pipeline. ValueError names the step of an earlier pipeline that has to run first."""
     w = run.workspace
-    values: dict[str, str | int] = {
+    values: dict[str, str | int | bool] = {
         "day": run.day,
         "root": str(Path(w.root).resolve()),
         "source": w.source,
@@ -75,13 +77,15 @@ def arguments(run: Run, pipeline: str, data: str) -> dict[str, str | int]:
             raise ValueError("the features pipeline reads logs: give --data <folder in a known layout>")
         folder = Path(data).resolve()
         values |= {"data": str(folder), "data_digest": digest_value(data_fingerprint(folder))}
+    if pipeline == "tokenizer":
+        values["refit"] = w.refit_requested(run.day)
     for name, step in IMPORTS[pipeline].items():
         outcome = Outcome.read(w.step_dir(run.day, step))
         values |= {f"{name}_uri": str(outcome.path), f"{name}_digest": outcome.digest}
     return values
 
 
-def execute(pipeline: str, values: dict[str, str | int]) -> None:
+def execute(pipeline: str, values: dict[str, str | int | bool]) -> None:
     """Compile and run; RuntimeError names the task that failed. What KFP keeps of a run is thrown away after it."""
     from kfp import components, local
 
@@ -104,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--source", default="simulated", help="name of the source in the workspace")
     parser.add_argument("--data", default="", help="folder with the logs (features pipeline only)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--refit", action="store_true", help="fit the codebooks anew on this day, now and in every rerun"
+    )
     parser.add_argument("--fresh-from", default="", choices=("", *STEPS), help="from this step on reuse nothing")
     return parser
 

@@ -80,6 +80,17 @@ class Workspace:
         base = self.lake if table in ("impressions", "items", "users") else self.features
         return base / table / f"dt={day}" / "part-0.parquet"
 
+    def request_refit(self, day: str) -> None:
+        """Ask for new codebooks on a day. The request stays, so that a rerun of the day gives the same IDs."""
+        self._refit(day).parent.mkdir(parents=True, exist_ok=True)
+        self._refit(day).touch()
+
+    def refit_requested(self, day: str) -> bool:
+        return self._refit(day).is_file()
+
+    def _refit(self, day: str) -> Path:
+        return self.base / "refits" / check_day(day)
+
     def training_sets(self, day: str, *, bootstrap: bool) -> list[Path]:
         """The training partitions a day learns from: all up to the day at bootstrap, else only its own."""
         name = f"dt={check_day(day)}"

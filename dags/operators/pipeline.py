@@ -27,7 +27,7 @@ class RunPipelineOperator(BaseOperator):
     says where the step that failed left its log.
     """
 
-    template_fields: Sequence[str] = ("day", "root", "source", "data", "seed", "fresh_from")
+    template_fields: Sequence[str] = ("day", "root", "source", "data", "seed", "fresh_from", "refit")
 
     def __init__(
         self,
@@ -39,11 +39,12 @@ class RunPipelineOperator(BaseOperator):
         data: str = "",
         seed: str | int = 0,
         fresh_from: str = "",
+        refit: str | bool = False,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         self.pipeline, self.day, self.root, self.source = pipeline, day, root, source
-        self.data, self.seed, self.fresh_from = data, seed, fresh_from
+        self.data, self.seed, self.fresh_from, self.refit = data, seed, fresh_from, refit
         self._process: subprocess.Popen[str] | None = None
 
     def command(self) -> list[str]:
@@ -52,6 +53,7 @@ class RunPipelineOperator(BaseOperator):
         command = [python, "-m", "kfp_components.run", "--pipeline", self.pipeline, "--day", self.day]
         command += ["--root", self.root, "--source", self.source, "--seed", str(self.seed)]
         command += ["--data", self.data] if self.data else []
+        command += ["--refit"] if str(self.refit).lower() == "true" else []
         return command + (["--fresh-from", self.fresh_from] if self.fresh_from else [])
 
     def execute(self, context) -> None:

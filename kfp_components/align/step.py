@@ -31,7 +31,13 @@ def run(run: Run, *, features: Outcome, tokenizer: Outcome, pretrained: Outcome,
     return run.step(
         "align",
         inputs=[features, tokenizer, pretrained, reward],
-        rooms=("models/training", "models/onerec", "models/tokenizer/trie.py", "models/reward"),
+        rooms=(
+            "models/training",
+            "models/onerec",
+            "models/tokenizer/trie.py",
+            "models/tokenizer/carry.py",
+            "models/reward",
+        ),
         settings={"bootstrap": bootstrap},
         body=body,
     )

@@ -17,9 +17,11 @@ def tokenizer(
     tables_digest: str,
     features_uri: str,
     features_digest: str,
+    refit: bool,
 ):
-    """The artifacts come from the features pipeline; their digests let KFP's cache see other contents."""
+    """The artifacts come from the features pipeline; their digests let KFP's cache see other contents. `refit`: fit the
+    codebooks anew although they have not drifted."""
     run = {"day": day, "root": root, "source": source, "seed": seed, "fresh_from": fresh_from}
     tables = imported("tables", tables_uri, tables_digest)
     features = imported("features", features_uri, features_digest)
-    tokenize(**run, **tables, **features)
+    tokenize(**run, **tables, **features, refit=refit)

@@ -22,6 +22,7 @@ from kfp_components.train_job.launch import Launch, launch
 ROOMS = (
     "models/onerec",
     "models/tokenizer/trie.py",
+    "models/tokenizer/carry.py",
     "models/training/checkpoint.py",
     "models/training/data.py",
     "models/training/losses.py",

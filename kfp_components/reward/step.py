@@ -30,6 +30,12 @@ def run(run: Run, *, features: Outcome, tokenizer: Outcome) -> Outcome:
     return run.step(
         "reward",
         inputs=[features, tokenizer, before.publish if before else None],
-        rooms=("models/reward", "models/onerec", "models/tokenizer/trie.py", "models/training"),
+        rooms=(
+            "models/reward",
+            "models/onerec",
+            "models/tokenizer/trie.py",
+            "models/tokenizer/carry.py",
+            "models/training",
+        ),
         body=body,
     )

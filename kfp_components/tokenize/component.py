@@ -16,6 +16,7 @@ def tokenize(
     tables_digest: str,
     features: Input[Dataset],
     features_digest: str,
+    refit: bool,
     tokenizer: Output[Model],
     metrics: Output[Metrics],
 ) -> str:
@@ -33,4 +34,5 @@ def tokenize(
         inputs={"tables": (tables, tables_digest), "features": (features, features_digest)},
         output=tokenizer,
         metrics=metrics,
+        refit=refit,
     )

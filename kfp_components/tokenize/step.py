@@ -1,4 +1,4 @@
-"""Tokenize a day: semantic IDs of all items, codebooks frozen since the first day."""
+"""Tokenize a day: semantic IDs of all items; codebooks frozen but for a refit. A failed gate ends the day."""
 
 from __future__ import annotations
 
@@ -6,29 +6,36 @@ from pathlib import Path
 from typing import Any
 
 from kfp_components.context import Run
-from kfp_components.lineage import release_before
+from kfp_components.lineage import partition_digests, release_before
 from kfp_components.step import Outcome
 
 
-def run(run: Run, *, tables: Outcome, features: Outcome) -> Outcome:
-    """Writes tokenizer.json, codebooks.safetensors, sid_table.parquet, trie.safetensors."""
+def run(run: Run, *, tables: Outcome, features: Outcome, refit: bool = False) -> Outcome:
+    """Writes tokenizer.json, codebooks.safetensors, sid_table.parquet, trie.safetensors, and carry.safetensors if known
+    items changed their ID. A fit, also one that drift asks for, learns from every day up to this one."""
     w, before = run.workspace, release_before(run.workspace, run.day)
+    history = w.training_sets(run.day, bootstrap=True)
 
     def body(out: Path, progress) -> dict[str, Any]:
+        from models.tokenizer.gates import require
         from models.tokenizer.refresh import refresh_tokenizer
 
-        return refresh_tokenizer(
+        report = refresh_tokenizer(
             items=w.partition("items", run.day),
-            training_sets=w.training_sets(run.day, bootstrap=before is None),
+            training_sets=history,
             previous=before.release / "tokenizer" if before else None,
             out=out,
             seed=run.seed,
+            refit=refit,
             progress=progress,
         )
+        require(report["gates"])
+        return report
 
     return run.step(
         "tokenize",
         inputs=[tables, features, before.publish if before else None],
         rooms=("models/tokenizer", "models/onerec/features.py"),
+        settings={"refit": refit, "history": partition_digests(history)},
         body=body,
     )

@@ -167,13 +167,15 @@ class PScore(nn.Module):
         """
         config = PScoreConfig(**read_fields(directory / "config.json", PScoreConfig))
         items = len(tokenizer.catalogue)
-        if config.codebook_size != tokenizer.codebook_size or items < config.items:
+        carried = tokenizer.carries(directory / "reward.safetensors") is not None
+        if (config.codebook_size != tokenizer.codebook_size and not carried) or items < config.items:
             raise ValueError(
                 f"{directory} belongs to another tokenizer: the reward model was trained on {config.items} items x "
                 f"{config.codebook_size} codes, this one has {items} x {tokenizer.codebook_size}; load one release"
             )
         state = load_weights(directory / "reward.safetensors", tokenizer, config.items)
-        model = cls(dataclasses.replace(config, items=items), torch.from_numpy(tokenizer.sid_NL))
+        config = dataclasses.replace(config, items=items, codebook_size=tokenizer.codebook_size)
+        model = cls(config, torch.from_numpy(tokenizer.sid_NL))
         state["sid_NL"] = model.sid_NL
         model.load_state_dict(state)
         return model

@@ -1,11 +1,20 @@
-"""The daily tokenizer step: fit on the first day, afterwards give IDs to new items from the frozen codebooks.
+"""The daily tokenizer step: fit on the first day, afterwards IDs for new and changed items from the frozen codebooks.
 
-IDs of known items never change. Writes tokenizer.json, codebooks.safetensors (with the frozen representation),
-sid_table.parquet (item_id, c0, c1, c2 in catalogue order, new items appended) and trie.safetensors.
+    refresh_tokenizer(items=..., training_sets=[...], previous=release / "tokenizer", out=folder, seed=0)
+
+IDs of unchanged items never move, but for a refit, which happens on request or when drift passes its limit. Drift is
+the reconstruction error of the items named since the fit, against that of items held out from the fit. A refit keeps
+the labels (matching.py) and leaves a carry for the models (carry.py).
+Content, representation and assignment are computed for new and changed items only; what grows with the catalogue is one
+scan for changes, and writing the table and the trie.
+
+Writes tokenizer.json, codebooks.safetensors (with the frozen representation), sid_table.parquet (item_id, c0, c1, c2,
+content digest; in catalogue order, new items appended), trie.safetensors, and carry.safetensors if known IDs changed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +27,86 @@ from safetensors.numpy import load_file, save_file
 
 from models.onerec.features import POSITIVE_MASK
 from models.tokenizer import metrics, rq_kmeans
+from models.tokenizer.carry import CARRY, Carry
+from models.tokenizer.gates import Gates, judge
+from models.tokenizer.items_table import Content, read_content, read_digests
+from models.tokenizer.matching import align, keep_labels
 from models.tokenizer.representation import Representation, RepresentationConfig, content_matrix
 from models.tokenizer.trie import Trie
 from models.tokenizer.unique import unique_codes
+from models.training.checkpoint import LEVEL_COLUMNS, sid_digest
 
-LEVELS = 3
+LEVELS = len(LEVEL_COLUMNS)
 MIN_CODEBOOK, MAX_CODEBOOK = 16, 8192
+HELD_OUT, MIN_TO_HOLD = (
+    0.05,
+    1000,
+)  # share of the items kept out of a fit to measure drift by; none of a small catalogue
+SHOWN = 20_000  # items that the code tree and the neighbour quality look at
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RefreshConfig:
+    """`drift_limit`: times the error of held-out items; judged from `drift_items` items since the fit on.
+
+    `variant` of K-means: plain or balanced. `gates`: judged here, required by the step that releases.
+    """
+
+    drift_limit: float = 1.5
+    drift_items: int = 200
+    variant: str = "plain"
+    gates: Gates = dataclasses.field(default_factory=Gates)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A tokenizer in memory. `codes` [N, 3] of `ids`, with the digest of the content they were made from; `fit`: what
+    tokenizer.json keeps of the fit and of the errors since."""
+
+    books: list[np.ndarray]
+    representation: Representation
+    ids: np.ndarray
+    codes: np.ndarray
+    content: np.ndarray
+    fit: dict[str, float]
+
+    @classmethod
+    def load(cls, directory: Path) -> Tokens:
+        tensors = load_file(directory / "codebooks.safetensors")
+        books = [tensors.pop(f"codebook_{i}") for i in range(LEVELS)]
+        table = pq.read_table(directory / "sid_table.parquet")
+        if "content" not in table.column_names:
+            raise ValueError(
+                f"{directory} is a tokenizer of an earlier layout, without digests of the items' content; bootstrap the"
+                " first day after the upgrade in an empty workspace"
+            )
+        return cls(
+            books=books,
+            representation=Representation(tensors),
+            ids=table["item_id"].to_numpy(),
+            codes=np.stack([table[c].to_numpy() for c in LEVEL_COLUMNS], 1).astype(np.int64),
+            content=table["content"].to_numpy(),
+            fit=json.loads((directory / "tokenizer.json").read_text())["fit"],
+        )
+
+    def save(self, out: Path, seed: int) -> None:
+        size = len(self.books[0])
+        columns = {c: pa.array(self.codes[:, i], pa.int32()) for i, c in enumerate(LEVEL_COLUMNS)}
+        columns |= {"content": pa.array(self.content, pa.uint64())}
+        pq.write_table(pa.table({"item_id": pa.array(self.ids, pa.int64()), **columns}), out / "sid_table.parquet")
+        books = {f"codebook_{i}": np.ascontiguousarray(b) for i, b in enumerate(self.books)}
+        save_file({**books, **self.representation.tensors}, out / "codebooks.safetensors")
+        Trie.build(self.codes, size).save(out / "trie.safetensors")
+        about = {"levels": LEVELS, "codebook_size": size, "items": len(self.ids), "seed": seed, "fit": self.fit}
+        (out / "tokenizer.json").write_text(json.dumps(about, indent=1) + "\n")
+
+    @property
+    def drift(self) -> float | None:
+        """Error of the items since the fit over that of held-out ones; None while either is unknown."""
+        f = self.fit
+        if not f["held_out_error"] or not f["items_since"]:
+            return None
+        return f["error_since"] / f["items_since"] / f["held_out_error"]
 
 
 def codebook_size_for(items: int) -> int:
@@ -41,82 +124,191 @@ def refresh_tokenizer(
     previous: Path | None,
     out: Path,
     seed: int,
+    refit: bool = False,
+    config: RefreshConfig = RefreshConfig(),
     progress: Callable[[str], None] = print,
 ) -> dict:
-    """Fit (previous is None) or extend the tokenizer of the day before; returns the metrics for the report.
+    """Fit (previous is None), extend, or refit the tokenizer of the day before; returns the metrics for the report.
 
-    Among them `collision_rate_before`: share of the NEW items whose nearest tuple is taken by a known item or shared
-    with another new one; `reconstruction_loss` of the new items, None on a day without any (known items got their IDs
-    from other vectors); `changed_ids`: known items whose row of the written table is not that of the day before.
+    training_sets: every day so far; read only for a fit. Among the metrics: `named_items` that got their ID today, new
+    or changed, or all at a fit; `collision_rate_before`: share of them whose nearest tuple is taken or shared;
+    `reconstruction_loss` of them, None without any; `changed_ids`: known items with another ID than the day before;
+    `moved_ids`: those among them that had not changed themselves, outside a refit; `gates`: see gates.py.
     """
-    table = pq.read_table(items).sort_by("item_id")
-    ids = table["item_id"].to_numpy()
-    if not len(ids):
-        raise ValueError(f"{items} holds no items: the tokenizer has nothing to name; check the ingest of this day")
-    tags = [t or [] for t in table["tags"].to_pylist()]
-    texts = [" ".join(filter(None, parts)) for parts in zip(*(_text(table, c) for c in ("caption", "asr", "ocr")))]
-    content = content_matrix(tags, table["author_id"].fill_null(-1).to_numpy(), texts)
-    if previous is None:
-        progress(f"fitting codebooks on {len(ids):,} items")
-        size = codebook_size_for(len(ids))
-        users, liked = _positives(training_sets, ids)
-        representation, vectors = Representation.fit(RepresentationConfig(), content, users, liked, seed)
-        books = [b.numpy() for b in rq_kmeans.fit(torch.from_numpy(vectors), LEVELS, size, seed)]
-        old = pa.table(
-            {"item_id": pa.array([], pa.int64()), **{f"c{i}": pa.array([], pa.int32()) for i in range(LEVELS)}}
-        )
-    else:
-        tensors = load_file(previous / "codebooks.safetensors")
-        books = [tensors.pop(f"codebook_{i}") for i in range(LEVELS)]
-        size, representation = len(books[0]), Representation(tensors)
-        old = pq.read_table(previous / "sid_table.parquet")
-        vectors = representation.content_only(content)
-    new = np.flatnonzero(~np.isin(ids, old["item_id"].to_numpy()))
-    progress(f"{len(new):,} new items of {len(ids):,}")
-    taken = np.stack([old[f"c{i}"].to_numpy() for i in range(LEVELS)], 1).astype(np.int64)
-    nearest = rq_kmeans.encode(torch.from_numpy(vectors[new]), [torch.from_numpy(b) for b in books]).numpy()
-    unique = unique_codes(nearest, vectors[new], books, taken)
-    sid_NL = np.concatenate([taken, unique])
-    order = np.concatenate([old["item_id"].to_numpy(), ids[new]])
-    columns = {f"c{i}": pa.array(sid_NL[:, i], pa.int32()) for i in range(LEVELS)}
-    pq.write_table(pa.table({"item_id": pa.array(order, pa.int64()), **columns}), out / "sid_table.parquet")
-    save_file(
-        {**{f"codebook_{i}": b for i, b in enumerate(books)}, **representation.tensors}, out / "codebooks.safetensors"
-    )
-    Trie.build(sid_NL, size).save(out / "trie.safetensors")
-    position = {int(i): row for row, i in enumerate(ids)}
-    present = np.array([position.get(int(i), -1) for i in order])
-    shown = present >= 0
-    rebuilt = rq_kmeans.decode(torch.from_numpy(unique), [torch.from_numpy(b) for b in books]).numpy()
-    report = {
-        "items": len(order),
-        "new_items": len(new),
-        "changed_ids": metrics.changed_ids(_names(old), _names(pq.read_table(out / "sid_table.parquet"))),
-        "refit": previous is None,
-        "levels": LEVELS,
-        "codebook_size": size,
-        **metrics.level_metrics(sid_NL, size),
-        "reconstruction_loss": metrics.reconstruction_loss(vectors[new], rebuilt, vectors),
-        "collision_rate_before": metrics.collision_rate(nearest, taken),
-        "collision_rate_after": metrics.collision_rate(sid_NL),
-        "code_tree": metrics.code_tree(
-            sid_NL[shown], [tags[i] for i in present[shown]], [texts[i] for i in present[shown]]
-        ),
-    }
-    (out / "tokenizer.json").write_text(
-        json.dumps({"levels": LEVELS, "codebook_size": size, "items": len(order), "seed": seed}, indent=1) + "\n"
-    )
+    ids, digest = read_digests(items)
+    before = Tokens.load(previous) if previous is not None else None
+    reason = None if before is not None else "first day"
+    if before is not None:
+        tokens, named = _extend(before, items, ids, digest)
+        progress(f"{len(tokens.ids) - len(before.ids):,} new and {named['changed']:,} changed items of {len(ids):,}")
+        drift = tokens.drift
+        if refit:
+            reason = "requested"
+        elif drift is not None and drift > config.drift_limit and tokens.fit["items_since"] >= config.drift_items:
+            reason = f"drift {drift:.2f} passed {config.drift_limit:g}"
+    source: list[np.ndarray] = [np.arange(len(b)) for b in before.books] if before is not None else []
+    if reason is not None:
+        progress(f"fitting codebooks on {len(ids):,} items ({reason})")
+        tokens, named, source = _fit(before, items, ids, digest, training_sets, seed, config.variant)
+    tokens.save(out, seed)
+    report = _measure(before, tokens, named, items, ids, training_sets if reason else [], out, seed)
+    report |= {"refit": reason is not None, "refit_reason": reason, "drift": None if reason else tokens.drift}
+    if reason is not None and before is not None:
+        report["churn"] = metrics.churn(before.codes, tokens.codes[: len(before.codes)])
+    if before is not None and (report["changed_ids"] or len(tokens.books[0]) != len(before.books[0])):
+        Carry(sid_digest(before.codes), tuple(source)).save(out / CARRY)
+    report["gates"] = judge(report, config.gates)
     return report
 
 
-def _names(sid_table: pa.Table) -> dict[int, tuple[int, ...]]:
-    """Item id -> its code tuple."""
-    codes = zip(*(sid_table[f"c{i}"].to_pylist() for i in range(LEVELS)))
-    return dict(zip(sid_table["item_id"].to_pylist(), codes))
+def _vectors(representation: Representation, content: Content) -> np.ndarray:
+    return representation.content_only(content_matrix(content.tags, content.authors, content.texts))
 
 
-def _text(table: pa.Table, column: str) -> list:
-    return table[column].to_pylist() if column in table.column_names else [None] * len(table)
+def _encode(vectors: np.ndarray, books: list[np.ndarray]) -> np.ndarray:
+    return rq_kmeans.encode(torch.from_numpy(vectors), [torch.from_numpy(b) for b in books]).numpy()
+
+
+def _decode(codes: np.ndarray, books: list[np.ndarray]) -> np.ndarray:
+    return np.sum([b[codes[:, i]] for i, b in enumerate(books)], axis=0)
+
+
+def _errors(vectors: np.ndarray, books: list[np.ndarray]) -> np.ndarray:
+    """Squared error of each vector under its nearest codes."""
+    return np.square(vectors - _decode(_encode(vectors, books), books)).sum(1)
+
+
+def _extend(before: Tokens, items: Path, ids: np.ndarray, digest: np.ndarray) -> tuple[Tokens, dict]:
+    """Names for what is new or changed; nothing else is read, represented or assigned."""
+    order = np.argsort(before.ids, kind="stable")
+    at = order[np.minimum(np.searchsorted(before.ids[order], ids), len(order) - 1)]
+    known = before.ids[at] == ids
+    changed = known & (before.content[at] != digest)
+    work = np.concatenate([np.flatnonzero(changed), np.flatnonzero(~known)])
+    content = read_content(items, ids[work])
+    back = np.searchsorted(content.ids, ids[work])
+    vectors = _vectors(before.representation, content)[back]
+    stays = np.ones(len(before.ids), bool)
+    stays[at[changed]] = False
+    taken = before.codes[stays]
+    nearest = _encode(vectors, before.books)
+    unique = unique_codes(nearest, vectors, before.books, taken)
+    codes, contents = before.codes.copy(), before.content.copy()
+    codes[at[changed]], contents[at[changed]] = unique[: changed.sum()], digest[changed]
+    error = float(np.square(vectors - _decode(nearest, before.books)).sum())
+    fit = before.fit | {
+        "items_since": before.fit["items_since"] + len(work),
+        "error_since": before.fit["error_since"] + error,
+    }
+    tokens = dataclasses.replace(
+        before,
+        ids=np.concatenate([before.ids, ids[~known]]),
+        codes=np.concatenate([codes, unique[changed.sum() :]]),
+        content=np.concatenate([contents, digest[~known]]),
+        fit=fit,
+    )
+    named = {"changed": int(changed.sum()), "nearest": nearest, "vectors": vectors, "unique": unique, "taken": taken}
+    return tokens, named | {"moved": ~stays}
+
+
+def _fit(
+    before: Tokens | None,
+    items: Path,
+    ids: np.ndarray,
+    digest: np.ndarray,
+    training_sets: list[Path],
+    seed: int,
+    variant: str,
+) -> tuple[Tokens, dict, list[np.ndarray]]:
+    """Representation and codebooks of all items; labels of the day before are kept, and its items keep their places."""
+    content = read_content(items)
+    users, liked = _positives(training_sets, ids)
+    features = content_matrix(content.tags, content.authors, content.texts)
+    representation, vectors = Representation.fit(RepresentationConfig(), features, users, liked, seed)
+    size = max(codebook_size_for(len(ids)), len(before.books[0]) if before is not None else 0)
+    held = np.random.default_rng(seed).random(len(ids)) < (HELD_OUT if len(ids) >= MIN_TO_HOLD else 0)
+    source: list[np.ndarray] = []
+    catalogue = ids
+    if before is None:
+        books = _books(vectors[~held], size, seed, variant)
+    else:
+        at = np.minimum(np.searchsorted(ids, before.ids), len(ids) - 1)
+        here = ids[at] == before.ids
+        turn = align(_decode(before.codes[here], before.books), vectors[at[here]])
+        turned = [b @ turn for b in before.books]
+        # From the old centroids, with copies for the codes that are added: those are empty and so are filled anew.
+        warm = None if variant == "balanced" else [np.concatenate([b, b[[0] * (size - len(b))]]) for b in turned]
+        books, source = keep_labels(_books(vectors[~held], size, seed, variant, warm), turned)
+        # Items that left the table keep their place in the catalogue; all that is known of them is their old ID.
+        new = ~np.isin(ids, before.ids)
+        rows = np.where(here[:, None], vectors[at], _decode(before.codes, turned)).astype(np.float32)
+        vectors, catalogue = np.concatenate([rows, vectors[new]]), np.concatenate([before.ids, ids[new]])
+        digest = np.concatenate([np.where(here, digest[at], before.content), digest[new]])
+    nearest = _encode(vectors, books)
+    unique = unique_codes(nearest, vectors, books)
+    held_error = _errors(representation.content_only(features[held]), books) if held.any() else np.zeros(0)
+    fit = {
+        "variance": float(np.square(vectors - vectors.mean(0)).sum(1).mean()),
+        "held_out_error": float(held_error.mean()) if len(held_error) else 0.0,
+        "items_since": 0,
+        "error_since": 0.0,
+    }
+    tokens = Tokens(
+        books=books, representation=representation, ids=catalogue, codes=unique, content=digest, fit=fit
+    )  # fmt: skip
+    named = {"changed": 0, "nearest": nearest, "vectors": vectors, "unique": unique, "taken": None, "moved": None}
+    return tokens, named, source
+
+
+def _books(
+    vectors: np.ndarray, size: int, seed: int, variant: str, warm: list[np.ndarray] | None = None
+) -> list[np.ndarray]:
+    initial = None if warm is None else [torch.from_numpy(b) for b in warm]
+    books = rq_kmeans.fit(torch.from_numpy(vectors), LEVELS, size, seed, variant=variant, initial=initial)
+    return [b.numpy() for b in books]
+
+
+def _measure(
+    before: Tokens | None,
+    tokens: Tokens,
+    named: dict,
+    items: Path,
+    ids: np.ndarray,
+    training_sets: list[Path],
+    out: Path,
+    seed: int,
+) -> dict:
+    """The report; what changed is read from the table as it was written."""
+    size, written = len(tokens.books[0]), pq.read_table(out / "sid_table.parquet")
+    now = written["item_id"].to_numpy(), np.stack([written[c].to_numpy() for c in LEVEL_COLUMNS], 1)
+    changed = moved = 0
+    if before is not None:
+        changed = metrics.changed_ids(before.ids, before.codes, *now)
+        if named["moved"] is not None:
+            stays = ~named["moved"]
+            moved = metrics.changed_ids(before.ids[stays], before.codes[stays], *now)
+    shown = np.sort(np.random.default_rng(seed).permutation(ids)[:SHOWN])
+    content = read_content(items, shown if len(shown) < len(ids) else None)
+    order = np.argsort(tokens.ids, kind="stable")
+    codes = tokens.codes[order[np.searchsorted(tokens.ids[order], content.ids)]]
+    users, liked = _positives(training_sets, content.ids)
+    rebuilt = _decode(named["unique"], tokens.books)
+    return {
+        "items": len(tokens.ids),
+        "new_items": len(tokens.ids) - (len(before.ids) if before is not None else 0),
+        "changed_items": named["changed"],
+        "named_items": len(named["unique"]),
+        "changed_ids": changed,
+        "moved_ids": moved,
+        "levels": LEVELS,
+        "codebook_size": size,
+        **metrics.level_metrics(tokens.codes, size),
+        "reconstruction_loss": metrics.reconstruction_loss(named["vectors"], rebuilt, tokens.fit["variance"]),
+        "collision_rate_before": metrics.collision_rate(named["nearest"], named["taken"]),
+        "collision_rate_after": metrics.collision_rate(tokens.codes),
+        "neighbours": metrics.neighbour_quality(codes, content.tags, users, liked, seed),
+        "code_tree": metrics.code_tree(codes, content.tags, content.texts),
+    }
 
 
 def _positives(training_sets: list[Path], ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,90 +1,86 @@
-"""RQ-Kmeans: K-means on the vectors, then on what each level leaves over (TR section 2.1.2). Seeded, deterministic.
+"""RQ-Kmeans: K-means on the vectors, then on what each level leaves over (TR section 2.1.2, onerec.md 1.5).
+
+    codebooks = fit(x_ND, levels=3, k=8192, seed=0)         # or fit(ParquetVectors([...], "embedding"), ...)
+    codes_NL = encode(x_ND, codebooks)
+
+Seeded and deterministic on one device. Memory beside the vectors: 4 bytes an item and level, and one chunk.
 
 Legend: N vectors, D dimensions, K codes, L levels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
-CHUNK = 65536  # rows whose distances exist at one time
+from models.tokenizer.assign import assign
+from models.tokenizer.balanced import balanced_kmeans
+from models.tokenizer.kmeans import kmeans
+from models.tokenizer.vectors import InMemory, Residuals, Vectors, subtract
+
+VARIANTS = ("plain", "balanced")
 
 
-def assign(x_ND: Tensor, centroid_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest centroid of each row and its squared distance, chunked: never N x K at once."""
-    norm_K = centroid_KD.square().sum(1)
-    codes, distances = [], []
-    for x in x_ND.split(CHUNK):
-        partial = torch.addmm(norm_K, x, centroid_KD.T, alpha=-2)
-        best = partial.min(1)
-        codes.append(best.indices)
-        distances.append((best.values + x.square().sum(1)).clamp_min(0))
-    return torch.cat(codes), torch.cat(distances)
+def fit(
+    x_ND: Tensor | Vectors,
+    levels: int,
+    k: int,
+    seed: int,
+    *,
+    iterations: int = 25,
+    variant: str = "plain",
+    initial: Sequence[Tensor] | None = None,
+    shared: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Tensor]:
+    """Codebooks [K, D] of each level; level l is fitted on the residuals of the levels before.
 
-
-def kmeans(x_ND: Tensor, k: int, seed: int, iterations: int = 25) -> Tensor:
-    """Lloyd's algorithm from a k-means++ start on a sample; an empty cluster takes the worst-served vector.
-
-    Ends when no vector changes its cluster, or all are centroids themselves: with fewer distinct vectors than k surplus
-    centroids stay where they are. Raises ValueError on NaN or infinite input.
+    variant: plain K-means, or balanced as in V1 (in memory, one process). initial: codebooks to start from.
+    shared: processes of torch.distributed fit together, each with its own rows. The input is not changed.
+    Raises ValueError on an unknown variant, no vectors, and NaN or infinite ones.
     """
-    if not torch.isfinite(x_ND).all():
-        row = int((~torch.isfinite(x_ND)).any(1).nonzero()[0])
-        raise ValueError(f"vector {row} has NaN or infinite entries; repair the item representation before clustering")
-    generator = torch.Generator().manual_seed(seed)
-    centroid_KD = _plus_plus(x_ND, k, generator)
-    noise_N = 64 * torch.finfo(x_ND.dtype).eps * x_ND.square().sum(1)  # what rounding leaves of a distance of zero
-    previous = None
-    for _ in range(iterations):
-        code, distance = assign(x_ND, centroid_KD)
-        if (distance <= noise_N).all() or (previous is not None and torch.equal(code, previous)):
-            break
-        count = torch.bincount(code, minlength=k)
-        total = torch.zeros_like(centroid_KD).index_add_(0, code, x_ND)
-        centroid_KD = torch.where(count[:, None] > 0, total / count[:, None].clamp_min(1), centroid_KD)
-        empty = (count == 0).nonzero().flatten()
-        worst = distance.topk(min(len(empty), len(distance))).indices
-        worst = worst[distance[worst] > noise_N[worst]]
-        centroid_KD[empty[: len(worst)]] = x_ND[worst]
-        previous = code if not len(worst) else None
-    return centroid_KD
-
-
-def _plus_plus(x_ND: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    sample = x_ND[torch.randperm(len(x_ND), generator=generator)[: max(64 * k, 4096)]]
-    chosen = [sample[0]]
-    distance = (sample - chosen[0]).square().sum(1)
-    for _ in range(1, k):
-        total = float(distance.sum())
-        if total <= 0:  # every vector is a centroid already
-            at = int(torch.randint(len(sample), (1,), generator=generator))
-        else:
-            at = int(torch.multinomial(distance, 1, generator=generator))
-        chosen.append(sample[at])
-        distance = torch.minimum(distance, (sample - sample[at]).square().sum(1))
-    return torch.stack(chosen)
-
-
-def fit(x_ND: Tensor, levels: int, k: int, seed: int) -> list[Tensor]:
-    """Codebooks [K, D] of each level; level l is fitted on the residuals of the levels before."""
-    residual, codebooks = x_ND.clone(), []
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is {variant!r}; choose one of {', '.join(VARIANTS)}")
+    vectors = InMemory(x_ND) if isinstance(x_ND, Tensor) else x_ND
+    if variant == "balanced" and (shared or initial is not None):
+        raise ValueError("balanced K-means is fitted by one process from random centroids; choose variant plain")
+    if variant == "balanced" and not len(vectors):
+        raise ValueError("no vectors: K-means has nothing to cluster; check that the items table is not empty")
+    codebooks: list[Tensor] = []
+    codes: list[Tensor] = []
     for level in range(levels):
-        codebooks.append(kmeans(residual, k, seed + level))
-        residual -= codebooks[-1][assign(residual, codebooks[-1])[0]]
+        residuals = Residuals(vectors, codebooks, codes)
+        if variant == "balanced":
+            centroid_KD, code_N = balanced_kmeans(torch.cat(list(residuals.chunks())), k, seed + level)
+        else:
+            centroid_KD, code_N = kmeans(
+                residuals,
+                k,
+                seed + level,
+                iterations=iterations,
+                initial=initial[level] if initial is not None else None,
+                shared=shared,
+            )
+        codebooks.append(centroid_KD)
+        codes.append(code_N)
+        progress(f"level {level + 1} of {levels}: {k:,} codes fitted on {len(vectors):,} vectors")
     return codebooks
 
 
-def encode(x_ND: Tensor, codebooks: list[Tensor]) -> Tensor:
-    """Code tuples [N, L]: greedy nearest centroid of each level's residual."""
-    residual, codes = x_ND.clone(), []
-    for centroid_KD in codebooks:
-        code, _ = assign(residual, centroid_KD)
-        codes.append(code)
-        residual -= centroid_KD[code]
-    return torch.stack(codes, 1)
+def encode(x_ND: Tensor | Vectors, codebooks: Sequence[Tensor]) -> Tensor:
+    """Code tuples [N, L] int64: greedy nearest centroid of each level's residual. Reads a source once."""
+    vectors = InMemory(x_ND) if isinstance(x_ND, Tensor) else x_ND
+    out = [torch.empty(0, len(codebooks), dtype=torch.int64, device=vectors.device)]
+    for x in vectors.chunks():
+        codes: list[Tensor] = []
+        for level, centroid_KD in enumerate(codebooks):
+            codes.append(assign(subtract(x, codebooks[:level], codes), centroid_KD)[0])
+        out.append(torch.stack(codes, 1))
+    return torch.cat(out)
 
 
-def decode(codes_NL: Tensor, codebooks: list[Tensor]) -> Tensor:
+def decode(codes_NL: Tensor, codebooks: Sequence[Tensor]) -> Tensor:
     """Reconstruction [N, D]: the sum of the codes' centroids."""
     return sum(c[codes_NL[:, level]] for level, c in enumerate(codebooks))  # type: ignore[return-value]

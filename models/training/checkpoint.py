@@ -20,6 +20,7 @@ from torch import Tensor
 from models.onerec.config import OneRecConfig
 from models.onerec.features import Catalogue
 from models.onerec.model import OneRec
+from models.tokenizer.carry import CARRY, Carry, carry_code_embeddings
 from models.tokenizer.trie import Trie
 from models.training.shards import fill, whole
 
@@ -38,6 +39,7 @@ class Tokenizer:
     sid_NL: np.ndarray
     trie: Trie
     codebook_size: int
+    carry: Carry | None = None  # on a day on which known items changed their IDs
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
@@ -51,7 +53,13 @@ class Tokenizer:
             raise ValueError(
                 f"{directory}: trie and SID table differ; they come from different tokenizers, do not mix releases"
             )
-        return cls(Catalogue(table["item_id"].to_numpy()), sid_NL, trie, size)
+        return cls(Catalogue(table["item_id"].to_numpy()), sid_NL, trie, size, Carry.load(directory / CARRY))
+
+    def carries(self, weights: Path) -> Carry | None:
+        """The carry, if these weights are of the tokenizer that it starts from."""
+        with safe_open(weights, "pt") as file:
+            trained = (file.metadata() or {}).get(SID_DIGEST)
+        return self.carry if self.carry is not None and trained == self.carry.parent else None
 
 
 def sid_digest(sid_NL: np.ndarray) -> str:
@@ -77,10 +85,15 @@ def save_weights(model: torch.nn.Module, path: Path, *, write: bool = True) -> N
 
 
 def load_weights(path: Path, tokenizer: Tokenizer, items: int) -> dict[str, Tensor]:
-    """What `save_weights` wrote when the catalogue had `items` items, grown to the tokenizer's catalogue.
+    """What `save_weights` wrote when the catalogue had `items` items, grown to the tokenizer's catalogue, and carried
+    to its codes where known items changed their IDs since.
 
     Raises ValueError when the tokenizer's first `items` rows are not those the weights were trained with.
     """
+    state = load_file(path)
+    if carry := tokenizer.carries(path):
+        state = carry_code_embeddings(state, carry.source)
+        return {k: grow_items(k, v, len(tokenizer.catalogue)) for k, v in state.items()}
     with safe_open(path, "pt") as file:
         trained = (file.metadata() or {}).get(SID_DIGEST)
     if trained != (own := sid_digest(tokenizer.sid_NL[:items])):
@@ -88,7 +101,7 @@ def load_weights(path: Path, tokenizer: Tokenizer, items: int) -> dict[str, Tens
             f"{path} belongs to another tokenizer: it was trained with SID table {trained or '(not named)'}, the first "
             f"{items} rows of this tokenizer are {own}; load both from one release"
         )
-    return {k: grow_items(k, v, len(tokenizer.catalogue)) for k, v in load_file(path).items()}
+    return {k: grow_items(k, v, len(tokenizer.catalogue)) for k, v in state.items()}
 
 
 def save_model(model: OneRec, out: Path, *, write: bool = True) -> None:
@@ -105,13 +118,15 @@ def load_model(directory: Path, tokenizer: Tokenizer) -> OneRec:
     """
     config = OneRecConfig.load(directory / "config.json")
     items = len(tokenizer.catalogue)
-    if config.codebook_size != tokenizer.codebook_size or items < config.items:
+    carried = tokenizer.carries(directory / "model.safetensors") is not None
+    if (config.codebook_size != tokenizer.codebook_size and not carried) or items < config.items:
         raise ValueError(
             f"{directory}: model was trained on {config.items} items x {config.codebook_size} codes, the tokenizer has "
             f"{items} x {tokenizer.codebook_size}; load the tokenizer of the same release"
         )
     state = load_weights(directory / "model.safetensors", tokenizer, config.items)
-    model = OneRec(dataclasses.replace(config, items=items), torch.from_numpy(tokenizer.sid_NL))
+    config = dataclasses.replace(config, items=items, codebook_size=tokenizer.codebook_size)
+    model = OneRec(config, torch.from_numpy(tokenizer.sid_NL))
     state["sid_NL"] = model.sid_NL
     model.load_state_dict(state)
     return model
@@ -161,12 +176,15 @@ def save_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], out:
         save_file(tensors, out / "optimizer.safetensors")
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, names: dict[int, str], path: Path, items: int) -> None:
-    """Restore what `save_optimizer` wrote, on each parameter's device; moments of new items start at zero.
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, names: dict[int, str], path: Path, items: int, carry: Carry | None = None
+) -> None:
+    """Restore what `save_optimizer` wrote, on each parameter's device; moments of new items start at zero, those of
+    codes follow the `carry` as the weights do.
 
     Raises ValueError naming the moments that the file lacks.
     """
-    saved = load_file(path)
+    saved = load_file(path) if carry is None else carry_code_embeddings(load_file(path), carry.source)
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if missing := sorted({f"{k}/{names[id(p)]}" for p in params for k in MOMENTS} - saved.keys()):
         raise ValueError(f"{path}: {missing} are missing; the file does not belong to this model, load one release")

@@ -158,7 +158,8 @@ def pretrain(
     if previous is None:
         start_optimizer(optimizer)
     else:
-        load_optimizer(optimizer, names, previous / "optimizer.safetensors", len(tok.catalogue))
+        carry = tok.carries(previous / "model.safetensors")
+        load_optimizer(optimizer, names, previous / "optimizer.safetensors", len(tok.catalogue), carry)
     scale = 1.0 if previous is None else config.lr_daily_scale
 
     run = _run_digest(config, model.config, index, tok, previous, seed, streams)

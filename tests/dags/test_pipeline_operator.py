@@ -41,6 +41,7 @@ def test_command_carries_every_field_and_leaves_out_empty_ones(monkeypatch) -> N
     base += ["--root", "var", "--source", "simulated", "--seed", "7"]
     assert operator().command() == base
     assert operator(data="logs", fresh_from="align").command() == [*base, "--data", "logs", "--fresh-from", "align"]
+    assert operator(refit="True").command() == [*base, "--refit"] and operator(refit="False").command() == base
 
 
 def test_output_reaches_the_log_of_the_task_and_airflow_settings_stay_behind(tmp_path, monkeypatch, capfd) -> None:

@@ -23,7 +23,7 @@ def bag() -> DagBag:
 
 def test_every_dag_file_imports(bag: DagBag) -> None:
     assert bag.import_errors == {}
-    assert set(bag.dags) == {"onerec_daily"}
+    assert set(bag.dags) == {"onerec_daily", "onerec_tokenizer"}
 
 
 def test_tags_come_from_the_enum_with_one_tier_and_one_rerun_meaning(bag: DagBag) -> None:
@@ -63,6 +63,19 @@ def test_the_day_is_four_pipelines_in_a_row(bag: DagBag) -> None:
     edges = {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks}
     assert edges == {"features": ["tokenizer"], "tokenizer": ["training"], "training": ["release"], "release": []}
     assert {task.pipeline for task in dag.tasks} == set(edges)
+
+
+def test_the_tokenizer_has_a_dag_of_its_own_and_only_there_a_refit_is_asked_for(bag: DagBag) -> None:
+    """The same two pipelines as in the day, with the same arguments, so that whichever runs second reuses the first."""
+    own, day = bag.dags["onerec_tokenizer"], bag.dags["onerec_daily"]
+    assert {t.task_id: sorted(t.downstream_task_ids) for t in own.tasks} == {"features": ["tokenizer"], "tokenizer": []}
+    for name in ("features", "tokenizer"):
+        mine, theirs = own.get_task(name), day.get_task(name)
+        fields = [f for f in mine.template_fields if f != "refit"]
+        assert [getattr(mine, f) for f in fields] == [getattr(theirs, f) for f in fields]
+    assert own.get_task("tokenizer").refit == "{{ params.refit }}"
+    assert own.params["refit"] is False and "refit" not in day.params
+    assert own.get_task("features").refit is False
 
 
 def test_dag_files_are_wiring_only() -> None:

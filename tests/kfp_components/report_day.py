@@ -186,9 +186,19 @@ def _tokenizer() -> dict:
         {
             "code": 7 * i,
             "items": n,
-            "second_level_codes": n // 9,
+            "next_codes": n // 9,
             "example": CAPTIONS[i % 5] if i < 5 else "",
             "top_tags": [{"tag": 12 + i, "share": 0.71 - i / 20}, {"tag": 3, "share": 0.11}],
+            "children": [
+                {
+                    "code": 100 + i,
+                    "items": 31,
+                    "next_codes": 1,
+                    "example": "",
+                    "top_tags": [{"tag": 12 + i, "share": 0.94}],
+                    "children": [{"code": 77, "items": 1, "example": "a single item", "top_tags": []}],
+                }
+            ],
         }
         for i, n in enumerate(sizes)
     ]
@@ -205,6 +215,17 @@ def _tokenizer() -> dict:
         "reconstruction_loss": 0.213,
         "collision_rate_before": 0.183,
         "collision_rate_after": 0.0,
+        "changed_items": 4,
+        "refit_reason": None,
+        "drift": 1.07,
+        "gates": [
+            {"gate": "utilization", "value": 0.9688, "side": "at least", "limit": 0.9, "passed": True},
+            {"gate": "churn", "value": None, "side": "at most", "limit": 0.9, "passed": None},
+        ],
+        "neighbours": {
+            "tags": {"prefix_1": 0.61, "prefix_2": 0.83, "random": 0.07, "lift": 8.7},
+            "viewers": {"prefix_1": None, "prefix_2": None, "random": None, "lift": None},
+        },
         "code_tree": tree,
     }
 

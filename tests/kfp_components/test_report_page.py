@@ -100,10 +100,24 @@ def test_the_page_shows_the_numbers_of_report_json(report, tmp_path):
 
 def test_a_day_without_new_items_has_no_reconstruction_loss_and_says_so(report):
     measured = number(report["tokenizer"]["reconstruction_loss"], 3)
-    name = "reconstruction loss of the new items (0 perfect, 1 no better than the mean)"
+    name = "reconstruction loss of the items named today (0 perfect, 1 no better than the mean)"
     assert f"{name} {measured}" in " ".join(Page(render(report)).text.split())
     quiet = report | {"tokenizer": report["tokenizer"] | {"new_items": 0, "reconstruction_loss": None}}
     assert f"{name} no new item" in " ".join(Page(render(quiet)).text.split())
+
+
+def test_the_code_tree_can_be_opened_down_to_items_and_gates_stand_beside_their_limits(report):
+    page = Page(render(report))
+    text = " ".join(page.text.split())
+    branches = [tag for tag, a in page.tags if tag == "details" and a.get("class") == "branch"]
+    assert len(branches) == 16 and sum(tag == "p" and a.get("class") == "branch" for tag, a in page.tags) == 8
+    assert "77 1 item · a single item" in text and "68 codes follow; the largest:" in text
+    assert "utilization 0.969 at least 0.9 passed" in text and "churn – at most 0.9 not judged" in text
+    assert "a tag 61.0 % 83.0 % 7.0 %" in text and "a viewer – – –" in text
+    refit = report["tokenizer"] | {"refit": True, "refit_reason": "drift 1.62 passed 1.5", "churn": [0.1, 0.2, 0.3]}
+    text = " ".join(Page(render(report | {"tokenizer": refit})).text.split())
+    assert "fitted today (drift 1.62 passed 1.5)" in text and "another first code 10.0 %" in text
+    assert "another prefix of 2 codes 20.0 %" in text and "another ID 30.0 %" in text
 
 
 def test_text_of_users_is_escaped(report):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from models.tokenizer.refresh import codebook_size_for, refresh_tokenizer
+from models.onerec.config import onerec_laptop
+from models.onerec.model import OneRec
+from models.tokenizer import refresh
+from models.tokenizer.carry import CARRY, Carry
+from models.tokenizer.refresh import RefreshConfig, codebook_size_for, refresh_tokenizer
 from models.tokenizer.representation import Representation, content_matrix
-from models.training.checkpoint import Tokenizer
+from models.training.checkpoint import Tokenizer, load_model, load_weights, save_model, save_weights
 from tests.models.conftest import World, write_items
 
 FILES = {"codebooks.safetensors", "sid_table.parquet", "tokenizer.json", "trie.safetensors"}
@@ -102,7 +107,7 @@ def test_a_later_day_measures_its_new_items_only(world, tmp_path):
     for item in (66, 73):
         rebuilt = sum(tensors[f"codebook_{i}"][ids[item][i]] for i in range(3))
         error.append(np.square(vectors[table["item_id"].to_pylist().index(item)] - rebuilt).sum())
-    spread = np.square(vectors - vectors.mean(0)).sum(1).mean()
+    spread = json.loads((world.tokenizer / "tokenizer.json").read_text())["fit"]["variance"]
     assert report["reconstruction_loss"] == pytest.approx(np.mean(error) / spread, rel=1e-4)
 
 
@@ -166,3 +171,127 @@ def test_text_columns_may_be_missing(world, tmp_path):
     assert isinstance(table, pa.Table)
     pq.write_table(table, tmp_path / "items.parquet")
     assert _refresh(world, tmp_path / "a", items=tmp_path / "items.parquet")["items"] == 48
+
+
+@pytest.fixture
+def model(world, tmp_path) -> Path:
+    """A saved model of the world's tokenizer, untrained."""
+    tokenizer, out = Tokenizer.load(world.tokenizer), tmp_path / "model"
+    config = onerec_laptop(codebook_size=16, items=48, static_features=3)
+    out.mkdir()
+    save_model(OneRec(config, torch.from_numpy(tokenizer.sid_NL)), out)
+    return out
+
+
+def _edited(world: World, path: Path, ids: list[int]) -> Path:
+    """The items with another caption for some of them."""
+    table = pq.read_table(world.items)
+    captions = [
+        f"entirely new words {i}" if i in ids else c
+        for i, c in zip(table["item_id"].to_pylist(), table["caption"].to_pylist(), strict=True)
+    ]
+    at = table.column_names.index("caption")
+    pq.write_table(table.set_column(at, "caption", pa.array(captions, pa.string())), path)
+    return path
+
+
+def test_only_new_and_changed_items_are_represented_and_assigned(world, tmp_path, monkeypatch):
+    """Work is counted in rows; IDs of all others stay, and the table remembers the new content."""
+    table = pq.read_table(_edited(world, tmp_path / "edited.parquet", [4, 9]))
+    more = pq.read_table(write_items(tmp_path / "more.parquet", [100, 101, 102])).cast(table.schema)
+    pq.write_table(pa.concat_tables([table, more]), tmp_path / "items.parquet")
+    rows = {"content": 0, "encode": 0}
+    content, encode = refresh.content_matrix, refresh.rq_kmeans.encode
+    monkeypatch.setattr(
+        refresh, "content_matrix", lambda *a: rows.update(content=rows["content"] + len(a[0])) or content(*a)
+    )
+    monkeypatch.setattr(
+        refresh.rq_kmeans, "encode", lambda x, b: rows.update(encode=rows["encode"] + len(x)) or encode(x, b)
+    )
+    report = _refresh(world, tmp_path / "a", items=tmp_path / "items.parquet", previous=world.tokenizer)
+    assert rows == {"content": 5, "encode": 5}
+    assert report["changed_items"] == 2 and report["new_items"] == 3 and report["named_items"] == 5
+    old, new = _ids(world.tokenizer), _ids(tmp_path / "a")
+    assert {i for i in old if old[i] != new[i]} <= {4, 9}
+    assert report["changed_ids"] == sum(old[i] != new[i] for i in old) > 0 == report["moved_ids"]
+    assert len(set(new.values())) == 51 and not [g for g in report["gates"] if g["passed"] is False]
+    again = _refresh(world, tmp_path / "b", items=tmp_path / "items.parquet", previous=tmp_path / "a")
+    assert again["named_items"] == again["changed_ids"] == 0 and not (tmp_path / "b" / CARRY).exists()
+
+
+def test_an_edited_item_is_carried_into_the_model(world, model, tmp_path):
+    """Its ID changes, so yesterday's weights belong to another table; the carry lets them in, and only them."""
+    items = _edited(world, tmp_path / "items.parquet", list(range(0, 40, 3)))
+    assert _refresh(world, tmp_path / "a", items=items, previous=world.tokenizer)["changed_ids"]
+    tokenizer, old = Tokenizer.load(tmp_path / "a"), Tokenizer.load(world.tokenizer)
+    before, after = load_model(model, old), load_model(model, tokenizer)
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, after.state_dict()[name]) == (name != "sid_NL")
+    assert torch.equal(after.sid_NL[:-1], torch.from_numpy(tokenizer.sid_NL))
+    save_weights(after, tmp_path / "model.safetensors")
+    assert tokenizer.carries(tmp_path / "model.safetensors") is None
+    with pytest.raises(ValueError, match="belongs to another tokenizer"):
+        load_weights(tmp_path / "model.safetensors", old, 48)
+
+
+def test_a_refit_keeps_labels_and_places_and_reports_its_churn(world, tmp_path):
+    """Other interactions turn the space; still most items keep their first code, far more than by chance."""
+    items = write_items(tmp_path / "items.parquet", [*range(1, 48), 100])  # item 0 has left, 100 is new
+    out = tmp_path / "a"
+    out.mkdir()
+    report = refresh_tokenizer(
+        items=items, training_sets=world.training[:1], previous=world.tokenizer, out=out, seed=8, refit=True,
+        progress=lambda _: None,
+    )  # fmt: skip
+    old, new = _ids(world.tokenizer), _ids(out)
+    assert report["refit"] and report["refit_reason"] == "requested" and report["moved_ids"] == 0
+    assert list(new) == [*old, 100] and len(set(new.values())) == 49
+    same = [np.mean([old[i][: d + 1] == new[i][: d + 1] for i in old]) for d in range(3)]
+    assert report["churn"] == pytest.approx([1 - s for s in same])
+    assert same[0] > 0.5
+    carry = Carry.load(out / CARRY)
+    assert carry is not None and [s.tolist() for s in carry.source] == [list(range(16))] * 3
+    assert Tokenizer.load(out).carry is not None
+
+
+def test_drift_beyond_its_limit_refits_and_names_the_reason(world, tmp_path, monkeypatch):
+    """Items of a new kind arrive; held-out items of the fit say what is usual."""
+    monkeypatch.setattr(refresh, "MIN_TO_HOLD", 10)
+    monkeypatch.setattr(refresh, "HELD_OUT", 0.3)
+    _refresh(world, tmp_path / "fit")
+    fit = json.loads((tmp_path / "fit" / "tokenizer.json").read_text())["fit"]
+    assert fit["held_out_error"] > 0 and fit["items_since"] == 0
+    items = write_items(tmp_path / "items.parquet", list(range(60)))
+    calm = _refresh(world, tmp_path / "calm", items=items, previous=tmp_path / "fit")
+    assert not calm["refit"] and calm["drift"] > 0
+    now = json.loads((tmp_path / "calm" / "tokenizer.json").read_text())["fit"]
+    assert now["items_since"] == 12
+    assert calm["drift"] == pytest.approx(now["error_since"] / 12 / now["held_out_error"])
+    out = tmp_path / "drifted"
+    out.mkdir()
+    low = RefreshConfig(drift_limit=calm["drift"] * 0.9, drift_items=12)
+    report = refresh_tokenizer(
+        items=items, training_sets=world.training, previous=tmp_path / "fit", out=out, seed=3, config=low,
+        progress=lambda _: None,
+    )  # fmt: skip
+    assert report["refit"] and report["refit_reason"].startswith("drift ") and report["churn"]
+    assert json.loads((out / "tokenizer.json").read_text())["fit"]["items_since"] == 0
+
+
+def test_a_larger_codebook_after_a_refit_starts_from_the_old_embeddings(world, model, tmp_path):
+    items = write_items(tmp_path / "items.parquet", list(range(300)))
+    out = tmp_path / "a"
+    out.mkdir()
+    report = refresh_tokenizer(
+        items=items, training_sets=world.training, previous=world.tokenizer, out=out, seed=8, refit=True,
+        progress=lambda _: None,
+    )  # fmt: skip
+    assert report["codebook_size"] == 32
+    tokenizer, carry = Tokenizer.load(out), Carry.load(out / CARRY)
+    old = load_model(model, Tokenizer.load(world.tokenizer))
+    new = load_model(model, tokenizer)
+    assert new.config.codebook_size == 32 and new.config.items == 300
+    for level in range(3):
+        source = torch.from_numpy(carry.source[level])
+        assert source[:16].tolist() == list(range(16))
+        assert torch.equal(new.code[level].weight[:-1], old.code[level].weight[:-1][source])

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+from models.tokenizer import trie as trie_module
 from models.tokenizer.trie import Trie
 from tests.models.conftest import small_sids
 
@@ -36,6 +43,65 @@ def test_random_catalogues(data, k):
             leaves = _children(trie, node_b, 2)
             assert set(leaves) == {row[2] for row in rows if row[:2] == (a, b)}
             assert all(int(trie.item[leaf]) == expected[(a, b, c)] for c, leaf in leaves.items())
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), k=st.integers(1, 6))
+def test_nodes_of_prefixes_and_codes_of_leaves(data, k):
+    rows = data.draw(st.lists(st.tuples(*[st.integers(0, k - 1)] * 3), min_size=1, max_size=40, unique=True))
+    trie = Trie.build(np.array(rows, np.int16), k)
+    for depth in range(4):
+        nodes = {prefix: n for n, prefix in enumerate(sorted({row[:depth] for row in rows}))}
+        every = np.array(list(itertools.product(range(-1, k + 1), repeat=depth)), np.int64).reshape(
+            (k + 2) ** depth, depth
+        )
+        found = trie.node(torch.from_numpy(every)).tolist()
+        assert found == [nodes.get(tuple(prefix), -1) for prefix in every.tolist()]
+    leaves = torch.arange(len(rows))
+    assert trie.codes(leaves).tolist() == [list(rows[i]) for i in trie.item.tolist()]
+    assert torch.equal(trie.lookup(trie.codes(leaves)), trie.item.long())
+
+
+def test_a_trie_built_from_the_table_on_disk_is_the_same_and_small(tmp_path, monkeypatch):
+    """Also where prefixes are searched for in several blocks; 12 bytes a leaf and 6 a node."""
+    sid = small_sids(3000, 32, 2)
+    columns = {f"c{i}": pa.array(sid[:, i], pa.int32()) for i in range(3)}
+    pq.write_table(pa.table({"item_id": pa.array(range(3000), pa.int64()), **columns}), tmp_path / "sid.parquet")
+    whole = Trie.build(sid, 32)
+    monkeypatch.setattr(trie_module, "BLOCK", 100)
+    trie = Trie.from_table(tmp_path / "sid.parquet", 32)
+    for a, b in zip([*whole.first, *whole.code, whole.key, whole.item], [*trie.first, *trie.code, trie.key, trie.item]):
+        assert torch.equal(a, b)
+    trie.save(tmp_path / "trie.safetensors")
+    nodes = sum(len(np.unique(sid[:, :depth], axis=0)) for depth in (1, 2))
+    assert (tmp_path / "trie.safetensors").stat().st_size <= 12 * 3000 + 6 * nodes + 2000
+
+
+def test_a_loaded_trie_is_a_memory_map(tmp_path):
+    Trie.build(small_sids(50, 8, 1), 8).save(tmp_path / "trie.safetensors")
+    trie = Trie.load(tmp_path / "trie.safetensors", 8)
+    assert len(trie.key) == 50
+    assert str(tmp_path / "trie.safetensors") in Path("/proc/self/maps").read_text()
+
+
+def test_a_trie_of_another_layout_or_codebook_is_refused_by_name(tmp_path):
+    Trie.build(small_sids(50, 8, 1), 8).save(tmp_path / "trie.safetensors")
+    with pytest.raises(ValueError, match="is of 8 codes a level, the codebooks have 16"):
+        Trie.load(tmp_path / "trie.safetensors", 16)
+    save_file({"first_0": torch.zeros(2), "item": torch.zeros(1)}, tmp_path / "old.safetensors")
+    with pytest.raises(ValueError, match="earlier layout"):
+        Trie.load(tmp_path / "old.safetensors", 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_what_the_cpu_gives():
+    sid = small_sids(3000, 32, 2)
+    trie = Trie.build(sid, 32)
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 32, (5000, 3)))
+    there = trie.to("cuda")
+    assert torch.equal(there.lookup(codes.cuda()).cpu(), trie.lookup(codes))
+    assert torch.equal(there.node(codes[:, :2].cuda()).cpu(), trie.node(codes[:, :2]))
 
 
 @pytest.mark.parametrize("codes", [[0, 4, 1], [-1, 5, 1], [1, 0, -3], [4, 0, 0], [0, 0, 17]])
@@ -67,7 +133,7 @@ def test_save_and_load_give_the_same_trie(tmp_path):
     again = Trie.load(tmp_path / "trie.safetensors", 8)
     assert again.max_children == trie.max_children
     for name in ("first", "code"):
-        assert all(torch.equal(a, b) for a, b in zip(getattr(trie, name), getattr(again, name)))
+        assert all(torch.equal(a, b) for a, b in zip(getattr(trie, name), getattr(again, name), strict=True))
     assert again.lookup(torch.from_numpy(sid)).tolist() == list(range(50))
     again.save(tmp_path / "again.safetensors")
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "trie.safetensors").read_bytes()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.tokenizer import unique as unique_module
 from models.tokenizer.unique import unique_codes
 
 
@@ -128,3 +129,40 @@ def test_a_full_code_space_is_refused_with_its_size_and_a_last_free_code_is_foun
     for hole in range(8):
         unique = unique_codes(_encode(x, books), x, books, np.delete(taken, hole, 0))
         assert unique.tolist() == [taken[hole].tolist()]
+
+
+@pytest.mark.parametrize("items", [5, 40])
+def test_a_large_prefix_is_filled_greedily_nearest_first(monkeypatch, items):
+    """Above EXACT items; with 40 items for 12 codes the rest moves on, and no ID is given twice."""
+    monkeypatch.setattr(unique_module, "EXACT", 4)
+    rng = np.random.default_rng(1)
+    books = _books(12, 3, 3, rng)
+    x = books[0][2] + books[1][4] + rng.normal(size=(items, 3)) * 0.2
+    nearest = np.array([[2, 4, 0]] * items)
+    unique = unique_codes(nearest, x, books)
+    cost = np.square((x - books[0][2] - books[1][4])[:, None] - books[2]).sum(-1)
+    free, wanted = set(range(12)), {}
+    for i in np.argsort(cost.min(1), kind="stable")[:12]:
+        wanted[int(i)] = min(free, key=lambda c: cost[i, c])
+        free.remove(wanted[int(i)])
+    at_home = {i: row[2] for i, row in enumerate(unique.tolist()) if row[:2] == [2, 4]}
+    assert at_home == wanted
+    assert len(np.unique(unique, axis=0)) == items
+
+
+def test_many_small_groups_are_each_solved_exactly(monkeypatch):
+    """Several blocks of distances; every group against all permutations of all codes."""
+    monkeypatch.setattr(unique_module, "DISTANCES", 30)
+    rng = np.random.default_rng(2)
+    books = _books(5, 3, 2, rng)
+    x = rng.normal(size=(60, 2))
+    nearest = _encode(x, books)
+    unique = unique_codes(nearest, x, books)
+    for prefix in np.unique(nearest[:, :2], axis=0):
+        rows = np.flatnonzero((nearest[:, :2] == prefix).all(1))
+        if len(rows) > 5:
+            continue
+        assert (unique[rows, :2] == prefix).all()
+        options = itertools.permutations(range(5), len(rows))
+        best = min(_cost(np.array([[*prefix, c] for c in option]), x[rows], books) for option in options)
+        assert _cost(unique[rows], x[rows], books) == pytest.approx(best, rel=1e-9)

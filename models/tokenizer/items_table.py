@@ -1,0 +1,63 @@
+"""The items table as the tokenizer reads it: ids with a digest of what they contain, and the content of a few of them.
+
+ids, digest = read_digests(path)                    # one scan, nothing kept but 16 bytes an item
+content = read_content(path, ids[new])              # only these rows come into memory
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+TEXTS = ("caption", "asr", "ocr")
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What the representation is made of, in ascending order of `ids`. An unknown author is -1, no text is ''."""
+
+    ids: np.ndarray
+    tags: list[list[int]]
+    authors: np.ndarray
+    texts: list[str]
+
+
+def read_digests(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Ids in ascending order and a 64-bit digest of each item's author, tags and texts (the lower half of an MD5).
+
+    An item whose digest changes is named anew. Raises ValueError on an empty table and on an id that stands twice.
+    """
+    import duckdb
+
+    names = set(pq.read_schema(path).names)
+    parts = ["coalesce(author_id::VARCHAR, '')", "coalesce(array_to_string(tags, ','), '')"]
+    parts += [f"coalesce({c}, '')" for c in TEXTS if c in names]
+    joined = ", ".join(parts)
+    query = f"SELECT item_id, md5_number_lower(concat_ws(chr(31), {joined})) AS content FROM read_parquet(?) ORDER BY 1"
+    with duckdb.connect() as db:
+        table = db.sql(query, params=[str(path)]).to_arrow_table()
+    ids, digest = table["item_id"].to_numpy(), table["content"].to_numpy()
+    if not len(ids):
+        raise ValueError(f"{path} holds no items: the tokenizer has nothing to name; check the ingest of this day")
+    if len(twice := ids[1:][ids[1:] == ids[:-1]]):
+        raise ValueError(f"{path}: item {twice[0]} stands twice; one item has one semantic ID, check the ingest")
+    return ids, digest.astype(np.uint64)
+
+
+def read_content(path: Path, ids: np.ndarray | None = None) -> Content:
+    """The content of these items, or of all."""
+    names = pq.read_schema(path).names
+    columns = [c for c in ("item_id", "tags", "author_id", *TEXTS) if c in names]
+    wanted = None if ids is None else pa.compute.field("item_id").isin(pa.array(ids))
+    table = pq.read_table(path, columns=columns, filters=wanted).sort_by("item_id")
+    texts = [table[c].to_pylist() for c in TEXTS if c in names]
+    return Content(
+        table["item_id"].to_numpy(),
+        [t or [] for t in table["tags"].to_pylist()],
+        table["author_id"].fill_null(-1).to_numpy(),
+        [" ".join(filter(None, parts)) for parts in zip(*texts)] if texts else [""] * len(table),
+    )
