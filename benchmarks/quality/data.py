@@ -26,7 +26,7 @@ HELD_OUT = {"validation": 2, "test": 1}  # place of the target, from the end
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Catalogue indices (0..num_items-1) of all users, oldest first, end to end; user u owns offsets[u]:offsets[u+1]."""
+    """Catalogue indices of all users, oldest first, end to end; user u owns items[offsets[u]:offsets[u + 1]]."""
 
     items: np.ndarray
     offsets: np.ndarray
@@ -44,9 +44,7 @@ class Sequences:
         """From lines `user item item ...` with item ids from 1."""
         rows = [np.array(line.split()[1:], np.int64) - 1 for line in path.read_text().splitlines() if line.strip()]
         items = np.concatenate(rows)
-        return cls(
-            items=items, offsets=np.cumsum([0] + [len(r) for r in rows]), num_items=int(items.max()) + 1
-        )
+        return cls(items=items, offsets=np.cumsum([0] + [len(r) for r in rows]), num_items=int(items.max()) + 1)
 
     def save(self, folder: Path) -> None:
         """As items.npy (the last number is the catalogue's size) and offsets.npy."""
@@ -94,7 +92,9 @@ class Batches:
     A batch is cut to its longest row. Order and composition follow from the generator given to `epoch`.
     """
 
-    def __init__(self, rows: list[np.ndarray], padding: int, device: torch.device, length: int = MAX_HISTORY + 1) -> None:
+    def __init__(
+        self, rows: list[np.ndarray], padding: int, device: torch.device, length: int = MAX_HISTORY + 1
+    ) -> None:
         self.length_U = np.minimum([len(r) for r in rows], length)
         self.rows_UT = torch.from_numpy(padded(rows, int(self.length_U.max()), padding)).to(device)
 

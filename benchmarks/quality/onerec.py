@@ -4,9 +4,9 @@
 
 What is kept: encoder, decoder with one head a level, trie, beam search, item-level head whose log-probability joins the
 beam's. What differs from the four pathways of `models.onerec.pathways`: these sets know no users, no times and no
-signals, so an event is its item: the sum of code embeddings, a projection of its content vector and an embedding of its
-own, each of which can be left out. The encoder is causal, so that one pass over a user trains every position as a target
-(multi-target context sharing); `causal=False` encodes each sliding window by itself and sees it in both directions.
+signals, so an event is its item: the sum of code embeddings, a projection of its content vector and an embedding of
+its own, each of which can be left out. The encoder is causal, so that one pass over a user trains every position as a
+target (multi-target context sharing); `causal=False` encodes each sliding window by itself, in both directions.
 
 Legend: B users, T events, D width, N items (also the padding's number), L=3 levels, K codebook size, C candidates.
 """
@@ -96,7 +96,9 @@ class SequenceOneRec(OneRec):
 
     content_NF: Tensor
 
-    def __init__(self, options: OneRecSequences, sid_NL: np.ndarray, content_NF: np.ndarray, codebook_size: int) -> None:
+    def __init__(
+        self, options: OneRecSequences, sid_NL: np.ndarray, content_NF: np.ndarray, codebook_size: int
+    ) -> None:
         super().__init__(options.sizes(codebook_size, len(sid_NL)), torch.from_numpy(sid_NL))
         d = options.d_model
         self.options = options

@@ -5,8 +5,9 @@
 Reads sequences.txt and items.jsonl. Writes items.npy and offsets.npy (the sequences), text.npy (sentence vectors of
 all-MiniLM-L6-v2, float16 [N, 384]), content.npy (those vectors and PPMI-SVD of training co-occurrence, as the model
 reads them, float16 [N, 160]), and for every seed the semantic IDs [N, 3] with unique last codes: sid_fused_<seed>.npy,
-and from the text alone sid_text_<seed>.npy. Only training items (all but a user's last two) are counted, so nothing of
-validation or test is in vectors or IDs. The codebook's size follows from the catalogue's (`codebook_size_for`).
+from the text alone sid_text_<seed>.npy, and by TIGER's RQ-VAE of the text sid_rqvae_<seed>.npy. Only training items (all
+but a user's last two) are counted, so nothing of validation or test is in vectors or IDs. The codebook's size follows
+from the catalogue's (`codebook_size_for`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import scipy.sparse as sp
 import torch
 
 from benchmarks.quality.data import Sequences
+from benchmarks.quality.rq_vae import fit_rq_vae
 from models.tokenizer import rq_kmeans
 from models.tokenizer.refresh import LEVELS, codebook_size_for
 from models.tokenizer.representation import Representation, RepresentationConfig
@@ -32,7 +34,11 @@ CONTENT_DIM, COLLABORATIVE_DIM, COLLABORATIVE_WEIGHT = 96, 64, 1.0
 def item_text(row: dict) -> str:
     """Title (else the short text), names of the categories, keywords: whatever the set has."""
     categories = sorted({name for path in row.get("categories") or [] for name in path[1:]})
-    parts = [row.get("title") or row.get("short_text") or "", ", ".join(categories), ", ".join(row.get("keywords") or [])]
+    parts = [
+        row.get("title") or row.get("short_text") or "",
+        ", ".join(categories),
+        ", ".join(row.get("keywords") or []),
+    ]
     return ". ".join(part for part in parts if part)
 
 
@@ -46,7 +52,7 @@ def embed(texts: list[str]) -> np.ndarray:
 
 
 def vectors(text_NF: np.ndarray, sequences: Sequences, weight: float, seed: int) -> np.ndarray:
-    """The tokenizer's representation [N, CONTENT_DIM + COLLABORATIVE_DIM]: text and weight x PPMI-SVD, each of unit norm."""
+    """The tokenizer's representation [N, 160]: text and weight x PPMI-SVD, each half of unit norm."""
     rows = sequences.training()
     users = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
     config = RepresentationConfig(
@@ -56,13 +62,17 @@ def vectors(text_NF: np.ndarray, sequences: Sequences, weight: float, seed: int)
     return Representation.fit(config, centred, users, np.concatenate(rows), seed)[1]
 
 
-def semantic_ids(vectors_ND: np.ndarray, codebook_size: int, seed: int) -> tuple[np.ndarray, float]:
-    """Unique code tuples [N, 3] by RQ-Kmeans, and the share of items that shared their nearest tuple before."""
-    books = rq_kmeans.fit(torch.from_numpy(vectors_ND), LEVELS, codebook_size, seed)
-    nearest = rq_kmeans.encode(torch.from_numpy(vectors_ND), books).numpy()
+def semantic_ids(vectors_ND: np.ndarray, codebook_size: int, seed: int, vae: bool = False) -> tuple[np.ndarray, float]:
+    """Unique tuples [N, 3] by RQ-Kmeans or RQ-VAE, and the share of items that shared their nearest tuple before."""
+    if vae:
+        nearest, vectors_ND, centroids = fit_rq_vae(vectors_ND, LEVELS, codebook_size, seed)
+    else:
+        books = rq_kmeans.fit(torch.from_numpy(vectors_ND), LEVELS, codebook_size, seed)
+        nearest = rq_kmeans.encode(torch.from_numpy(vectors_ND), books).numpy()
+        centroids = [b.numpy() for b in books]
     _, inverse, count = np.unique(nearest, axis=0, return_inverse=True, return_counts=True)
     shared = float((count[inverse.ravel()] > 1).mean())
-    return unique_codes(nearest, vectors_ND, [b.numpy() for b in books]), shared
+    return unique_codes(nearest, vectors_ND, centroids), shared
 
 
 def prepare(
@@ -80,7 +90,9 @@ def prepare(
     sequences = Sequences.read_text(data / "sequences.txt")
     rows = sorted(map(json.loads, (data / "items.jsonl").read_text().splitlines()), key=lambda r: r["item_id"])
     if [r["item_id"] for r in rows] != list(range(1, sequences.num_items + 1)):
-        raise ValueError(f"{data}: items.jsonl must hold the items 1..{sequences.num_items} of sequences.txt, each once")
+        raise ValueError(
+            f"{data}: items.jsonl must hold the items 1..{sequences.num_items} of sequences.txt, each once"
+        )
     sequences.save(out)
     if not (out / "text.npy").exists():
         progress(f"{sequences.num_items:,} texts to vectors")
@@ -92,8 +104,9 @@ def prepare(
         fused = vectors(text, sequences, COLLABORATIVE_WEIGHT, seed)
         if seed == seeds[0]:
             np.save(out / "content.npy", fused.astype(np.float16))
-        for name, x in (("fused", fused), ("text", np.ascontiguousarray(fused[:, :CONTENT_DIM]))):
-            sid, shared = semantic_ids(x, size, seed)
+        only_text = np.ascontiguousarray(fused[:, :CONTENT_DIM])
+        for name, x in (("fused", fused), ("text", only_text), ("rqvae", only_text)):
+            sid, shared = semantic_ids(x, size, seed, vae=name == "rqvae")
             np.save(out / f"sid_{name}_{seed}.npy", sid.astype(np.int16))
             report["shared_before"][f"{name}_{seed}"] = round(shared, 4)
             progress(f"IDs {name}, seed {seed}: {shared:.1%} of the items shared a tuple before they were spread")

@@ -144,4 +144,5 @@ def train_sasrec(
             validation = rank_next(model.eval().scores, sequences, "validation", device)
             if selection.stop(epoch, validation):
                 break
-    return model.load_state_dict(selection.best_state) and model, selection
+    model.load_state_dict(selection.best_state)
+    return model, selection

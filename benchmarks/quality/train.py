@@ -46,7 +46,7 @@ class Training:
 
 def losses(model: SequenceOneRec, rows_BT: Tensor) -> Tensor:
     """Next-token loss of every position's target plus the item-level head's, weighted; mean over targets."""
-    o, N = model.options, model.config.items
+    o = model.options
     items_BT, next_BT = rows_BT[:, :-1], rows_BT[:, 1:]
     z_BTD, mask_BT = model.context(items_BT)
     target_BT = mask_BT.clone()
@@ -139,7 +139,7 @@ def rank_onerec(
     weights: tuple[float, ...] = WEIGHTS,
     batch: int = 512,
 ) -> dict[float, dict[str, np.ndarray]]:
-    """Per-user metrics [U] for each weight of the item-level score (0: the beam's alone, inf: the item head's alone)."""
+    """Per-user metrics [U] for each weight of the item-level score (0: beam alone, inf: item-level head alone)."""
     model.eval()
     history, target = sequences.held_out(part)
     ranked = {w: np.full((sequences.users, PLACES), -1, np.int64) for w in weights}
