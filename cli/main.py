@@ -9,9 +9,9 @@ import argparse
 import os
 import sys
 
-from cli import backfill, daily, recommend, release, report, simulate
+from cli import backfill, daily, eval, recommend, release, report, simulate
 
-GROUPS = (daily, backfill, release, recommend, report, simulate)
+GROUPS = (daily, backfill, release, recommend, eval, report, simulate)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -5,9 +5,9 @@
 Reads sequences.txt and items.jsonl. Writes items.npy and offsets.npy (the sequences), text.npy (sentence vectors of
 all-MiniLM-L6-v2, float16 [N, 384]), content.npy (those vectors and PPMI-SVD of training co-occurrence, as the model
 reads them, float16 [N, 160]), and for every seed the semantic IDs [N, 3] with unique last codes: sid_fused_<seed>.npy,
-from the text alone sid_text_<seed>.npy, and by TIGER's RQ-VAE of the text sid_rqvae_<seed>.npy. Only training items (all
-but a user's last two) are counted, so nothing of validation or test is in vectors or IDs. The codebook's size follows
-from the catalogue's (`codebook_size_for`).
+from the text alone sid_text_<seed>.npy, and by TIGER's RQ-VAE of the text sid_rqvae_<seed>.npy. Only training items
+(all but a user's last two) are counted, so nothing of validation or test is in vectors or IDs. The codebook's size
+follows from the catalogue's (`codebook_size_for`).
 """
 
 from __future__ import annotations
