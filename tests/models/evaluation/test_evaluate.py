@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.evaluation.evaluate import held_out, Ranker, evaluate
+from models.evaluation.evaluate import Ranker, evaluate, held_out
 from models.onerec.config import OneRecConfig
 from models.onerec.model import OneRec
 from models.onerec.ranking import rank_unseen
