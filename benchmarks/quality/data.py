@@ -87,10 +87,7 @@ def padded(rows: list[np.ndarray], length: int, padding: int) -> np.ndarray:
 
 
 class Batches:
-    """Right-aligned rows on one device, in random batches of users of like length (so that little is padding).
-
-    A batch is cut to its longest row. Order and composition follow from the generator given to `epoch`.
-    """
+    """Right-aligned rows on one device; a batch is cut to its longest row."""
 
     def __init__(
         self, rows: list[np.ndarray], padding: int, device: torch.device, length: int = MAX_HISTORY + 1
@@ -99,12 +96,15 @@ class Batches:
         self.rows_UT = torch.from_numpy(padded(rows, int(self.length_U.max()), padding)).to(device)
 
     def epoch(self, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
-        """Every user once, [B, T] a batch. Users are ordered by length plus noise, cut, and the batches shuffled."""
-        order = np.argsort(self.length_U + rng.random(len(self.length_U)) * 3, kind="stable")
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
-        for i in rng.permutation(len(batches)):
-            longest = int(self.length_U[batches[i]].max())
-            yield self.rows_UT[torch.from_numpy(batches[i]).to(self.rows_UT.device), -longest:]
+        """Every user once in random order, [B, T] a batch.
+
+        Not sorted by length: a loss is a mean over a batch's events, so long rows' events would count for less.
+        """
+        order = rng.permutation(len(self.length_U))
+        for i in range(0, len(order), size):
+            part = order[i : i + size]
+            longest = int(self.length_U[part].max())
+            yield self.rows_UT[torch.from_numpy(part).to(self.rows_UT.device), -longest:]
 
     def in_order(self, size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
         """All users, sorted by length: their numbers and rows [B, T]."""

@@ -8,7 +8,8 @@ signals, so an event is its item: the sum of code embeddings, a projection of it
 its own, each of which can be left out. The encoder is causal, so that one pass over a user trains every position as a
 target (multi-target context sharing); `causal=False` encodes each sliding window by itself, in both directions.
 
-Legend: B users, T events, D width, N items (also the padding's number), L=3 levels, K codebook size, C candidates.
+Legend: B users, T events, S = 1 + T context positions, D width, N items (also the padding's number), L=3 levels, K
+codebook size, C candidates.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from models.tokenizer.trie import Trie
 class OneRecSequences:
     """Levers of the table, each with the value that was chosen on validation; sizes of the data are derived.
 
-    codes, content, own: what an event is made of. item_loss: weight of the item-level head's loss (0: no head);
+    codes, content, own: what an event is made of. table_dropout: of the item vectors themselves, drawn once a step for
+    history and item-level head alike. item_loss: weight of the item-level head's loss (0: no head);
     negatives: how many uniform items it is contrasted with (0: all). token_loss: weight of the next-token loss (0: the
     item-level head alone). smoothing: share of a code's probability spread over its legal siblings.
     """
@@ -42,7 +44,7 @@ class OneRecSequences:
     heads: int = 4
     ffn_factor: int = 2
     dropout: float = 0.2
-    history_dropout: float = 0.0
+    table_dropout: float = 0.2
     codes: bool = True
     content: bool = True
     own: bool = True
@@ -80,15 +82,18 @@ class OneRecSequences:
 
 
 class EventPathway(nn.Module):
-    """History to the encoder's input: item vector + position counted from the newest event."""
+    """History to the encoder's input: item vector + position counted from the newest event, behind a start event."""
 
     def __init__(self, d_model: int, dropout: float) -> None:
         super().__init__()
         self.position_TD = nn.Parameter(torch.randn(MAX_HISTORY, d_model) * d_model**-0.5)
-        self.norm, self.drop = nn.RMSNorm(d_model, eps=1e-6), nn.Dropout(dropout)
+        self.start_D = nn.Parameter(torch.randn(d_model) * d_model**-0.5)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, items_BTD: Tensor) -> Tensor:
-        return self.drop(items_BTD + self.position_TD[-items_BTD.shape[1] :])
+        """[B, T, D] to [B, 1 + T, D]."""
+        B, T, D = items_BTD.shape
+        return self.drop(torch.cat([self.start_D.expand(B, 1, D), items_BTD + self.position_TD[-T:]], 1))
 
 
 class SequenceOneRec(OneRec):
@@ -107,6 +112,7 @@ class SequenceOneRec(OneRec):
         self.register_buffer("content_NF", content)
         self.content_proj = nn.Linear(content.shape[1], d, bias=False)
         nn.init.normal_(self.content_proj.weight, std=d**-0.5)
+        self.drop_table = nn.Dropout(options.table_dropout)
         self.own = nn.Embedding(len(sid_NL) + 1, d)
         nn.init.normal_(self.own.weight, std=d**-0.5)
         del self.item_residual  # `own` is the residual here, shared by history and head
@@ -126,43 +132,40 @@ class SequenceOneRec(OneRec):
         parts += [self.own(index)] if o.own else []
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
-    def context(self, items_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Right-aligned histories to z [B, T, D] and the mask of real events [B, T]; z at t has read events up to t."""
-        mask_BT = items_BT < self.config.items
-        if self.training and self.options.history_dropout:
-            keep_BT = torch.rand(items_BT.shape, device=items_BT.device) >= self.options.history_dropout
-            keep_BT[:, -1] = True
-            mask_seen_BT = mask_BT & keep_BT
-        else:
-            mask_seen_BT = mask_BT
-        T = items_BT.shape[1]
-        eye = torch.eye(T, dtype=torch.bool, device=items_BT.device)
-        mask = mask_seen_BT[:, None, :].expand(-1, T, -1)
+    def table(self) -> Tensor:
+        """Vectors of all items and of the padding [N + 1, D] for one step's history and item-level head, with dropout."""
+        return self.drop_table(self.item_vector(torch.arange(self.config.items + 1, device=self.bos_D.device)))
+
+    def context(self, items_BT: Tensor, table_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """Right-aligned histories to z [B, 1 + T, D] and its mask; z at t has read the start event and events up to t.
+
+        The start event is always there to be attended to, so an empty or padded place is defined.
+        """
+        real_BT = F.pad(items_BT < self.config.items, (1, 0), value=True)
+        T = real_BT.shape[1]
+        mask = real_BT[:, None, None, :].expand(-1, 1, T, -1)
         if self.options.causal:
-            mask = mask & torch.ones_like(eye).tril()
-        mask = (mask | eye)[:, None]  # a padded position looks at itself, so that its softmax is defined
-        z_BTD = self.pathways(self.item_vector(items_BT))
+            mask = mask & torch.ones(T, T, dtype=torch.bool, device=items_BT.device).tril()
+        z_BTD = self.pathways(table_ND[items_BT])
         for layer in self.encoder:
             z_BTD = layer(z_BTD, mask)
-        return self.norm_context(z_BTD), mask_BT
-
-    def table(self) -> Tensor:
-        """Rows of the item-level head [N, D]."""
-        return self.item_vector(torch.arange(self.config.items, device=self.bos_D.device))
+        return self.norm_context(z_BTD), real_BT
 
     def item_states(self, z: Tensor) -> Tensor:
         """What the item-level head multiplies its table with, [..., D]."""
         return self.item_query(z)
 
-    def token_logits(self, codes_BTL: Tensor, z_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-        """Teacher-forced hidden states [B, T, L, D] of the target after each event; target t reads context up to t."""
+    def token_states(self, codes_BTL: Tensor, z_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+        """Teacher-forced hidden states [B, T, L, D] of the target after each event: target t reads context up to t.
+
+        codes_BTL: the targets' codes; z and mask as `context` gives them, with the start event first (S = 1 + T).
+        """
         B, T, L = codes_BTL.shape
         steps = [self.bos_D.expand(B, T, -1)] + [self._code(i)(codes_BTL[..., i]) for i in range(L - 1)]
         d = torch.stack(steps, 2) + self.level_LD
-        causal = torch.ones(T, T, dtype=torch.bool, device=mask_BT.device).tril()
-        mask = (mask_BT[:, None, :] & causal) | torch.eye(T, dtype=torch.bool, device=mask_BT.device)
-        mask = mask.repeat_interleave(L, 1)[:, None]
-        for layer, kv in zip(self.decoder, self.context_kv(z_BTD)):
+        causal = torch.ones(T, 1 + T, dtype=torch.bool, device=mask_BS.device).tril(1)
+        mask = (mask_BS[:, None, :] & causal).repeat_interleave(L, 1)[:, None]
+        for layer, kv in zip(self.decoder, self.context_kv(z_BSD)):
             d = layer(d, kv, mask)
         return self.norm_out(d)
 
@@ -196,11 +199,12 @@ class SequenceOneRec(OneRec):
         head proposes alone, without an item loss the beam does.
         """
         o, N = self.options, self.config.items
-        z_BTD, mask_BT = self.context(items_BT)
+        table_ND = self.table()
+        z_BTD, mask_BT = self.context(items_BT, table_ND)
         proposed = []
         item_logp_BN = torch.zeros(len(items_BT), N, device=items_BT.device)
         if o.item_loss > 0:
-            logits = F.linear(self.item_states(z_BTD[:, -1]), self.table()).float()
+            logits = F.linear(self.item_states(z_BTD[:, -1]), table_ND[:-1]).float()
             item_logp_BN = torch.log_softmax(logits, -1)
             seen = torch.cat([item_logp_BN, item_logp_BN[:, :1]], 1).scatter(1, items_BT, float("-inf"))[:, :-1]
             proposed.append(seen.topk(min(width, N), dim=1).indices)

@@ -5,7 +5,9 @@
 One causal block in the order of SASRec's authors (the query alone is normalised and is what the residual adds to), one
 head, learned positions counted from the newest event, every position predicts its next item against the same number of
 uniform negatives, drawn anew for each position; dot products, constant learning rate 1e-3, Adam betas .9 and .98,
-dropout .2, batch 128, at most 200 epochs, patience 50. Kang and McAuley 2018 (arXiv 1808.09781) is the block's source.
+dropout .2, batch 128, at most 200 epochs, patience 50. Two habits of that code matter: dropout falls on the item table
+itself, once a step, for history and scores alike; and padding is not masked but zero, so that a short history's
+attention is spread thin. Kang and McAuley 2018 (arXiv 1808.09781) is the block's source.
 
 Legend: B users, T events, D width, N items, R negatives, P positions that count.
 """
@@ -71,23 +73,31 @@ class SASRec(nn.Module):
         nn.init.xavier_normal_(self.item.weight)
         nn.init.xavier_normal_(self.position.weight)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        for parameter in self.blocks.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_normal_(parameter)
         self.norm = nn.LayerNorm(config.d_model)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, items_BT: Tensor) -> Tensor:
-        """Right-aligned histories to states [B, T, D]; state t has read the events up to t."""
-        real_BT = items_BT < self.num_items
-        T = items_BT.shape[1]
+    def table(self) -> Tensor:
+        """The item vectors [N + 1, D] of one step, dropout applied."""
+        return self.drop(self.item.weight)
+
+    def forward(self, items_BT: Tensor, table_ND: Tensor) -> Tensor:
+        """Right-aligned histories to states [B, T, D]; state t has read the events up to t. T grows to MAX_HISTORY."""
+        T, B = MAX_HISTORY, len(items_BT)
+        items_BT = torch.cat([items_BT.new_full((B, T - items_BT.shape[1]), self.num_items), items_BT], 1)
+        real_BT1 = (items_BT < self.num_items)[..., None]
         causal = torch.ones(T, T, dtype=torch.bool, device=items_BT.device).tril()
-        mask = (causal & real_BT[:, None, :] | torch.eye(T, dtype=torch.bool, device=items_BT.device))[:, None]
-        x = self.drop(self.item(items_BT) + self.position(torch.arange(T - 1, -1, -1, device=items_BT.device)))
+        x = self.drop(table_ND[items_BT] + self.position(torch.arange(T - 1, -1, -1, device=items_BT.device)))
         for block in self.blocks:
-            x = block(x, mask)
-        return self.norm(x)
+            x = block(x * real_BT1, causal)
+        return self.norm(x * real_BT1)
 
     def scores(self, items_BT: Tensor) -> Tensor:
         """[B, N] for the event after the newest."""
-        return F.linear(self.forward(items_BT)[:, -1].float(), self.item.weight[: self.num_items].float())
+        table = self.table()
+        return F.linear(self.forward(items_BT, table)[:, -1].float(), table[:-1].float())
 
 
 def sampled_softmax(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negatives: int) -> Tensor:
@@ -135,8 +145,9 @@ def train_sasrec(
             items_BT, next_BT = rows_BT[:, :-1], rows_BT[:, 1:]
             real_BT = items_BT < sequences.num_items
             with autocast(device):
-                state_PD = model(items_BT)[real_BT]
-                loss = sampled_softmax(state_PD, next_BT[real_BT], model.item.weight[:-1], config.negatives)
+                table = model.table()
+                state_PD = model(items_BT, table)[:, -items_BT.shape[1] :][real_BT]
+                loss = sampled_softmax(state_PD, next_BT[real_BT], table[:-1], config.negatives)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

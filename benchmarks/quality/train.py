@@ -48,22 +48,23 @@ def losses(model: SequenceOneRec, rows_BT: Tensor) -> Tensor:
     """Next-token loss of every position's target plus the item-level head's, weighted; mean over targets."""
     o = model.options
     items_BT, next_BT = rows_BT[:, :-1], rows_BT[:, 1:]
-    z_BTD, mask_BT = model.context(items_BT)
-    target_BT = mask_BT.clone()
+    table_ND = model.table()
+    z_BSD, mask_BS = model.context(items_BT, table_ND)
+    target_BT = items_BT < model.config.items
     if not o.causal:  # a window trains its last position only
         target_BT[:, :-1] = False
     target_P = next_BT[target_BT]
-    total = z_BTD.new_zeros(())
+    total = z_BSD.new_zeros(())
     if o.item_loss > 0:
-        state_PD = model.item_states(z_BTD[target_BT])
-        total = total + o.item_loss * sampled_softmax(state_PD, target_P, model.table(), o.negatives)
+        state_PD = model.item_states(z_BSD[:, 1:][target_BT])
+        total = total + o.item_loss * sampled_softmax(state_PD, target_P, table_ND[:-1], o.negatives)
     if o.token_loss > 0:
         codes_BTL = model.sid_NL[next_BT].clamp_max(model.config.codebook_size - 1)
         if o.causal:
-            hidden_PLD = model.token_logits(codes_BTL, z_BTD, mask_BT)[target_BT]
+            hidden_PLD = model.token_states(codes_BTL, z_BSD, mask_BS)[target_BT]
         else:
             codes_B1L = codes_BTL[:, -1:]
-            hidden_PLD = model.decode(codes_B1L[..., :-1], model.context_kv(z_BTD), mask_BT)[:, 0]
+            hidden_PLD = model.decode(codes_B1L[..., :-1], model.context_kv(z_BSD), mask_BS)[:, 0]
         codes_PL = model.sid_NL[target_P]
         for level in range(model.config.levels):
             logp = torch.log_softmax(model.level_logits(hidden_PLD[:, level], level).float(), -1)

@@ -35,7 +35,7 @@ def small_model(sid: np.ndarray, content: np.ndarray, **changed) -> SequenceOneR
 
 def test_sasrec_learns_the_ring(planted: Sequences) -> None:
     config = SASRecConfig(d_model=32, epochs=25, batch=32, negatives=16)
-    model, selection = train_sasrec(config, planted, seed=1, device=CPU, **QUIET)
+    _, selection = train_sasrec(config, planted, seed=1, device=CPU, **QUIET)
     assert selection.best > 0.6
     assert selection.best == max(point["ndcg@10"] for point in selection.curve)
 
@@ -63,7 +63,7 @@ def test_a_causal_state_knows_nothing_of_later_events(sid: np.ndarray, ring_vect
     a = torch.tensor([[N, 4, 7, 9, 2]])
     b = a.clone()
     b[0, -1] = 30
-    for encode in (lambda x: model.context(x)[0], sasrec):
+    for encode in (lambda x: model.context(x, model.table())[0], lambda x: sasrec(x, sasrec.table())):
         torch.testing.assert_close(encode(a)[:, :-1], encode(b)[:, :-1])
         assert not torch.allclose(encode(a)[:, -1], encode(b)[:, -1])
 
@@ -72,8 +72,8 @@ def test_padding_changes_nothing(sid: np.ndarray, ring_vectors: np.ndarray) -> N
     N = len(sid)
     model, sasrec = small_model(sid, ring_vectors), SASRec(SASRecConfig(d_model=32), N).eval()
     short, long = torch.tensor([[4, 7, 9]]), torch.tensor([[N, N, 4, 7, 9]])
-    for encode in (lambda x: model.context(x)[0], sasrec):
-        torch.testing.assert_close(encode(short), encode(long)[:, 2:])
+    for encode in (lambda x: model.context(x, model.table())[0], lambda x: sasrec(x, sasrec.table())):
+        torch.testing.assert_close(encode(short)[:, -3:], encode(long)[:, -3:])
 
 
 def test_shared_context_gives_each_window_its_own_loss(sid: np.ndarray, ring_vectors: np.ndarray) -> None:
@@ -81,10 +81,10 @@ def test_shared_context_gives_each_window_its_own_loss(sid: np.ndarray, ring_vec
     model = small_model(sid, ring_vectors)
     row = torch.tensor([[4, 7, 9, 2, 11]])
     codes = model.sid_NL[row[:, 1:]]
-    z, mask = model.context(row[:, :-1])
-    together = model.token_logits(codes, z, mask)
+    z, mask = model.context(row[:, :-1], model.table())
+    together = model.token_states(codes, z, mask)
     for t in range(4):
-        alone = model.decode(codes[:, t : t + 1, :-1], model.context_kv(z[:, : t + 1]), mask[:, : t + 1])
+        alone = model.decode(codes[:, t : t + 1, :-1], model.context_kv(z[:, : t + 2]), mask[:, : t + 2])
         torch.testing.assert_close(together[:, t], alone[:, 0])
 
 
@@ -94,9 +94,9 @@ def test_candidates_carry_the_full_models_scores(sid: np.ndarray, ring_vectors: 
     history = torch.tensor([[N, 4, 7], [1, 2, 3]])
     with torch.no_grad():
         items, token, item, real = model.candidates(history, N)
-        z, mask = model.context(history)
+        z, mask = model.context(history, model.table())
         expected = model.candidate_logp(torch.arange(N).expand(2, -1), z, mask)
-        head = torch.log_softmax(model.item_states(z[:, -1]) @ model.table().T, -1)
+        head = torch.log_softmax(model.item_states(z[:, -1]) @ model.table()[:-1].T, -1)
     for b, seen in enumerate(([4, 7], [1, 2, 3])):
         found = items[b][real[b]]
         assert sorted(found.tolist()) == sorted(set(range(N)) - set(seen))
@@ -108,7 +108,7 @@ def test_token_probabilities_spell_a_distribution(sid: np.ndarray, ring_vectors:
     """Over all code tuples, legal or not, the three heads' products sum to one; the legal ones to less."""
     model = small_model(sid, ring_vectors)
     with torch.no_grad():
-        z, mask = model.context(torch.tensor([[4, 7, 9]]))
+        z, mask = model.context(torch.tensor([[4, 7, 9]]), model.table())
         legal = model.candidate_logp(torch.arange(len(sid))[None], z, mask).exp().sum()
         grid = torch.cartesian_prod(*(torch.arange(CODES),) * 3)
         hidden = model.decode(grid[None, :, :-1], model.context_kv(z), mask)
