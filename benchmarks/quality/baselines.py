@@ -13,6 +13,7 @@ from benchmarks.quality.protocol import PLACES
 from models.evaluation.metrics import next_item_metrics
 
 WINDOW = 5
+HALVING = 0.5
 CHUNK = 2048
 
 
@@ -27,17 +28,29 @@ def most_popular(sequences: Sequences, part: str) -> dict[str, np.ndarray]:
     return next_item_metrics(ranked, target)
 
 
-def co_counts(rows: list[np.ndarray], num_items: int, window: int = WINDOW, decay: bool = False, both: bool = True):
-    """tmp"""
-    flat = np.concatenate(rows)
-    user = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
-    total = sp.csr_matrix((num_items, num_items))
-    for distance in range(1, window + 1):
+def transitions(sequences: Sequences) -> sp.csr_matrix:
+    """How often an item follows another within WINDOW places of a training sequence [N, N], a place away for 1/place."""
+    rows, N = sequences.training(), sequences.num_items
+    flat, user = np.concatenate(rows), np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+    total = sp.csr_matrix((N, N))
+    for distance in range(1, WINDOW + 1):
         same = user[:-distance] == user[distance:]
-        a, b = flat[:-distance][same], flat[distance:][same]
-        w = np.full(len(a), 1 / distance if decay else 1.0)
-        total = total + sp.csr_matrix((w, (a, b)), shape=(num_items, num_items))
-    return (total + total.T if both else total).tocsr()
+        pair = flat[:-distance][same], flat[distance:][same]
+        total = total + sp.csr_matrix((np.full(len(pair[0]), 1 / distance), pair), shape=(N, N))
+    return total.tocsr()
+
+
+def co_occurrence(sequences: Sequences, part: str) -> dict[str, np.ndarray]:
+    """Per-user metrics [U] of the items that most often followed the history's, an event k back counting HALVING^k."""
+    history, target = sequences.held_out(part)
+    follows, ranked = transitions(sequences), []
+    for start in range(0, len(history), CHUNK):
+        rows = history[start : start + CHUNK]
+        weight = np.concatenate([HALVING ** np.arange(len(h) - 1, -1, -1.0) for h in rows])
+        users = np.repeat(np.arange(len(rows)), [len(h) for h in rows])
+        seen = sp.csr_matrix((weight, (users, np.concatenate(rows))), shape=(len(rows), sequences.num_items))
+        ranked.append(top_sparse((seen @ follows).tocsr(), rows))
+    return next_item_metrics(np.concatenate(ranked), target)
 
 
 def top_sparse(score_UN: sp.csr_matrix, history: list[np.ndarray]) -> np.ndarray:

@@ -133,7 +133,7 @@ class SequenceOneRec(OneRec):
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def table(self) -> Tensor:
-        """Vectors of all items and of the padding [N + 1, D] for one step's history and item-level head, with dropout."""
+        """Vectors of all items and the padding [N + 1, D], with dropout: for a step's history and item-level head."""
         return self.drop_table(self.item_vector(torch.arange(self.config.items + 1, device=self.bos_D.device)))
 
     def context(self, items_BT: Tensor, table_ND: Tensor) -> tuple[Tensor, Tensor]:

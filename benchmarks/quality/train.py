@@ -32,7 +32,7 @@ CANDIDATES = 100
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """`seconds` ends a training early; the schedule is laid out over `epochs`."""
+    """`seconds` ends a training early; the learning rate follows epochs or seconds, whichever is further."""
 
     epochs: int = 60
     batch: int = 256
@@ -76,6 +76,13 @@ def losses(model: SequenceOneRec, rows_BT: Tensor) -> Tensor:
     return total
 
 
+def rate(done: float, warmup: float) -> float:
+    """Share of the learning rate at a point 0..1 of the training: linear warm-up, then cosine to a tenth."""
+    if done < warmup:
+        return max(done / warmup, 0.01)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, (done - warmup) / (1 - warmup))))
+
+
 def windows(rows: list[np.ndarray]) -> list[np.ndarray]:
     """Every prefix of at least two items: the sliding windows of TIGER and GRID."""
     return [row[:end] for row in rows for end in range(2, len(row) + 1)]
@@ -107,22 +114,20 @@ def train_onerec(
         fused=device.type == "cuda",
     )
     steps = training.epochs * math.ceil(len(data.length_U) / training.batch)
-    warmup = max(1, int(training.warmup * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, step / steps)))),
-    )
-    selection = Selection(model, patience=training.patience, seconds=training.seconds, progress=progress)
+    selection, step = Selection(model, patience=training.patience, seconds=training.seconds, progress=progress), 0
     for epoch in range(training.epochs):
         model.train()
         for rows_BT in data.epoch(training.batch, rng):
             with autocast(device):
                 loss = losses(model, rows_BT)
+            done = max(step / steps, selection.spent / training.seconds)
+            for group in optimizer.param_groups:
+                group["lr"] = training.learning_rate * rate(done, training.warmup)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            schedule.step()
+            step += 1
         if selection.due(epoch):
             found = rank_onerec(model, sequences, "validation", device, weights=(training.select_weight,))
             if selection.stop(epoch, found[training.select_weight]):
