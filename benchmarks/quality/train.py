@@ -1,7 +1,7 @@
 """Training and ranking of `SequenceOneRec`.
 
     model, selection = train_onerec(OneRecSequences(), Training(), sequences, sid_NL, content_NF, seed=1, ...)
-    table = rank_onerec(model, sequences, "validation", device)
+    by_weights = rank_onerec(model, sequences, "validation", device)
 
 Every position of every user is a target, once an epoch. AdamW, warm-up and cosine to a tenth; the epoch with the best
 validation NDCG@10 of the joint score is kept.
@@ -21,12 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.quality.data import MAX_HISTORY, Batches, Sequences
+from benchmarks.quality.follows import Follows
 from benchmarks.quality.onerec import OneRecSequences, SequenceOneRec
 from benchmarks.quality.protocol import PLACES, Selection, autocast
 from benchmarks.quality.sasrec import sampled_softmax
 from models.evaluation.metrics import next_item_metrics
 
-WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf)  # of the item-level score beside the beam's; inf: alone
+Weights = tuple[float, float]  # of the item-level score (inf: without the beam's) and of co-occurrence
+GRID: tuple[Weights, ...] = tuple(
+    (item, co) for item in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf) for co in (0.0, 0.1, 0.25, 0.5, 1.0)
+)
 CANDIDATES = 100
 
 
@@ -41,7 +45,7 @@ class Training:
     warmup: float = 0.05
     patience: int = 20
     seconds: float = float("inf")
-    select_weight: float = 1.0
+    select: Weights = (1.0, 0.0)
 
 
 def losses(model: SequenceOneRec, rows_BT: Tensor) -> Tensor:
@@ -129,8 +133,8 @@ def train_onerec(
             optimizer.step()
             step += 1
         if selection.due(epoch):
-            found = rank_onerec(model, sequences, "validation", device, weights=(training.select_weight,))
-            if selection.stop(epoch, found[training.select_weight]):
+            found = rank_onerec(model, sequences, "validation", device, weights=(training.select,))
+            if selection.stop(epoch, found[training.select]):
                 break
     model.load_state_dict(selection.best_state)
     return model, selection
@@ -142,18 +146,20 @@ def rank_onerec(
     sequences: Sequences,
     part: str,
     device: torch.device,
-    weights: tuple[float, ...] = WEIGHTS,
+    weights: tuple[Weights, ...] = GRID,
     batch: int = 512,
-) -> dict[float, dict[str, np.ndarray]]:
-    """Per-user metrics [U] for each weight of the item-level score (0: beam alone, inf: item-level head alone)."""
+) -> dict[Weights, dict[str, np.ndarray]]:
+    """Per-user metrics [U] for each pair of weights: beam + item weight x item-level score + co x log co-occurrence."""
     model.eval()
+    follows = Follows(sequences, device) if any(co for _, co in weights) else None
     history, target = sequences.held_out(part)
     ranked = {w: np.full((sequences.users, PLACES), -1, np.int64) for w in weights}
     for users, items_BT in Batches(history, sequences.num_items, device, MAX_HISTORY).in_order(batch):
         with autocast(device):
             items_BC, token_BC, item_BC, real_BC = model.candidates(items_BT, min(CANDIDATES, sequences.num_items))
+        co_BC = follows.log_score(items_BT, items_BC) if follows else torch.zeros_like(item_BC)
         for w in weights:
-            score = item_BC if w == math.inf else token_BC + w * item_BC
+            score = (item_BC if w[0] == math.inf else token_BC + w[0] * item_BC) + w[1] * co_BC
             best = score.masked_fill(~real_BC, float("-inf")).topk(min(PLACES, score.shape[1]), dim=1)
             item = items_BC.gather(1, best.indices).masked_fill(best.values == float("-inf"), -1)
             ranked[w][users, : item.shape[1]] = item.cpu().numpy()

@@ -24,20 +24,20 @@ from benchmarks.quality.data import Sequences
 from benchmarks.quality.onerec import OneRecSequences
 from benchmarks.quality.protocol import means, rank_next
 from benchmarks.quality.sasrec import SASRecConfig, train_sasrec
-from benchmarks.quality.train import WEIGHTS, Training, rank_onerec, train_onerec
+from benchmarks.quality.train import GRID, Training, Weights, rank_onerec, train_onerec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
     """A row: SASRec when `sasrec` is given, else OneRec. `ids` names the prepared semantic IDs, `weight` the joint
-    score's item-level weight (inf: the item-level head alone, 0: the beam alone)."""
+    score's weights of the item-level head (inf: without the beam) and of co-occurrence."""
 
     title: str
     sasrec: SASRecConfig | None = None
     options: OneRecSequences = dataclasses.field(default_factory=OneRecSequences)
     training: Training = dataclasses.field(default_factory=Training)
     ids: str = "fused"
-    weight: float = 1.0
+    weight: Weights = (1.0, 0.0)
 
 
 ONEREC = Variant(title="OneRec")
@@ -45,12 +45,12 @@ TIGER = Variant(
     title="TIGER-style (RQ-VAE IDs of the text, our decoder)",
     options=OneRecSequences(content=False, own=False, item_loss=0.0),
     ids="rqvae",
-    weight=0.0,
+    weight=(0.0, 0.0),
 )
 
 
 def _with(
-    title: str, *, base: Variant = ONEREC, ids: str | None = None, weight: float | None = None, **changed
+    title: str, *, base: Variant = ONEREC, ids: str | None = None, weight: Weights | None = None, **changed
 ) -> Variant:
     """OneRec with some levers moved; each keyword belongs to the options or to the training."""
     own = {f.name for f in dataclasses.fields(OneRecSequences)}
@@ -71,8 +71,8 @@ VARIANTS: dict[str, Variant] = {
     "tiger": TIGER,
     "onerec": ONEREC,
     # ablations of OneRec, one lever each
-    "no_item_head": _with("without the item-level head", item_loss=0.0, weight=0.0),
-    "item_head_only": _with("the item-level head alone, no decoder", token_loss=0.0, weight=math.inf),
+    "no_item_head": _with("without the item-level head", item_loss=0.0, weight=(0.0, 0.0)),
+    "item_head_only": _with("the item-level head alone, no decoder", token_loss=0.0, weight=(math.inf, 0.0)),
     "text_ids": _with("IDs from the text alone", ids="text"),
     "no_content": _with("no content vector in the events", content=False),
     "no_own": _with("no embedding an item", own=False),
@@ -121,7 +121,7 @@ def run_variant(
             variant.training,
             epochs=epochs or variant.training.epochs,
             seconds=min(seconds, variant.training.seconds),
-            select_weight=variant.weight,
+            select=variant.weight,
         )
         sid, content, codebook_size = tokenizer(prepared, variant.ids, seed)
         onerec, selection = train_onerec(
@@ -137,12 +137,11 @@ def run_variant(
         )
         model = onerec
         heads = variant.options.item_loss > 0 and variant.options.token_loss > 0
-        weights = WEIGHTS if heads else (variant.weight,)
+        weights = GRID if heads else tuple((variant.weight[0], co) for co in (0.0, 0.1, 0.25, 0.5, 1.0))
         for part in parts:
             found = rank_onerec(onerec, sequences, part, device, weights=weights)
             result[part] = means(found[variant.weight])
-            if heads:
-                result[f"{part}_by_weight"] = {str(w): means(values) for w, values in found.items()}
+            result[f"{part}_by_weight"] = {f"{w[0]:g} {w[1]:g}": means(values) for w, values in found.items()}
     result["parameters"] = sum(p.numel() for p in model.parameters())
     result["epochs"], result["best_epoch"] = selection.curve[-1]["epoch"] + 1, selection.best_epoch + 1
     result["seconds"], result["curve"] = round(time.monotonic() - begun, 1), selection.curve

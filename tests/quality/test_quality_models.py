@@ -46,15 +46,15 @@ def test_onerec_learns_the_ring(planted: Sequences, sid: np.ndarray, ring_vector
     training = Training(epochs=30 if options.causal else 10, batch=32, learning_rate=3e-3)
     model, _ = train_onerec(options, training, planted, sid, ring_vectors, CODES, seed=1, device=CPU, **QUIET)
     found = {w: means(values) for w, values in rank_onerec(model, planted, "test", CPU).items()}
-    assert found[1.0]["recall@5"] > 0.8  # the two likely items; chance is .10
-    assert found[0.0]["recall@5"] > 0.6 and found[math.inf]["recall@5"] > 0.6
+    assert found[1.0, 0.0]["recall@5"] > 0.8  # the two likely items; chance is .10
+    assert found[0.0, 0.0]["recall@5"] > 0.6 and found[math.inf, 0.0]["recall@5"] > 0.6
 
 
 def test_tiger_style_has_no_item_head(planted: Sequences, sid: np.ndarray, ring_vectors: np.ndarray) -> None:
     options = dataclasses.replace(SMALL, content=False, own=False, item_loss=0.0)
-    training = Training(epochs=30, batch=32, learning_rate=3e-3, select_weight=0.0)
+    training = Training(epochs=30, batch=32, learning_rate=3e-3, select=(0.0, 0.0))
     model, _ = train_onerec(options, training, planted, sid, ring_vectors, CODES, seed=1, device=CPU, **QUIET)
-    assert means(rank_onerec(model, planted, "test", CPU, weights=(0.0,))[0.0])["recall@5"] > 0.6
+    assert means(rank_onerec(model, planted, "test", CPU, weights=((0.0, 0.0),))[0.0, 0.0])["recall@5"] > 0.6
 
 
 def test_a_causal_state_knows_nothing_of_later_events(sid: np.ndarray, ring_vectors: np.ndarray) -> None:

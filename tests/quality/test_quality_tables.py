@@ -12,6 +12,7 @@ import torch
 from benchmarks.quality import variants
 from benchmarks.quality.baselines import co_occurrence, most_popular, transitions
 from benchmarks.quality.data import Sequences
+from benchmarks.quality.follows import Follows
 from benchmarks.quality.onerec import OneRecSequences
 from benchmarks.quality.prepare import item_text, make_ids, read_texts
 from benchmarks.quality.protocol import METRICS, means
@@ -70,6 +71,16 @@ def test_transitions_count_forward_by_distance() -> None:
     assert found[2:].sum() == 0  # the last two items of each user are held out
 
 
+def test_candidates_get_the_co_occurrence_of_the_floor(planted: Sequences) -> None:
+    """The keys' look-up equals the sparse product, and weights a padded place with nothing."""
+    history = torch.tensor([[planted.num_items, 4, 7], [1, 2, 3]])
+    every = torch.arange(planted.num_items).expand(2, -1)
+    found = Follows(planted, CPU).log_score(history, every)
+    counts = transitions(planted).toarray()
+    np.testing.assert_allclose(found[0], np.log(0.1 + counts[7] + 0.5 * counts[4]), rtol=1e-5)
+    np.testing.assert_allclose(found[1], np.log(0.1 + counts[3] + 0.5 * counts[2] + 0.25 * counts[1]), rtol=1e-5)
+
+
 def test_floors_know_the_ring_or_do_not(planted: Sequences) -> None:
     follow, popular = means(co_occurrence(planted, "test")), means(most_popular(planted, "test"))
     assert follow["recall@5"] > 0.8 > 0.4 > popular["recall@5"]
@@ -91,7 +102,7 @@ def test_a_row_runs_from_the_prepared_folder(prepared: Path, monkeypatch: pytest
     quiet = {"epochs": 5, "progress": lambda line: None}
     found = run_variant("small", prepared, 1, CPU, test=True, **quiet)
     assert found["set"] == "toy" and found["epochs"] == 5 and len(found["curve"]) == 1
-    assert found["test"] == found["test_by_weight"]["1.0"] and set(found["test"]) == set(METRICS)
+    assert found["test"] == found["test_by_weight"]["1 0"] and set(found["test"]) == set(METRICS)
     assert "test" not in run_variant("small", prepared, 1, CPU, **quiet)
     again = run_variant("small", prepared, 1, CPU, test=True, **quiet)
     assert again["test"] == found["test"]  # seeded
