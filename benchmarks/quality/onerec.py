@@ -209,7 +209,7 @@ class SequenceOneRec(OneRec):
             seen = torch.cat([item_logp_BN, item_logp_BN[:, :1]], 1).scatter(1, items_BT, float("-inf"))[:, :-1]
             proposed.append(seen.topk(min(width, N), dim=1).indices)
         if o.token_loss > 0:
-            codes, _ = beam_search(self, z_BTD, mask_BT, min(width + items_BT.shape[1], N), self.trie)
+            codes, _ = beam_search(self, z_BTD, mask_BT, width, self.trie)
             proposed.append(self.trie.lookup(codes).clamp_min(0))
         items_BC = torch.cat(proposed, 1).sort(1).values
         twice = torch.zeros_like(items_BC, dtype=torch.bool)

@@ -105,8 +105,14 @@ def sampled_softmax(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negati
 
     A draw that is the target itself is left in, as in the published code: it costs a constant at most.
     """
+    state_PD, table_ND = state_PD.float(), table_ND.float()
+    with torch.autocast(state_PD.device.type, enabled=False):
+        return _contrast(state_PD, target_P, table_ND, negatives)
+
+
+def _contrast(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negatives: int) -> Tensor:
     if not negatives:
-        return F.cross_entropy(F.linear(state_PD, table_ND).float(), target_P)
+        return F.cross_entropy(F.linear(state_PD, table_ND), target_P)
     drawn_PR = torch.randint(len(table_ND), (len(target_P), negatives), device=state_PD.device)
     if state_PD.is_cuda or len(table_ND) < 8 * negatives:
         logits_PN = F.linear(state_PD, table_ND)  # one dense product is faster than gathering P x R rows
@@ -115,7 +121,7 @@ def sampled_softmax(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negati
     else:
         negative_PR = torch.einsum("pd,prd->pr", state_PD, F.embedding(drawn_PR, table_ND))
         positive_P = (state_PD * F.embedding(target_P, table_ND)).sum(1, keepdim=True)
-    logits = torch.cat([positive_P, negative_PR], 1).float()
+    logits = torch.cat([positive_P, negative_PR], 1)
     return F.cross_entropy(logits, torch.zeros_like(target_P))
 
 

@@ -31,7 +31,7 @@ Weights = tuple[float, float]  # of the item-level score (inf: without the beam'
 GRID: tuple[Weights, ...] = tuple(
     (item, co) for item in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf) for co in (0.0, 0.1, 0.25, 0.5, 1.0)
 )
-CANDIDATES = 100
+CANDIDATES = 64  # of the beam and of the item-level head each; ten are shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -155,8 +155,7 @@ def rank_onerec(
     history, target = sequences.held_out(part)
     ranked = {w: np.full((sequences.users, PLACES), -1, np.int64) for w in weights}
     for users, items_BT in Batches(history, sequences.num_items, device, MAX_HISTORY).in_order(batch):
-        with autocast(device):
-            items_BC, token_BC, item_BC, real_BC = model.candidates(items_BT, min(CANDIDATES, sequences.num_items))
+        items_BC, token_BC, item_BC, real_BC = model.candidates(items_BT, min(CANDIDATES, sequences.num_items))
         co_BC = follows.log_score(items_BT, items_BC) if follows else torch.zeros_like(item_BC)
         for w in weights:
             score = (item_BC if w[0] == math.inf else token_BC + w[0] * item_BC) + w[1] * co_BC

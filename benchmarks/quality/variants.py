@@ -105,6 +105,8 @@ def run_variant(
     """Train one row on one prepared set; its numbers on validation, and on test if asked. Raises ValueError by name."""
     if name not in VARIANTS:
         raise ValueError(f"no variant {name!r}; choose one of {', '.join(VARIANTS)}")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
     variant, sequences, begun = VARIANTS[name], Sequences.load(prepared), time.monotonic()
     parts = ("validation", "test") if test else ("validation",)
     result: dict[str, Any] = {"variant": name, "set": prepared.name, "seed": seed, "device": _name(device)}
