@@ -35,7 +35,8 @@ class OneRecSequences:
     codes, content, own: what an event is made of. table_dropout: of the item vectors themselves, drawn once a step for
     history and item-level head alike. item_loss: weight of the item-level head's loss (0: no head);
     negatives: how many uniform items it is contrasted with (0: all). token_loss: weight of the next-token loss (0: the
-    item-level head alone). smoothing: share of a code's probability spread over its legal siblings.
+    item-level head alone). smoothing: share of a code's probability spread over its legal siblings. legal: the codes'
+    probabilities are over legal siblings alone, in training and in the joint score (the beam proposes as ever).
     """
 
     d_model: int = 256
@@ -53,6 +54,7 @@ class OneRecSequences:
     token_loss: float = 1.0
     negatives: int = 0
     smoothing: float = 0.0
+    legal: bool = False
 
     def __post_init__(self) -> None:
         if not (self.codes or self.content or self.own):
@@ -175,9 +177,16 @@ class SequenceOneRec(OneRec):
         hidden = self.decode(codes_BCL[..., :-1], self.context_kv(z_BTD), mask_BT)
         total = torch.zeros(items_BC.shape, device=items_BC.device)
         for level in range(self.config.levels):
-            logp = torch.log_softmax(self.level_logits(hidden[:, :, level], level).float(), -1)
+            logp = self.level_logp(hidden[:, :, level], level, items_BC)
             total = total + logp.gather(2, codes_BCL[..., level, None])[..., 0]
         return total
+
+    def level_logp(self, hidden: Tensor, level: int, items: Tensor) -> Tensor:
+        """Log-probabilities [..., K] of a level's codes after the prefixes of `items` [...]; hidden [..., D]."""
+        logits = self.level_logits(hidden, level).float()
+        if self.options.legal:
+            logits = logits.masked_fill(self.siblings()[level][items] == 0, float("-inf"))
+        return torch.log_softmax(logits, -1)
 
     def siblings(self) -> list[Tensor]:
         """For each level the legal codes after each item's prefix, as rows that sum to one: [N, K] a level."""

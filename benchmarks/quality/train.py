@@ -71,10 +71,11 @@ def losses(model: SequenceOneRec, rows_BT: Tensor) -> Tensor:
             hidden_PLD = model.decode(codes_B1L[..., :-1], model.context_kv(z_BSD), mask_BS)[:, 0]
         codes_PL = model.sid_NL[target_P]
         for level in range(model.config.levels):
-            logp = torch.log_softmax(model.level_logits(hidden_PLD[:, level], level).float(), -1)
+            logp = model.level_logp(hidden_PLD[:, level], level, target_P)
             nll = F.nll_loss(logp, codes_PL[:, level])
             if o.smoothing:
-                spread = -(logp * model.siblings()[level][target_P]).sum(1).mean()
+                share_PK = model.siblings()[level][target_P]
+                spread = -torch.where(share_PK > 0, logp * share_PK, 0.0).sum(1).mean()
                 nll = (1 - o.smoothing) * nll + o.smoothing * spread
             total = total + o.token_loss * nll
     return total

@@ -120,6 +120,15 @@ def test_token_probabilities_spell_a_distribution(sid: np.ndarray, ring_vectors:
     assert 0 < float(legal) < 1
 
 
+def test_legal_probabilities_of_all_items_sum_to_one(sid: np.ndarray, ring_vectors: np.ndarray) -> None:
+    model = small_model(sid, ring_vectors, legal=True, smoothing=0.1)
+    with torch.no_grad():
+        z, mask = model.context(torch.tensor([[4, 7, 9]]), model.table())
+        logp = model.candidate_logp(torch.arange(len(sid))[None], z, mask)
+    assert float(logp.exp().sum()) == pytest.approx(1, abs=1e-4)
+    assert np.isfinite(float(losses(model, torch.tensor([[4, 7, 9, 1]])).detach()))
+
+
 def test_smoothing_spreads_over_legal_siblings_only(sid: np.ndarray, ring_vectors: np.ndarray) -> None:
     model = small_model(sid, ring_vectors)
     for level, rows in enumerate(model.siblings()):
