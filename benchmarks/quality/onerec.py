@@ -117,7 +117,7 @@ class SequenceOneRec(OneRec):
         self.drop_table = nn.Dropout(options.table_dropout)
         self.own = nn.Embedding(len(sid_NL) + 1, d)
         nn.init.normal_(self.own.weight, std=d**-0.5)
-        del self.item_residual  # `own` is the residual here, shared by history and head
+        del self.item_residual, self.item_bias_N  # `own` is the residual here; history and head share one table
         self.trie = Trie.build(sid_NL, codebook_size)
         self._siblings: list[Tensor] | None = None
 
