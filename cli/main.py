@@ -9,9 +9,9 @@ import argparse
 import os
 import sys
 
-from cli import backfill, daily, data, features, recommend, release, report, scaling, simulate
+from cli import backfill, daily, data, eval, features, recommend, release, report, scaling, simulate
 
-GROUPS = (daily, backfill, release, recommend, features, report, simulate, data, scaling)
+GROUPS = (daily, backfill, release, recommend, features, report, simulate, data, scaling, eval)
 
 
 def main(argv: list[str] | None = None) -> int:

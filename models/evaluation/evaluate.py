@@ -49,7 +49,7 @@ def evaluate(
     interval of this release's recall@50 minus production's, paired by user.
     Raises ValueError when the evaluation rows hold no user with an unseen positive.
     """
-    rows, relevant, seen = _protocol(evaluation_set)
+    rows, relevant, seen = held_out(evaluation_set)
     progress(f"{len(rows):,} users with unseen positives")
     results = []
     for name, sets in (("most_popular_all", training_sets), ("most_popular_3d", sorted(training_sets)[-3:])):
@@ -65,7 +65,7 @@ def evaluate(
             results.append({**results[-1], "name": name})
             continue
         progress(f"ranking with {name}")
-        ranker = _Ranker(evaluation_set, own_tok, directory, rows)
+        ranker = Ranker(evaluation_set, own_tok, directory, rows)
         ranked, legality = ranker.rank(seen)
         results.append(_row(name, ranked, relevant, seed))
         recall[name] = ranking_metrics(ranked, relevant)["recall@50"]
@@ -86,7 +86,7 @@ def evaluate(
     return report
 
 
-def _protocol(evaluation_set: Path) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+def held_out(evaluation_set: Path) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
     """Rows that count, their relevant item ids (positive and never shown before), and what each had seen."""
     table = pq.read_table(evaluation_set)
     shown, seen = read_ragged(table, ["item_id", "label"]), read_ragged(table, ["seen_item_id"])
@@ -105,28 +105,35 @@ def _protocol(evaluation_set: Path) -> tuple[np.ndarray, list[np.ndarray], list[
     return np.array(rows), relevant, before
 
 
-class _Ranker:
-    """One model over the evaluation rows."""
+class Ranker:
+    """One model over the evaluation rows, `CHUNK` users at a time: memory does not grow with their number."""
 
-    def __init__(self, evaluation_set: Path, tok: Tokenizer, directory: Path, rows: np.ndarray) -> None:
-        self.tok, self.rows = tok, rows
-        self.model = load_model(directory, tok).eval()
+    def __init__(
+        self, evaluation_set: Path, tok: Tokenizer, directory: Path, rows: np.ndarray, device: str = "cpu"
+    ) -> None:
+        self.tok, self.rows, self.device = tok, rows, device
+        self.model = load_model(directory, tok).eval().to(device)
         self.data = TrainingSet([evaluation_set], tok.catalogue, self.model.config)
 
-    def rank(self, seen: list[np.ndarray]) -> tuple[np.ndarray, float]:
+    def rank(
+        self, seen: list[np.ndarray], progress: Callable[[int], None] = lambda users: None
+    ) -> tuple[np.ndarray, float]:
         """Unseen item ids by score [U, TOP] (-1 where nothing is left), and the share of places that are legal.
 
         A place is legal when the codes that were spelled are its item's row of the SID table, whatever the trie says.
         """
         catalogue, sid_NL = self.tok.catalogue, self.tok.sid_NL
         out, legal, placed = np.full((len(self.rows), TOP), -1, np.int64), 0, 0
+        trie = self.tok.trie.to(self.device)
         for start in range(0, len(self.rows), CHUNK):
             chunk = self.rows[start : start + CHUNK]
             unwanted = [catalogue.index(items) for items in seen[start : start + CHUNK]]
-            ranked = rank_unseen(self.model, self.data.context(chunk), self.tok.trie, unwanted, TOP, BEAM)
+            context = {name: t.to(self.device) for name, t in self.data.context(chunk).items()}
+            ranked = rank_unseen(self.model, context, trie, unwanted, TOP, BEAM)
             for row, (item, _, codes) in zip(out[start:], ranked):
                 row[: len(item)] = catalogue.item_ids[item]
                 legal, placed = legal + int((sid_NL[item] == codes).all(1).sum()), placed + len(item)
+            progress(start + len(chunk))
         return out, legal / placed if placed else 0.0
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ def test_every_help_ends_with_an_example_that_parses() -> None:
 
 def test_the_commands_are_those_of_the_design() -> None:
     found = {p.prog.removeprefix("onerec").strip() for p in all_parsers(parser())} - {""}
-    assert {"daily", "backfill", "recommend", "report", "simulate", "release"} <= found
+    assert {"daily", "backfill", "recommend", "report", "simulate", "release", "eval"} <= found
     assert {f"release {a}" for a in ("list", "show", "diff", "promote", "rollback")} <= found
 
 

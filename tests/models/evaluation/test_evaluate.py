@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.evaluation.evaluate import _protocol, _Ranker, evaluate
+from models.evaluation.evaluate import Ranker, evaluate, held_out
 from models.onerec.config import OneRecConfig
 from models.onerec.model import OneRec
 from models.onerec.ranking import rank_unseen
@@ -68,7 +68,7 @@ def test_report_rows_and_file(world, models, tmp_path):
     names = [row["name"] for row in report["rows"]]
     assert names == ["onerec", "onerec_pretrained", "most_popular_all", "most_popular_3d"]
     assert json.loads((tmp_path / "evaluation.json").read_text()) == report
-    rows, relevant, _ = _protocol(world.evaluation)
+    rows, relevant, _ = held_out(world.evaluation)
     assert report["users"] == len(rows) == len(relevant)
     for row in report["rows"]:
         low, high = row["recall@50_interval"]
@@ -76,7 +76,7 @@ def test_report_rows_and_file(world, models, tmp_path):
         assert row["recall@10"] <= row["recall@50"] <= row["recall@100"]
     assert 0 < report["p_score_top10"] < 1 and 0 <= report["unconstrained_legality"] <= 1
     assert report["legality"] == 1.0
-    _, _, seen = _protocol(world.evaluation)
+    _, _, seen = held_out(world.evaluation)
     assert report["filled"] == pytest.approx(np.mean([48 - len(np.unique(s)) for s in seen]) / 100)
     again = _evaluate(world, models, tmp_path)
     assert again == report
@@ -90,17 +90,17 @@ def test_who_counts_and_what_is_relevant(tmp_path):
         Row(4, seen=[], shown=[]),
         Row(5, seen=[9], shown=[[0, LIKE, 255, 1, 1], [7, 0, 255, 1, 1]]),
     ]
-    index, relevant, seen = _protocol(write_training_set(tmp_path / "e.parquet", rows))
+    index, relevant, seen = held_out(write_training_set(tmp_path / "e.parquet", rows))
     assert index.tolist() == [0, 4]
     assert [r.tolist() for r in relevant] == [[6], [0]]
     assert [s.tolist() for s in seen] == [[5], [9]]
     with pytest.raises(ValueError, match="no user has a positive item"):
-        _protocol(write_training_set(tmp_path / "none.parquet", rows[1:4]))
+        held_out(write_training_set(tmp_path / "none.parquet", rows[1:4]))
 
 
 def test_seen_items_never_appear_and_all_others_do(world, models):
-    rows, _, seen = _protocol(world.evaluation)
-    ranker = _Ranker(world.evaluation, Tokenizer.load(world.tokenizer), models["model"], rows)
+    rows, _, seen = held_out(world.evaluation)
+    ranker = Ranker(world.evaluation, Tokenizer.load(world.tokenizer), models["model"], rows)
     ranked, legality = ranker.rank(seen)
     assert legality == 1.0 and ranked.shape == (len(rows), 100)
     for row, items in zip(ranked, seen):
@@ -114,7 +114,7 @@ def test_a_user_who_has_seen_much_gets_a_full_list(tmp_path):
     model, tokenizer = small_model(items=400, codebook_size=8)
     save_model(model, tmp_path)
     path = write_training_set(tmp_path / "e.parquet", [Row(1), Row(2)])
-    ranker = _Ranker(path, tokenizer, tmp_path, np.array([0, 1]))
+    ranker = Ranker(path, tokenizer, tmp_path, np.array([0, 1]))
     nothing = np.empty(0, np.int64)
     (whole,) = rank_unseen(ranker.model, ranker.data.context(np.array([0])), tokenizer.trie, [nothing], 400, 400)
     in_order = tokenizer.catalogue.item_ids[whole[0]]
@@ -125,9 +125,9 @@ def test_a_user_who_has_seen_much_gets_a_full_list(tmp_path):
 
 def test_a_place_whose_codes_are_not_its_items_is_illegal(world, models):
     """A trie that is one row off still calls every path an item; the SID table does not."""
-    rows, _, seen = _protocol(world.evaluation)
+    rows, _, seen = held_out(world.evaluation)
     tokenizer = Tokenizer.load(world.tokenizer)
-    ranker = _Ranker(world.evaluation, tokenizer, models["model"], rows)
+    ranker = Ranker(world.evaluation, tokenizer, models["model"], rows)
     sid = tokenizer.sid_NL.copy()
     sid[[0, 1]] = sid[[1, 0]]
     ranker.tok = dataclasses.replace(tokenizer, trie=Trie.build(sid, 16))
@@ -155,7 +155,7 @@ def test_a_hit_counts_for_the_exact_item_only(world, models, tmp_path):
     assert recall(only_target, target) == 1.0
     other = np.setdiff1d(everything, [target, neighbour])
     path = write_training_set(tmp_path / "e.parquet", [Row(1, seen=[*ids[other], ids[target]])])
-    ranker = _Ranker(path, tokenizer, models["model"], np.array([0]))
+    ranker = Ranker(path, tokenizer, models["model"], np.array([0]))
     assert ranker.rank([np.array([*ids[other], ids[target]])])[0][0, 0] == ids[neighbour]
     path = write_training_set(
         tmp_path / "e.parquet", [Row(1, seen=[*ids[other]], shown=[[1000, LIKE, 255, 1, 1]])]
@@ -201,7 +201,7 @@ def test_production_is_ranked_with_its_own_tokenizer(world, models, tmp_path):
     report = _evaluate(world, models, tmp_path / "out", production=release)
     rows = {row["name"]: row for row in report["rows"]}
     assert list(rows)[:3] == ["onerec", "onerec_pretrained", "production"]
-    _, relevant, _ = _protocol(world.evaluation)
+    _, relevant, _ = held_out(world.evaluation)
     expected = np.mean([(r < 20).mean() for r in relevant])
     assert rows["production"]["recall@100"] == pytest.approx(expected)
     low, high = rows["production"]["recall@50_gain_interval"]
@@ -229,7 +229,7 @@ def test_a_trained_model_beats_the_floor_on_a_source_with_structure(world, model
 def test_context_of_the_ranker_is_the_evaluation_row(world, models):
     tokenizer = Tokenizer.load(world.tokenizer)
     rows = np.array([3, 1])
-    ranker = _Ranker(world.evaluation, tokenizer, models["model"], rows)
+    ranker = Ranker(world.evaluation, tokenizer, models["model"], rows)
     data = TrainingSet([world.evaluation], tokenizer.catalogue, ranker.model.config)
     one, two = ranker.data.context(rows), data.context(rows)
     assert all(torch.equal(one[k], two[k]) for k in two)

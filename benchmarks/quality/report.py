@@ -1,0 +1,27 @@
+"""Markdown of the tables."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others are numbers."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
+
+
+def footer(results: Sequence[dict[str, Any]], module: str) -> str:
+    """Hardware, command, commit and date."""
+    devices = ", ".join(sorted({r["device"] for r in results})) or "CPU"
+    here = Path(__file__).resolve().parent
+    command = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+    commit = command.stdout.strip() or "unknown"
+    asked = " ".join(sys.argv[1:])
+    when = datetime.now(UTC).date().isoformat()
+    return f"Device: {devices}. Commit {commit}, {when}. Command: `python -m benchmarks.quality.{module} {asked}`\n"

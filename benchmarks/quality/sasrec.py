@@ -1,0 +1,165 @@
+"""SASRec with sampled softmax, the strongest published row: as in blondered/transformer_benchmark (arXiv 2508.06450).
+
+    model = train_sasrec(SASRecConfig(), sequences, seed=1, device=torch.device("cuda"), progress=print)
+
+One causal block in the order of SASRec's authors (the query alone is normalised and is what the residual adds to), one
+head, learned positions counted from the newest event, every position predicts its next item against the same number of
+uniform negatives, drawn anew for each position; dot products, constant learning rate 1e-3, Adam betas .9 and .98,
+dropout .2, batch 128, at most 200 epochs, patience 50. Two habits of that code matter: dropout falls on the item table
+itself, once a step, for history and scores alike; and padding is not masked but zero, so that a short history's
+attention is spread thin. Kang and McAuley 2018 (arXiv 1808.09781) is the block's source.
+
+Legend: B users, T events, D width, N items, R negatives, P positions that count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.quality.data import MAX_HISTORY, Batches, Sequences
+from benchmarks.quality.protocol import Selection, autocast, rank_next
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SASRecConfig:
+    """The published choice for Beauty, Sports and Toys. negatives 0: the full softmax."""
+
+    d_model: int = 256
+    blocks: int = 1
+    heads: int = 1
+    dropout: float = 0.2
+    negatives: int = 256
+    batch: int = 128
+    learning_rate: float = 1e-3
+    epochs: int = 200
+    patience: int = 50
+
+
+class Block(nn.Module):
+    """Attention of the normalised query over the plain sequence, then a feed-forward of the same width."""
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__()
+        d, self.heads, self.dropout = config.d_model, config.heads, config.dropout
+        self.norm_q, self.norm_ff = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.q, self.kv, self.out = nn.Linear(d, d), nn.Linear(d, 2 * d), nn.Linear(d, d)
+        self.up, self.down = nn.Linear(d, d), nn.Linear(d, d)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, mask: Tensor) -> Tensor:
+        B, T, D = x_BTD.shape
+        query = self.norm_q(x_BTD)
+        q = self.q(query).view(B, T, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(x_BTD).view(B, T, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
+        x = self.norm_ff(query + self.out(y.transpose(1, 2).reshape(B, T, D)))
+        return x + self.drop(self.down(self.drop(F.relu(self.up(x)))))
+
+
+class SASRec(nn.Module):
+    """Item N is the padding."""
+
+    def __init__(self, config: SASRecConfig, num_items: int) -> None:
+        super().__init__()
+        self.config, self.num_items = config, num_items
+        self.item = nn.Embedding(num_items + 1, config.d_model)
+        self.position = nn.Embedding(MAX_HISTORY, config.d_model)
+        nn.init.xavier_normal_(self.item.weight)
+        nn.init.xavier_normal_(self.position.weight)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        for parameter in self.blocks.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_normal_(parameter)
+        self.norm = nn.LayerNorm(config.d_model)
+        self.drop = nn.Dropout(config.dropout)
+
+    def table(self) -> Tensor:
+        """The item vectors [N + 1, D] of one step, dropout applied."""
+        return self.drop(self.item.weight)
+
+    def forward(self, items_BT: Tensor, table_ND: Tensor) -> Tensor:
+        """Right-aligned histories to states [B, T, D]; state t has read the events up to t. T grows to MAX_HISTORY."""
+        T, B = MAX_HISTORY, len(items_BT)
+        items_BT = torch.cat([items_BT.new_full((B, T - items_BT.shape[1]), self.num_items), items_BT], 1)
+        real_BT1 = (items_BT < self.num_items)[..., None]
+        causal = torch.ones(T, T, dtype=torch.bool, device=items_BT.device).tril()
+        x = self.drop(table_ND[items_BT] + self.position(torch.arange(T - 1, -1, -1, device=items_BT.device)))
+        for block in self.blocks:
+            x = block(x * real_BT1, causal)
+        return self.norm(x * real_BT1)
+
+    def scores(self, items_BT: Tensor) -> Tensor:
+        """[B, N] for the event after the newest."""
+        table = self.table()
+        return F.linear(self.forward(items_BT, table)[:, -1].float(), table[:-1].float())
+
+
+def sampled_softmax(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negatives: int) -> Tensor:
+    """Cross-entropy of the target against `negatives` uniform draws of each position; 0: against all items [N].
+
+    A draw that is the target itself is left in, as in the published code: it costs a constant at most.
+    """
+    state_PD, table_ND = state_PD.float(), table_ND.float()
+    with torch.autocast(state_PD.device.type, enabled=False):
+        return _contrast(state_PD, target_P, table_ND, negatives)
+
+
+def _contrast(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negatives: int) -> Tensor:
+    if not negatives:
+        return F.cross_entropy(F.linear(state_PD, table_ND), target_P)
+    drawn_PR = torch.randint(len(table_ND), (len(target_P), negatives), device=state_PD.device)
+    if state_PD.is_cuda or len(table_ND) < 8 * negatives:
+        logits_PN = F.linear(state_PD, table_ND)  # one dense product is faster than gathering P x R rows
+        negative_PR = logits_PN.gather(1, drawn_PR)
+        positive_P = logits_PN.gather(1, target_P[:, None])
+    else:
+        negative_PR = torch.einsum("pd,prd->pr", state_PD, F.embedding(drawn_PR, table_ND))
+        positive_P = (state_PD * F.embedding(target_P, table_ND)).sum(1, keepdim=True)
+    logits = torch.cat([positive_P, negative_PR], 1)
+    return F.cross_entropy(logits, torch.zeros_like(target_P))
+
+
+def train_sasrec(
+    config: SASRecConfig,
+    sequences: Sequences,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: Callable[[str], None] = print,
+    seconds: float = float("inf"),
+) -> tuple[SASRec, Selection]:
+    """Fit on the training items; the epoch with the best validation NDCG@10 is kept."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = SASRec(config, sequences.num_items).to(device)
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=device.type == "cuda"
+    )
+    data = Batches(sequences.training(), sequences.num_items, device)
+    selection = Selection(model, patience=config.patience, seconds=seconds, progress=progress)
+    for epoch in range(config.epochs):
+        model.train()
+        for rows_BT in data.epoch(config.batch, rng):
+            if rows_BT.shape[1] < 2:
+                continue
+            items_BT, next_BT = rows_BT[:, :-1], rows_BT[:, 1:]
+            real_BT = items_BT < sequences.num_items
+            with autocast(device):
+                table = model.table()
+                state_PD = model(items_BT, table)[:, -items_BT.shape[1] :][real_BT]
+                loss = sampled_softmax(state_PD, next_BT[real_BT], table[:-1], config.negatives)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        if selection.due(epoch):
+            validation = rank_next(model.eval().scores, sequences, "validation", device)
+            if selection.stop(epoch, validation):
+                break
+    model.load_state_dict(selection.best_state)
+    return model, selection
