@@ -50,7 +50,8 @@ class AlignConfig:
     warmup_share: float = 0.05  # then annealed to a tenth, as in pre-training
     clip_norm: float = 1.0
     batch_size: int = 32
-    min_steps: int = 120  # at bootstrap: a small day is passed over several times
+    min_steps: int = 120  # at bootstrap: a small day is passed over several times,
+    max_passes: int = 10  # but a tiny one not for ever
     max_steps: int = 400
     rsft_weight: float = 1.0
     item_loss_weight: float = 1.0
@@ -220,10 +221,10 @@ def _longer_half(data: TrainingSet, rows: np.ndarray) -> np.ndarray:
 
 
 def _batches(data: TrainingSet, sessions: np.ndarray, config: AlignConfig, seed: int) -> list[np.ndarray]:
-    """Sessions in seeded passes until `min_steps` batches are there, at most `max_steps`."""
+    """Sessions in seeded passes until `min_steps` batches are there, at most `max_passes` and `max_steps`."""
     out: list[np.ndarray] = []
     passes = 0
-    while not out or len(out) < config.min_steps:
+    while not out or (len(out) < config.min_steps and passes < config.max_passes):
         out += data.batches(sessions, config.batch_size, seed + passes)
         passes += 1
         if passes > 1 and len(out) >= config.min_steps:

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 4 -m models.training.pretrain ...         # the same over processes, here or on a cluster
 
 On the first day the rows of all days are passed over at least once, and so often that at least `min_steps` steps are
-taken; newer days weigh more, and the last pass runs in day order. A later day passes over its own rows once.
+taken (at most `max_epochs` times); newer days weigh more, and the last pass runs in day order. A later day passes over its own rows once.
 Writes model.safetensors, config.json, optimizer.safetensors, metrics.json into `out`. With `work` it keeps checkpoints
 there, and a run that was killed at any step goes on to the same bytes that it would have written.
 """
@@ -60,7 +60,8 @@ TIMES = ("seconds", "samples_per_second", "data_wait", "mfu", "peak_bytes", "che
 class PretrainConfig:
     """Knobs of pre-training. Learning rates: sparse = embedding tables, dense = the rest."""
 
-    min_steps: int = 480  # at bootstrap: a small log is passed over several times
+    min_steps: int = 480  # at bootstrap: a small log is passed over several times,
+    max_epochs: int = 30  # but a tiny one not for ever
     batch_size: int = 128  # rows of a micro-batch; a step has batch_size * accumulate * processes
     accumulate: int = 1
     max_targets: int = 8
@@ -126,7 +127,8 @@ def pretrain(
     model = _model(training_sets, previous, tok, build).to(processes.device).train()
     index = Index.scan(training_sets, tok.catalogue)
     streams = processes.world * config.accumulate
-    epochs = 1 if previous else math.ceil(config.min_steps * config.batch_size * streams / index.rows)
+    wanted = math.ceil(config.min_steps * config.batch_size * streams / index.rows)
+    epochs = 1 if previous else min(wanted, config.max_epochs)
     own = [
         Stream(
             index=index,

@@ -164,6 +164,7 @@ def test_a_small_day_is_passed_over_until_min_steps(world, trained, tmp_path):
     assert len(batches) == 7 and sorted(np.concatenate(batches[:3]).tolist()) == rows.tolist()
     assert len(_batches(data, rows, AlignConfig(batch_size=4, min_steps=2, max_steps=100), 0)) == 10  # one whole pass
     assert len(_batches(data, rows, AlignConfig(batch_size=4, min_steps=2, max_steps=3), 0)) == 3
+    assert len(_batches(data, rows, AlignConfig(batch_size=40, min_steps=99, max_passes=4), 0)) == 4
 
 
 def test_industrial_rules_are_reported_with_their_shares(world, trained, tmp_path):

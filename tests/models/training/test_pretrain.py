@@ -88,7 +88,13 @@ def test_a_wrong_tokenizer_is_refused(world, tmp_path):
 def test_a_small_log_is_passed_over_until_the_steps_are_enough(world, tmp_path):
     once = _pretrain(world, tmp_path / "a", config=PretrainConfig(min_steps=1, batch_size=16))
     often = _pretrain(world, tmp_path / "b", config=PretrainConfig(min_steps=2 * once["steps"] + 1, batch_size=16))
-    assert once["epochs"] == 1 and often["epochs"] >= 2 and often["targets"] == often["epochs"] * once["targets"]
+    capped = _pretrain(world, tmp_path / "c", config=PretrainConfig(min_steps=999, max_epochs=3, batch_size=16))
+    assert (
+        capped["epochs"] == 3
+        and once["epochs"] == 1
+        and often["epochs"] >= 2
+        and often["targets"] == often["epochs"] * once["targets"]
+    )
 
 
 def test_rows_without_a_positive_are_refused(world, tmp_path):
