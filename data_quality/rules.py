@@ -51,7 +51,7 @@ class Rule:
 def never(column: str, bad: str, says: str, severity: FailureSeverity) -> Rule:
     """No row meets the condition `bad`."""
     return Rule(
-        name=f"rows where not: {says}",
+        name=f"rows that break: {says}",
         column=column,
         says=says,
         severity=severity,
@@ -79,7 +79,7 @@ def unique(columns: Sequence[str], says: str, severity: FailureSeverity) -> Rule
     """No two rows have the same values of all these columns."""
     key = ", ".join(columns)
     return Rule(
-        name=f"rows where not: {says}",
+        name=f"rows that break: {says}",
         column=key,
         says=says,
         severity=severity,

@@ -1,8 +1,10 @@
 """Where the tables to be checked lie, as queries for DuckDB: a lake's partitions, or a folder in the contract's layout.
 
-tables = lake_tables(Path("lake"), date(2022, 5, 5))        # what the ingest wrote
-tables = folder_tables(Path("logs"))                        # contract Parquet as it came; also a lake
-tables.query("impressions", date(2022, 5, 5))
+    tables = lake_tables(Path("lake"), date(2022, 5, 5))        # what the ingest wrote
+    tables = folder_tables(Path("logs"))                        # contract Parquet as it came; also a lake
+    tables.query("impressions", date(2022, 5, 5))
+
+Both raise DataError for a table that is missing.
 """
 
 from __future__ import annotations
