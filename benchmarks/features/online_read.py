@@ -20,6 +20,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -218,11 +219,12 @@ def main() -> None:
         "| store | reader | 1 user | 10 users | 100 users | CPU, 1 user |",
         "|---|---|---|---|---|---|",
     ]
+    chosen = "" if args.readers == list(READERS) else f" --readers {shlex.join(args.readers)}"
     tail = [
         "",
         f"Every user has {events} events, {LENGTHS['user_seen']:,} seen items, {LENGTHS['user_static']} static codes.",
         "",
-        f"- command: python -m benchmarks.features.online_read --users {args.users} --calls {args.calls}",
+        f"- command: python -m benchmarks.features.online_read --users {args.users} --calls {args.calls}{chosen}",
         f"- hardware: {processor()}, {os.cpu_count()} cores; load when it ended {os.getloadavg()[1]:.1f}",
         f"- commit {commit()}, {dt.date.today()}",
     ]
