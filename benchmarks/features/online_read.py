@@ -20,6 +20,7 @@ import contextlib
 import datetime as dt
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -85,7 +86,10 @@ def _values(rng: np.random.Generator, column: str, count: int) -> np.ndarray:
 Read = Callable[[Sequence[int]], object]
 
 
-def readers(features: Path, home: Path, redis: str) -> Iterator[tuple[str, str, Read]]:
+READERS = ("ours", "get_online_features", "server", "feast's store")
+
+
+def readers(wanted: Sequence[str], features: Path, home: Path, redis: str) -> Iterator[tuple[str, str, Read]]:
     """(store, reader, a call that reads some users), each over an online store that it has filled."""
     address = {"connection_string": redis}
     ours = {
@@ -99,11 +103,14 @@ def readers(features: Path, home: Path, redis: str) -> Iterator[tuple[str, str, 
     for name, profile in ours.items():
         where = {"features": features, "feature_store": home / f"ours-{name}", "profile": profile}
         _fill(where)
-        yield name, "ours", OnlineFeatures(**where).read_many
-        yield name, "`get_online_features`", _through_feast(where)
-        with _server(where) as call:
-            yield name, "server", call
-    for name, profile in theirs.items():
+        if "ours" in wanted:
+            yield name, "ours", OnlineFeatures(**where).read_many
+        if "get_online_features" in wanted:
+            yield name, "get_online_features", _through_feast(where)
+        if "server" in wanted:
+            with _server(where) as call:
+                yield name, "server", call
+    for name, profile in theirs.items() if "feast's store" in wanted else ():
         where = {"features": features, "feature_store": home / f"feasts-{name}", "profile": profile}
         _fill(where)
         yield name, "feast's store", _through_feast(where, arrays=True)
@@ -171,44 +178,53 @@ def _server(where: dict) -> Iterator[Read]:
             server.wait(30)
 
 
+def _percentiles(milliseconds: list[float]) -> str:
+    """p50 / p99; the first three calls, which open connections, are not counted."""
+    p50, p99 = np.percentile(milliseconds[3:], [50, 99])
+    return f"{p50:.2f} / {p99:.2f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=400)
     parser.add_argument("--calls", type=int, default=300, help="timed calls for one user; a tenth of them for 100")
+    parser.add_argument("--readers", nargs="+", default=list(READERS), choices=READERS)
     parser.add_argument("--out", type=Path, default=TABLE)
     args = parser.parse_args()
     rng, lines = np.random.default_rng(2), []
     with tempfile.TemporaryDirectory() as folder, redis_server() as redis:
         features = Path(folder) / "features"
         write_users(features, args.users)
-        for store, reader, read in readers(features, Path(folder), redis):
-            cells = []
+        for store, reader, read in readers(args.readers, features, Path(folder), redis):
+            cells, first = [], ""
             for size in SIZES:
                 calls = max(args.calls // {1: 1, 10: 3, 100: 10}[size], 20)
                 asked = [rng.choice(args.users, size, replace=False).tolist() for _ in range(calls + 3)]
-                times = []
+                wall, cpu = [], []
                 for users in asked:
-                    begun = time.perf_counter()
+                    begun, own = time.perf_counter(), time.process_time()
                     read(users)
-                    times.append(1000 * (time.perf_counter() - begun))
-                p50, p99 = np.percentile(times[3:], [50, 99])
-                cells.append(f"{p50:.2f} / {p99:.2f}")
-            lines.append(f"| {store} | {reader} | {' | '.join(cells)} |")
+                    wall.append(1000 * (time.perf_counter() - begun))
+                    cpu.append(1000 * (time.process_time() - own))
+                cells.append(_percentiles(wall))
+                first = first or _percentiles(cpu)
+            lines.append(f"| {store} | {reader} | {' | '.join(cells)} | {first} |")
             print(lines[-1], flush=True)
     events = " + ".join(f"{LENGTHS[v]:,} x 7" for v in ("user_short", "user_positive", "user_lifelong"))
     head = [
         "# Online read of whole users",
         "",
-        "Milliseconds a call, p50 / p99.",
+        "Milliseconds a call, p50 / p99. CPU: what the reading process itself computes, whatever else runs beside it.",
         "",
-        "| store | reader | 1 user | 10 users | 100 users |",
-        "|---|---|---|---|---|",
+        "| store | reader | 1 user | 10 users | 100 users | CPU, 1 user |",
+        "|---|---|---|---|---|---|",
     ]
+    chosen = "" if args.readers == list(READERS) else f" --readers {shlex.join(args.readers)}"
     tail = [
         "",
         f"Every user has {events} events, {LENGTHS['user_seen']:,} seen items, {LENGTHS['user_static']} static codes.",
         "",
-        f"- command: python -m benchmarks.features.online_read --users {args.users} --calls {args.calls}",
+        f"- command: python -m benchmarks.features.online_read --users {args.users} --calls {args.calls}{chosen}",
         f"- hardware: {processor()}, {os.cpu_count()} cores; load when it ended {os.getloadavg()[1]:.1f}",
         f"- commit {commit()}, {dt.date.today()}",
     ]

@@ -67,6 +67,7 @@ def cluster(folders, tmp_path_factory, redis_address, postgres_url) -> dict:
 
         session = started(profile.repo_config(where["feature_store"]).offline_store)
         session.conf.set("spark.sql.shuffle.partitions", "1")  # 200 tasks a join are for clusters
+        session.conf.set("spark.sql.codegen.wholeStage", "false")  # nor is compiling each query worth it for a few rows
         apply(**where)
         materialize(**where, start=end_of(DAYS[0]).replace(hour=0), end=end_of(DAYS[4]))
     yield where
