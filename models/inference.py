@@ -16,7 +16,7 @@ import torch
 
 from models.onerec.features import NUM_FIELDS, encode_events
 from models.onerec.model import OneRec
-from models.onerec.ranking import MAX_BEAM, rank_unseen
+from models.onerec.ranking import MAX_BEAM, rank_lists, rank_unseen
 from models.reward.pscore import PScore
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.data import PATHWAYS
@@ -80,25 +80,10 @@ class Recommender:
         while exclusions leave fewer than k items. Raises ValueError on a wrong shape, a static code outside its table,
         or a k or beam outside 1..MAX_BEAM.
         """
-        c = self.model.config
-        if static.shape != (c.static_features,):
-            raise ValueError(
-                f"static has shape {static.shape}, the release wants ({c.static_features},); use its feature service"
-            )
         for name, value in (("k", k), ("beam", beam)):
             if not 1 <= value <= MAX_BEAM:
                 raise ValueError(f"{name} is {value}; it must lie in 1..{MAX_BEAM}")
-        if (static < 0).any() or (static >= c.static_buckets).any():
-            raise ValueError(f"static codes must lie in 0..{c.static_buckets - 1}")
-        batch = {"static": torch.from_numpy(static.astype(np.int64))[None]}
-        for name, raw in zip(PATHWAYS, (short, positive, lifelong)):
-            if raw.ndim != 2 or raw.shape[1] != NUM_FIELDS:
-                raise ValueError(f"{name} has shape {raw.shape}; it must be [n, {NUM_FIELDS}]")
-            raw = raw[-self.lengths[name] :]
-            now = np.full(len(raw), now_s, np.int64)
-            events = encode_events(raw, now, self.tokenizer.catalogue, c.author_buckets, c.tag_buckets)
-            batch[name] = torch.from_numpy(events)[None]
-            batch[f"{name}_mask"] = torch.ones(1, len(raw), dtype=torch.bool)
+        batch = self._context(static, (short, positive, lifelong), now_s)
         catalogue = self.tokenizer.catalogue
         unwanted = catalogue.index(np.asarray(exclude, np.int64))
         choose = self.p_score is not None
@@ -109,3 +94,50 @@ class Recommender:
             best = np.argsort(-score, kind="stable")[:k]
             index, score, codes = index[best], score[best], codes[best]
         return Recommendation(catalogue.item_ids[index], score.astype(np.float32), codes.astype(np.int32))
+
+    def recommend_list(
+        self,
+        *,
+        static: np.ndarray,
+        short: np.ndarray,
+        positive: np.ndarray,
+        lifelong: np.ndarray,
+        now_s: int,
+        exclude: np.ndarray,
+        beam: int,
+    ) -> Recommendation:
+        """The best list of a session-wise model, its items in the order in which they are to be shown.
+
+        Arguments as of `recommend`; every score is the whole list's log-probability. Empty if the beam holds no list
+        without excluded items. Raises ValueError also for a model that generates single items.
+        """
+        m, catalogue = self.model.config.session_items, self.tokenizer.catalogue
+        if m == 1:
+            raise ValueError("this release generates single items; use recommend, or train with session_items over 1")
+        if not 1 <= beam <= MAX_BEAM:
+            raise ValueError(f"beam is {beam}; it must lie in 1..{MAX_BEAM}")
+        batch = self._context(static, (short, positive, lifelong), now_s)
+        unwanted = [catalogue.index(np.asarray(exclude, np.int64))]
+        index, logp = rank_lists(self.model, batch, self.tokenizer.trie, unwanted, m, beam)[0]
+        scores = np.full(len(index), logp, np.float32)
+        return Recommendation(catalogue.item_ids[index], scores, self.tokenizer.sid_NL[index].astype(np.int32))
+
+    def _context(self, static: np.ndarray, histories: tuple[np.ndarray, ...], now_s: int) -> dict[str, torch.Tensor]:
+        """A batch of one user from raw feature arrays; ValueError names what does not fit the release."""
+        c = self.model.config
+        if static.shape != (c.static_features,):
+            raise ValueError(
+                f"static has shape {static.shape}, the release wants ({c.static_features},); use its feature service"
+            )
+        if (static < 0).any() or (static >= c.static_buckets).any():
+            raise ValueError(f"static codes must lie in 0..{c.static_buckets - 1}")
+        batch = {"static": torch.from_numpy(static.astype(np.int64))[None]}
+        for name, raw in zip(PATHWAYS, histories):
+            if raw.ndim != 2 or raw.shape[1] != NUM_FIELDS:
+                raise ValueError(f"{name} has shape {raw.shape}; it must be [n, {NUM_FIELDS}]")
+            raw = raw[-self.lengths[name] :]
+            now = np.full(len(raw), now_s, np.int64)
+            events = encode_events(raw, now, self.tokenizer.catalogue, c.author_buckets, c.tag_buckets)
+            batch[name] = torch.from_numpy(events)[None]
+            batch[f"{name}_mask"] = torch.ones(1, len(raw), dtype=torch.bool)
+        return batch

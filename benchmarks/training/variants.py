@@ -198,7 +198,7 @@ def table(results: list[dict[str, Any]], args: argparse.Namespace) -> str:
     clock = "the clock" if args.device == "cuda" else "processor time of one thread"
     lines += [
         "",
-        f"Mean over seeds {args.seeds} and half their range; {args.steps} steps of {args.batch} users, the same batches;",
+        f"Mean over seeds {args.seeds} and half their range; {args.steps} steps of {args.batch} users, alike for all;",
         f"steps in {clock}; latency by the clock, median of the 20 users with the longest histories, one at a time.",
         f"A session-wise answer is a whole list of {LIST}: its latency buys {LIST} items that know of each other. Its",
         "loss sees the list's earlier items, which the others do not.",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.onerec.beam_search import beam_search
+from models.onerec.beam_search import beam_search, beam_search_lists
 from models.onerec.model import OneRec
 from models.tokenizer.trie import Trie
 
@@ -70,3 +70,23 @@ def rank_unseen(
         rows = rows[[len(found[row][0]) < k for row in rows]]
         width = min(4 * width, limit)
     return found
+
+
+@torch.no_grad()
+def rank_lists(
+    model: OneRec, batch: dict[str, Tensor], trie: Trie, unwanted: list[np.ndarray], items: int, width: int
+) -> list[tuple[np.ndarray, float]]:
+    """The most probable list of `items` items of each user (session-wise models): catalogue indices [m] in their order,
+    and the list's log-probability.
+
+    `unwanted` is as in `rank_unseen`. A user whom it leaves no such list within the beam gets an empty one and -inf.
+    """
+    z, mask = model.encode(batch)
+    skip_BN = torch.zeros(len(unwanted), len(trie.item), dtype=torch.bool, device=z.device)
+    for user, indices in enumerate(unwanted):
+        known = indices[indices < len(trie.item)]  # the unknown item's index lies behind the catalogue
+        skip_BN[user, torch.from_numpy(known).to(z.device)] = True
+    codes, logp = beam_search_lists(model, z, mask, width, trie, items, skip_BN)
+    best = trie.lookup(codes[:, 0]).cpu().numpy()
+    first = logp[:, 0].tolist()
+    return [(best[i] if np.isfinite(p) else best[i][:0], p) for i, p in enumerate(first)]

@@ -126,3 +126,30 @@ def test_an_unknown_selection_is_refused(tmp_path):
 def test_wrong_requests_are_refused_by_name(recommender, changes, message):
     with pytest.raises(ValueError, match=message):
         _ask(recommender, **changes)
+
+
+def test_a_session_wise_release_answers_with_its_best_list():
+    model, tokenizer = small_model(items=12, session_items=3)
+    request = {"static": STATIC, "short": _events(9), "positive": _events(4), "lifelong": _events(0), "now_s": NOW}
+    recommender = Recommender(model, tokenizer)
+    got = recommender.recommend_list(**request, exclude=np.empty(0, np.int64), beam=64)
+    assert len(got.item_ids) == 3 == len(set(got.item_ids.tolist())) and len(set(got.scores.tolist())) == 1
+    batch = recommender._context(STATIC, (request["short"], request["positive"], request["lifelong"]), NOW)
+    index = tokenizer.catalogue.index(got.item_ids)
+    z, mask = model.encode(batch)
+    levels = model.code_logits(torch.from_numpy(tokenizer.sid_NL[index])[None], z, mask)
+    logp = [
+        torch.log_softmax(x[0], -1).gather(1, torch.from_numpy(got.sids[:, i : i + 1]).long())
+        for i, x in enumerate(levels)
+    ]
+    assert got.scores[0] == pytest.approx(float(torch.cat(logp).detach().sum()), rel=1e-4)
+    other = recommender.recommend_list(**request, exclude=got.item_ids[:1], beam=64)
+    assert got.item_ids[0] not in other.item_ids and other.scores[0] < got.scores[0]
+    with pytest.raises(ValueError, match=f"beam is 0; it must lie in 1..{MAX_BEAM}"):
+        recommender.recommend_list(**request, exclude=got.item_ids, beam=0)
+
+
+def test_a_release_of_single_items_has_no_lists(recommender):
+    request = {"static": STATIC, "short": _events(1), "positive": _events(0), "lifelong": _events(0), "now_s": NOW}
+    with pytest.raises(ValueError, match="generates single items"):
+        recommender.recommend_list(**request, exclude=np.empty(0, np.int64), beam=8)

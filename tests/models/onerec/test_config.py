@@ -22,6 +22,18 @@ from models.onerec.config import OneRecConfig, onerec_laptop
         ({"lifelong_len": -1}, "lifelong_len is -1"),
         ({"lifelong_queries": 0}, "lifelong_queries is 0"),
         ({"static_buckets": 0}, "static_buckets is 0"),
+        ({"encoder_layers": -1}, "encoder_layers is -1.*must not be negative"),
+        ({"encoder_layers": 0}, "encoder_layers is 0"),
+        ({"architecture": "lazy"}, "architecture is 'lazy'; choose one of encoder_decoder, lazy_decoder"),
+        ({"architecture": "lazy_decoder"}, "has no encoder: set encoder_layers=0 and item_head=False"),
+        ({"affinity": "relu"}, "affinity is 'relu'"),
+        ({"history": "vid"}, "history is 'vid'; choose one of sid, hashed"),
+        ({"kv_heads": 3}, "heads 4 is not a multiple of kv_heads 3"),
+        ({"encoder_moe_layers": 3}, "encoder_moe_layers is 3, but there are 2"),
+        ({"decoder_dense_layers": 3}, "decoder_dense_layers is 3, but there are 2"),
+        ({"shared_expert_dim": 12}, "shared_expert_dim 12 is not a multiple of 8"),
+        ({"item_buckets": 1}, "item_buckets is 1"),
+        ({"session_items": 0}, "session_items is 0"),
     ],
 )
 def test_impossible_sizes(changes, message):

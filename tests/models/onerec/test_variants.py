@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from models.onerec.beam_search import beam_search, beam_search_lists
 from models.onerec.model import OneRec
 from models.onerec.moe import MoE, expert_report
-from models.onerec.ranking import rank_items
+from models.onerec.ranking import rank_items, rank_lists
 from models.onerec.sizes import lazy, session
 from models.training.losses import ntp_loss
 from tests.models.conftest import random_batch, small_model
@@ -134,6 +135,23 @@ def test_a_wide_beam_finds_the_best_lists_of_all(items, unwanted):
         torch.testing.assert_close(logp[user][real], expected, rtol=1e-4, atol=1e-4)
         found = tokenizer.trie.lookup(lists[user][real])
         assert torch.equal(found, every[order])
+
+
+def test_ranked_lists_leave_out_what_is_unwanted():
+    """The beam's own best list without exclusions; without an item of it, another; and none where too few are left."""
+    model, tokenizer = small_model(items=7, session_items=2)
+    batch = random_batch(model, LENGTHS)
+    z, mask = model.encode(batch)
+    lists, logp = beam_search_lists(model, z.detach(), mask, 50, tokenizer.trie, 2)
+    best = tokenizer.trie.lookup(lists[:, 0])
+    nothing = np.array([7])  # the unknown item: excludes none
+    unwanted = [nothing, best[1, :1].numpy(), np.arange(6), nothing]
+    ranked = rank_lists(model, batch, tokenizer.trie, unwanted, 2, 50)
+    for user in (0, 3):
+        assert ranked[user][0].tolist() == best[user].tolist()
+        assert ranked[user][1] == pytest.approx(float(logp[user, 0]), rel=1e-5)
+    assert len(ranked[1][0]) == 2 and best[1, 0].item() not in ranked[1][0] and ranked[1][1] < float(logp[1, 0])
+    assert len(ranked[2][0]) == 0 and ranked[2][1] == float("-inf")
 
 
 def test_lists_longer_than_the_model_generates_are_refused():
