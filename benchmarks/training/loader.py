@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from benchmarks.alignment.harness import commit, hardware
 from models.onerec.config import onerec_laptop
 from models.onerec.model import OneRec
 from models.training.checkpoint import Tokenizer
-from models.training.data import TrainingSet
+from models.training.data import UserDays
 from models.training.losses import PretrainLoss
 from models.training.pretrain import PretrainConfig, static_features
 from models.training.stream import Index, Prefetcher, Stream
@@ -76,26 +78,21 @@ def seconds(loss: PretrainLoss, batches: list[dict[str, Tensor]], device: str) -
     return time.monotonic() - begun
 
 
-def peak_mib(data: Path, whole: bool, answer) -> None:
+def peak_mib(data: Path, whole: bool) -> float:
     """In a process of its own: peak memory after everything was read."""
     tok, sets, stream = opened(data, POOL)
     if whole:
-        held = TrainingSet(sets, tok.catalogue, stream.config)
+        held = UserDays(pa.concat_tables([pq.read_table(p) for p in sets]), tok.catalogue, stream.config)
         assert len(held)
     else:
         for _ in stream.batches():
             pass
-    answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measured(data: Path, whole: bool) -> float:
-    context = multiprocessing.get_context("spawn")
-    answer = context.Queue()
-    process = context.Process(target=peak_mib, args=(data, whole, answer))
-    process.start()
-    value = answer.get()
-    process.join()
-    return value
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak_mib, (data, whole))
 
 
 def main() -> None:

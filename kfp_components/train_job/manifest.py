@@ -1,6 +1,7 @@
 """The Kubernetes objects of a distributed pre-training, as typed Python: a TrainJob and the runtime it refers to.
 
-    TrainJob(name="onerec-pretrain-2022-05-05-1a2b3c4d", arguments=[...], nodes=4, gpus=8).manifest()
+    TrainJob(name="onerec-pretrain-2022-05-05-1a2b3c4d", arguments=[...], nodes=4, gpus=8, image=...).manifest()
+    python -m kfp_components.train_job.manifest --claim workspace --mount /var/onerec | kubectl apply -f -
 
 API: trainer.kubeflow.org/v1alpha1 (Kubeflow Trainer 2.x). The trainer's torch plugin gives every pod the rendezvous as
 PET_* variables, which torchrun reads; the number of processes a node is said to torchrun itself, because the API field
@@ -9,7 +10,9 @@ for it has moved between minor versions.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -119,3 +122,16 @@ def training_runtime(*, claim: str, mount: str, namespace: str = "onerec", name:
         "metadata": {"name": name, "namespace": namespace, "labels": {"trainer.kubeflow.org/framework": "torch"}},
         "spec": {"mlPolicy": {"numNodes": 1, "torch": {}}, "template": {"spec": {"replicatedJobs": [job]}}},
     }
+
+
+def main() -> None:
+    """Print the runtime for `kubectl apply -f -`."""
+    p = argparse.ArgumentParser(description="The TrainingRuntime that pre-training's TrainJobs refer to.")
+    p.add_argument("--claim", required=True, help="PersistentVolumeClaim (ReadWriteMany) of the workspace")
+    p.add_argument("--mount", required=True, help="where the pipeline's pods see it")
+    p.add_argument("--namespace", default="onerec")
+    print(json.dumps(training_runtime(**vars(p.parse_args())), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -145,9 +145,10 @@ def _shards(tensor: DTensor) -> int:
 def balance_experts(model: nn.Module, processes: Processes) -> list[list[float]]:
     """After an optimiser step: move every MoE's bias by the loads of all processes; those loads, a list a layer."""
     layers = [m for m in model.modules() if isinstance(m, MoE)]
-    loads = []
-    for layer in layers:
-        processes.total(layer.load_E)
-        loads.append(layer.load_E.tolist())
+    if not layers:
+        return []
+    loads = processes.total(torch.stack([layer.load_E for layer in layers]))
+    for layer, load_E in zip(layers, loads):
+        layer.load_E.copy_(load_E)
         layer.balance()
-    return loads
+    return loads.tolist()

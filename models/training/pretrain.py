@@ -48,7 +48,7 @@ from models.training.parallelize import (
     parallelize,
     sync_gradients,
 )
-from models.training.snapshot import Checkpointer, newest
+from models.training.snapshot import Checkpointer, newest, sha256
 from models.training.stream import Index, Prefetcher, Recency, Stream
 from models.training.watch import LossWatch
 
@@ -275,7 +275,7 @@ def _run_digest(
         "model": dataclasses.asdict(model),
         "data": [[g.path.parent.name, g.path.name, g.number, g.rows, g.targets, g.newest_s] for g in index.groups],
         "tokenizer": sid_digest(tok.sid_NL),
-        "previous": previous and hashlib.sha256((previous / "model.safetensors").read_bytes()).hexdigest(),
+        "previous": previous and sha256(previous / "model.safetensors"),
         "seed": seed,
         "streams": streams,
     }

@@ -80,7 +80,7 @@ class Checkpointer:
             name = f"rank-{self.rank:05d}.safetensors"
             save_file(tensors, stage / name)
             _flush(stage / name)
-            entry = {"sha256": _sha256(stage / name), "tensors": table}
+            entry = {"sha256": sha256(stage / name), "tensors": table}
             _put(stage / f"rank-{self.rank:05d}.json", json.dumps(entry))
             if self.rank:
                 return
@@ -144,7 +144,7 @@ def newest(folder: Path, run: str, say: Callable[[str], None]) -> Found | None:
                 say(f"{path.name} is of another run (data, settings or model differ): not used")
                 continue
             for file, entry in meta["files"].items():
-                if _sha256(path / file) != entry["sha256"]:
+                if sha256(path / file) != entry["sha256"]:
                     raise ValueError(f"{file} does not have its sha256")
             return Found(path=path, step=meta["step"], state=meta["state"], files=meta["files"])
         except (OSError, ValueError, KeyError) as error:
@@ -152,7 +152,8 @@ def newest(folder: Path, run: str, say: Callable[[str], None]) -> Found | None:
     return None
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file, in hex."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 

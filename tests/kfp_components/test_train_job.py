@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -203,13 +202,13 @@ def test_torchrun_passes_lines_on_and_tells_a_failure(tmp_path, monkeypatch) -> 
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(launching, "MODULE", "standin")
-    assert sys.executable
     said: list[str] = []
     how = Launch(kind="torchrun", processes=2)
     assert launch(how, arguments=[str(tmp_path)], name="x", out=tmp_path, progress=said.append) == {"steps": 3}
     assert {"process 0 of 2", "process 1 of 2"} <= set(said)
     with pytest.raises(RuntimeError, match=r"torchrun ended with status 1(.|\n)*no luck"):
         launch(how, arguments=["fail"], name="x", out=tmp_path, progress=said.append)
+    monkeypatch.setattr(launching, "_torchrun", lambda *arguments: None)
     with pytest.raises(RuntimeError, match=r"training ended without .*metrics\.json"):
         launch(how, arguments=[str(tmp_path)], name="x", out=tmp_path / "elsewhere", progress=said.append)
 
