@@ -24,7 +24,7 @@ from benchmarks.quality.data import Sequences
 from benchmarks.quality.onerec import OneRecSequences
 from benchmarks.quality.protocol import means, rank_next
 from benchmarks.quality.sasrec import SASRecConfig, train_sasrec
-from benchmarks.quality.train import GRID, Training, Weights, rank_onerec, train_onerec
+from benchmarks.quality.train import CO_WEIGHTS, GRID, Training, Weights, rank_onerec, train_onerec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ def run_variant(
         )
         model = onerec
         heads = variant.options.item_loss > 0 and variant.options.token_loss > 0
-        weights = GRID if heads else tuple((variant.weight[0], co) for co in (0.0, 0.1, 0.25, 0.5, 1.0))
+        weights = GRID if heads else tuple((variant.weight[0], co) for co in CO_WEIGHTS)
         for part in parts:
             found = rank_onerec(onerec, sequences, part, device, weights=weights)
             result[part] = means(found[variant.weight])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality.data import Sequences
+from benchmarks.quality.data import MAX_HISTORY, Sequences
 from benchmarks.quality.onerec import OneRecSequences, SequenceOneRec
 from benchmarks.quality.prepare import semantic_ids
 from benchmarks.quality.protocol import means
@@ -74,6 +74,24 @@ def test_padding_changes_nothing(sid: np.ndarray, ring_vectors: np.ndarray) -> N
     short, long = torch.tensor([[4, 7, 9]]), torch.tensor([[N, N, 4, 7, 9]])
     for encode in (lambda x: model.context(x, model.table())[0], lambda x: sasrec(x, sasrec.table())):
         torch.testing.assert_close(encode(short)[:, -3:], encode(long)[:, -3:])
+
+
+def test_sasrec_pads_with_zeros_that_are_attended_to() -> None:
+    """The one key with the logarithm of the padding's number equals MAX_HISTORY places of real zeros."""
+    model, items = SASRec(SASRecConfig(d_model=16, blocks=2), 30).eval(), torch.tensor([[30, 4, 7, 9], [1, 2, 3, 4]])
+    with torch.no_grad():
+        for block in model.blocks:
+            block.kv.bias.normal_()
+        found = model(items, model.table())[:, -1]
+        full = torch.cat([torch.full((2, MAX_HISTORY - 4), 30), items], 1)
+        real = (full < 30)[..., None]
+        x = model.table()[full] + model.position(torch.arange(MAX_HISTORY - 1, -1, -1))
+        causal = torch.full((MAX_HISTORY, MAX_HISTORY), float("-inf")).triu(1)
+        for block in model.blocks:
+            x = block(x * real, causal)
+        torch.testing.assert_close(found, model.norm(x)[:, -1])
+        longest = torch.arange(MAX_HISTORY)[None] % 30
+        assert torch.isfinite(model(longest, model.table())).all()  # no padding at all
 
 
 def test_shared_context_gives_each_window_its_own_loss(sid: np.ndarray, ring_vectors: np.ndarray) -> None:
@@ -155,8 +173,8 @@ def test_sampled_softmax_agrees_on_both_ways_of_computing_it() -> None:
     torch.manual_seed(3)
     drawn = torch.randint(200, (6, 20))
     logits = torch.cat([(state @ table.T).gather(1, target[:, None]), (state @ table.T).gather(1, drawn)], 1)
-    assert float(gathered) == pytest.approx(float(-torch.log_softmax(logits, 1)[:, 0].mean()), rel=1e-5)
-    full = torch.nn.functional.cross_entropy(state @ table.T, target)
+    assert float(gathered) == pytest.approx(float(-torch.log_softmax(logits, 1)[:, 0].sum()), rel=1e-5)
+    full = torch.nn.functional.cross_entropy(state @ table.T, target, reduction="sum")
     assert float(sampled_softmax(state, target, table, 0)) == pytest.approx(float(full), rel=1e-6)
 
 
