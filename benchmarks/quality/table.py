@@ -1,6 +1,6 @@
 """The test tables of one set: floors, models re-run here over seeds, and the published numbers beside them.
 
-    python -m benchmarks.quality.table --prepared build/quality/beauty --jobs 6        # -> beauty.md
+    python -m benchmarks.quality.table --prepared build/quality/beauty --jobs 2        # -> beauty.md
 
 Means over the seeds with the standard deviation; the interval of OneRec's row is a bootstrap over users of the seeds'
 mean. The best number of a column is bold. Configurations stand in `variants.py`; nothing is chosen here.
@@ -59,7 +59,7 @@ def main() -> None:
     p.add_argument("--rows", nargs="*", default=list(ROWS), choices=sorted(VARIANTS), help="rows to train")
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--device", default="cuda")
-    p.add_argument("--jobs", type=int, default=6)
+    p.add_argument("--jobs", type=int, default=2, help="trainings side by side (2)")
     p.add_argument("--seconds", type=float, default=float("inf"), help="longest training")
     p.add_argument("--results", type=Path, default=Path("build/quality/results"))
     p.add_argument("--out", type=Path, help="default: <set>.md beside this file")

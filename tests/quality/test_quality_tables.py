@@ -16,6 +16,7 @@ from benchmarks.quality.follows import Follows
 from benchmarks.quality.onerec import OneRecSequences
 from benchmarks.quality.prepare import item_text, make_ids, read_texts
 from benchmarks.quality.protocol import METRICS, means
+from benchmarks.quality.search import best_weights
 from benchmarks.quality.table import gather, markdown
 from benchmarks.quality.variants import VARIANTS, Variant, run_variant
 
@@ -116,6 +117,14 @@ def test_every_variant_is_a_valid_configuration() -> None:
     assert len({v.title for v in VARIANTS.values()}) == len(VARIANTS)
     for variant in VARIANTS.values():
         assert variant.options.sizes(128, 1000).items == 1000
+
+
+def test_the_search_names_the_weights_with_the_best_mean() -> None:
+    a = {"1 0": {"ndcg@10": 0.05}, "1 0.5": {"ndcg@10": 0.08}, "inf 2": {"ndcg@10": 0.07}}
+    b = {"1 0": {"ndcg@10": 0.05}, "1 0.5": {"ndcg@10": 0.03}, "inf 2": {"ndcg@10": 0.06}}
+    found = [{"variant": "onerec", "validation_by_weight": x} for x in (a, b)]
+    assert best_weights(found, "onerec") == ["OneRec", "inf", "2", "0.0650"]
+    assert best_weights(found, "sasrec")[1:] == ["-", "-", "-"]
 
 
 def test_the_table_marks_the_best_of_each_column() -> None:
