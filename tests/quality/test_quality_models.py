@@ -15,7 +15,7 @@ from benchmarks.quality.prepare import semantic_ids
 from benchmarks.quality.protocol import means
 from benchmarks.quality.rq_vae import fit_rq_vae
 from benchmarks.quality.sasrec import SASRec, SASRecConfig, sampled_softmax, train_sasrec
-from benchmarks.quality.train import Training, losses, rank_onerec, train_onerec, windows
+from benchmarks.quality.train import Training, losses, rank_onerec, rate, train_onerec, windows
 
 torch.set_num_threads(1)
 CPU, CODES = torch.device("cpu"), 8
@@ -176,6 +176,11 @@ def test_sampled_softmax_agrees_on_both_ways_of_computing_it() -> None:
     assert float(gathered) == pytest.approx(float(-torch.log_softmax(logits, 1)[:, 0].sum()), rel=1e-5)
     full = torch.nn.functional.cross_entropy(state @ table.T, target, reduction="sum")
     assert float(sampled_softmax(state, target, table, 0)) == pytest.approx(float(full), rel=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
+    assert rate(0.025, 0.05) == pytest.approx(0.5)
+    assert [rate(done, 0.05) for done in (0.05, 0.525, 1.0, 1.4)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
 
 
 def test_windows_are_all_prefixes() -> None:
