@@ -17,7 +17,7 @@ from benchmarks.quality.onerec import OneRecSequences
 from benchmarks.quality.prepare import item_text, make_ids, read_texts
 from benchmarks.quality.protocol import METRICS, means
 from benchmarks.quality.search import best_weights
-from benchmarks.quality.table import gather, markdown
+from benchmarks.quality.table import ORDER, gather, intervals, markdown, parts_of_score
 from benchmarks.quality.variants import VARIANTS, Variant, run_variant
 
 CPU = torch.device("cpu")
@@ -104,6 +104,15 @@ def test_a_row_runs_from_the_prepared_folder(prepared: Path, monkeypatch: pytest
     found = run_variant("small", prepared, 1, CPU, test=True, **quiet)
     assert found["set"] == "toy" and found["epochs"] == 5 and len(found["curve"]) == 1
     assert found["test"] == found["test_by_weight"]["1 0"] and set(found["test"]) == set(METRICS)
+    for metric, (low, high) in found["test_interval"].items():
+        assert low <= found["test"][metric] <= high
+    monkeypatch.setitem(variants.VARIANTS, "onerec", small)
+    text = parts_of_score([found | {"variant": "onerec"}]) + intervals([found | {"variant": "onerec"}], ["onerec"])
+    both = " | ".join(f"{found['test'][m]:.4f}" for m in ORDER)
+    assert (
+        f"| beam + item-level head | {both} |" in text
+        and f"| small | {found['test_interval'][ORDER[0]][0]:.4f} to" in text
+    )
     assert "test" not in run_variant("small", prepared, 1, CPU, **quiet)
     again = run_variant("small", prepared, 1, CPU, test=True, **quiet)
     assert again["test"] == found["test"]  # seeded
