@@ -34,7 +34,7 @@ def small_model(sid: np.ndarray, content: np.ndarray, **changed) -> SequenceOneR
 
 
 def test_sasrec_learns_the_ring(planted: Sequences) -> None:
-    config = SASRecConfig(d_model=32, epochs=25, batch=32, negatives=16)
+    config = SASRecConfig(d_model=32, epochs=20, batch=32, negatives=16)
     _, selection = train_sasrec(config, planted, seed=1, device=CPU, **QUIET)
     assert selection.best > 0.6
     assert selection.best == max(point["ndcg@10"] for point in selection.curve)
@@ -43,7 +43,7 @@ def test_sasrec_learns_the_ring(planted: Sequences) -> None:
 @pytest.mark.parametrize("changed", [{}, {"causal": False}, {"smoothing": 0.1, "negatives": 16, "own": False}])
 def test_onerec_learns_the_ring(planted: Sequences, sid: np.ndarray, ring_vectors: np.ndarray, changed: dict) -> None:
     options = dataclasses.replace(SMALL, **changed)
-    training = Training(epochs=30 if options.causal else 10, batch=32, learning_rate=3e-3)
+    training = Training(epochs=20 if options.causal else 10, batch=32, learning_rate=3e-3)
     model, _ = train_onerec(options, training, planted, sid, ring_vectors, CODES, seed=1, device=CPU, **QUIET)
     found = {w: means(values) for w, values in rank_onerec(model, planted, "test", CPU).items()}
     assert found[1.0, 0.0]["recall@5"] > 0.8  # the two likely items; chance is .10
@@ -52,7 +52,7 @@ def test_onerec_learns_the_ring(planted: Sequences, sid: np.ndarray, ring_vector
 
 def test_tiger_style_has_no_item_head(planted: Sequences, sid: np.ndarray, ring_vectors: np.ndarray) -> None:
     options = dataclasses.replace(SMALL, content=False, own=False, item_loss=0.0)
-    training = Training(epochs=30, batch=32, learning_rate=3e-3, select=(0.0, 0.0))
+    training = Training(epochs=20, batch=32, learning_rate=3e-3, select=(0.0, 0.0))
     model, _ = train_onerec(options, training, planted, sid, ring_vectors, CODES, seed=1, device=CPU, **QUIET)
     assert means(rank_onerec(model, planted, "test", CPU, weights=((0.0, 0.0),))[0.0, 0.0])["recall@5"] > 0.6
 
