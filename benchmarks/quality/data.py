@@ -96,15 +96,20 @@ class Batches:
         self.rows_UT = torch.from_numpy(padded(rows, int(self.length_U.max()), padding)).to(device)
 
     def epoch(self, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
-        """Every user once in random order, [B, T] a batch.
+        """Every user once, [B, T] a batch: rows of like length, so that little is padding, batches in random order.
 
-        Not sorted by length: a loss is a mean over a batch's events, so long rows' events would count for less.
+        Batches hold different numbers of events; a loss must be a sum over `targets`, not a mean over the batch, or
+        the events of long rows would count for less.
         """
-        order = rng.permutation(len(self.length_U))
-        for i in range(0, len(order), size):
-            part = order[i : i + size]
-            longest = int(self.length_U[part].max())
-            yield self.rows_UT[torch.from_numpy(part).to(self.rows_UT.device), -longest:]
+        order = np.argsort(self.length_U + 2 * rng.random(len(self.length_U)), kind="stable")
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        for i in rng.permutation(len(batches)):
+            longest = int(self.length_U[batches[i]].max())
+            yield self.rows_UT[torch.from_numpy(batches[i]).to(self.rows_UT.device), -longest:]
+
+    def targets(self, size: int) -> float:
+        """Mean number of next-item targets in a batch of `epoch`."""
+        return float((self.length_U - 1).clip(0).sum()) / -(-len(self.length_U) // size)
 
     def in_order(self, size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
         """All users, sorted by length: their numbers and rows [B, T]."""

@@ -1,7 +1,7 @@
 """Runs many (variant, set, seed) trainings on one machine, a process each and several side by side.
 
-The models are small: one training leaves most of a GPU idle, so `jobs` of them share it. Results are JSON files, one a
-training; one that exists already is not trained again, so an interrupted run continues where it stopped.
+Processes on one GPU take turns: two hide each other's gaps, eight only wait for each other. Results are JSON files, one
+a training; one that exists already is not trained again, so an interrupted run continues where it stopped.
 """
 
 from __future__ import annotations

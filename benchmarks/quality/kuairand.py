@@ -111,7 +111,10 @@ def rank(day: Day, score_of_rows, chunk: int = 512) -> np.ndarray:
         score = np.array(score_of_rows(day.rows[start : start + chunk]), np.float32)
         for line, seen in zip(score, day.seen[start : start + chunk]):
             line[seen] = -np.inf
-        out[start : start + chunk] = np.argsort(-score, axis=1, kind="stable")[:, : out.shape[1]]
+        k = out.shape[1]
+        top = np.argpartition(-score, k - 1, axis=1)[:, :k] if k < score.shape[1] else np.argsort(-score, axis=1)
+        order = np.argsort(-np.take_along_axis(score, top, 1), axis=1, kind="stable")
+        out[start : start + chunk] = np.take_along_axis(top, order, 1)
     return out
 
 

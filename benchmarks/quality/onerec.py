@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from benchmarks.quality.data import MAX_HISTORY
 from models.onerec.beam_search import beam_search
 from models.onerec.config import OneRecConfig
+from models.onerec.layers import FeedForward
 from models.onerec.model import OneRec
 from models.tokenizer.trie import Trie
 
@@ -63,7 +64,7 @@ class OneRecSequences:
             raise ValueError("item_loss and token_loss are both 0; at least one head must be trained")
 
     def sizes(self, codebook_size: int, items: int) -> OneRecConfig:
-        """The configuration of `models.onerec` with dense feed-forwards (one expert) and no features but the item."""
+        """The configuration of `models.onerec` with one expert and no features but the item."""
         return OneRecConfig(
             codebook_size=codebook_size,
             items=items,
@@ -114,6 +115,8 @@ class SequenceOneRec(OneRec):
         self.register_buffer("content_NF", content)
         self.content_proj = nn.Linear(content.shape[1], d, bias=False)
         nn.init.normal_(self.content_proj.weight, std=d**-0.5)
+        for layer in self.decoder:  # one expert is a dense layer: without the routing it needs no sorting of tokens
+            layer.moe = FeedForward(d, options.ffn_factor * d, d, options.dropout)  # type: ignore[assignment]
         self.drop_table = nn.Dropout(options.table_dropout)
         self.own = nn.Embedding(len(sid_NL) + 1, d)
         nn.init.normal_(self.own.weight, std=d**-0.5)

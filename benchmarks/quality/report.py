@@ -22,6 +22,8 @@ def footer(results: Sequence[dict[str, Any]], module: str) -> str:
     here = Path(__file__).resolve().parent
     command = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
     commit = command.stdout.strip() or "unknown"
-    asked = " ".join(sys.argv[1:])
+    asked = " ".join(
+        Path(a).name if "/" in a else a for a in sys.argv[1:]
+    )  # folders by name: whose disk does not matter
     when = datetime.now(UTC).date().isoformat()
     return f"Device: {devices}. Commit {commit}, {when}. Command: `python -m benchmarks.quality.{module} {asked}`\n"

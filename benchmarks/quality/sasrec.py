@@ -53,11 +53,14 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, mask: Tensor) -> Tensor:
+        """mask: what is added to the attention logits, broadcastable to [B, H, T, T]."""
         B, T, D = x_BTD.shape
         query = self.norm_q(x_BTD)
         q = self.q(query).view(B, T, self.heads, -1).transpose(1, 2)
         k, v = self.kv(x_BTD).view(B, T, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask.to(q.dtype), dropout_p=self.dropout if self.training else 0.0
+        )
         x = self.norm_ff(query + self.out(y.transpose(1, 2).reshape(B, T, D)))
         return x + self.drop(self.down(self.drop(F.relu(self.up(x)))))
 
@@ -84,15 +87,30 @@ class SASRec(nn.Module):
         return self.drop(self.item.weight)
 
     def forward(self, items_BT: Tensor, table_ND: Tensor) -> Tensor:
-        """Right-aligned histories to states [B, T, D]; state t has read the events up to t. T grows to MAX_HISTORY."""
-        T, B = MAX_HISTORY, len(items_BT)
-        items_BT = torch.cat([items_BT.new_full((B, T - items_BT.shape[1]), self.num_items), items_BT], 1)
-        real_BT1 = (items_BT < self.num_items)[..., None]
-        causal = torch.ones(T, T, dtype=torch.bool, device=items_BT.device).tril()
-        x = self.drop(table_ND[items_BT] + self.position(torch.arange(T - 1, -1, -1, device=items_BT.device)))
+        """Right-aligned histories to states [B, T, D]; state t has read the events up to t."""
+        T, N = items_BT.shape[1], self.num_items
+        places = torch.arange(T - 1, -1, -1, device=items_BT.device)
+        x = F.pad(self.drop(table_ND[items_BT] + self.position(places)), (0, 0, 1, 0))
+        real_BS1 = F.pad(items_BT < N, (1, 0))[..., None]
+        mask = self.zero_padding(items_BT)
         for block in self.blocks:
-            x = block(x * real_BT1, causal)
-        return self.norm(x * real_BT1)
+            x = block(x * real_BS1, mask)
+        return self.norm(x)[:, 1:]
+
+    def zero_padding(self, items_BT: Tensor) -> Tensor:
+        """Attention bias [B, 1, 1 + T, 1 + T] of a causal history behind MAX_HISTORY - length zero vectors.
+
+        Equal zeros are one key with the logarithm of their number added, so rows need not be padded to full length.
+        """
+        real_BT, T = items_BT < self.num_items, items_BT.shape[1]
+        zeros_B = (MAX_HISTORY - real_BT.sum(1)).clamp_min(0).float().log()
+        causal = torch.ones(T + 1, T + 1, dtype=torch.bool, device=items_BT.device).tril()
+        seen = F.pad(real_BT, (1, 0), value=True)[:, None, :] & causal
+        bias = torch.zeros(seen.shape, device=items_BT.device).masked_fill(~seen, float("-inf"))
+        bias[:, :, 0] = zeros_B[:, None]
+        bias.diagonal(dim1=1, dim2=2).zero_()
+        bias[:, 1:, 0] = zeros_B[:, None]
+        return bias[:, None]
 
     def scores(self, items_BT: Tensor) -> Tensor:
         """[B, N] for the event after the newest."""
@@ -101,7 +119,7 @@ class SASRec(nn.Module):
 
 
 def sampled_softmax(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negatives: int) -> Tensor:
-    """Cross-entropy of the target against `negatives` uniform draws of each position; 0: against all items [N].
+    """Summed cross-entropy of targets against `negatives` uniform draws of each position; 0: against all items [N].
 
     A draw that is the target itself is left in, as in the published code: it costs a constant at most.
     """
@@ -112,7 +130,7 @@ def sampled_softmax(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negati
 
 def _contrast(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negatives: int) -> Tensor:
     if not negatives:
-        return F.cross_entropy(F.linear(state_PD, table_ND), target_P)
+        return F.cross_entropy(F.linear(state_PD, table_ND), target_P, reduction="sum")
     drawn_PR = torch.randint(len(table_ND), (len(target_P), negatives), device=state_PD.device)
     if state_PD.is_cuda or len(table_ND) < 8 * negatives:
         logits_PN = F.linear(state_PD, table_ND)  # one dense product is faster than gathering P x R rows
@@ -122,7 +140,7 @@ def _contrast(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negatives: i
         negative_PR = torch.einsum("pd,prd->pr", state_PD, F.embedding(drawn_PR, table_ND))
         positive_P = (state_PD * F.embedding(target_P, table_ND)).sum(1, keepdim=True)
     logits = torch.cat([positive_P, negative_PR], 1)
-    return F.cross_entropy(logits, torch.zeros_like(target_P))
+    return F.cross_entropy(logits, torch.zeros_like(target_P), reduction="sum")
 
 
 def train_sasrec(
@@ -142,6 +160,7 @@ def train_sasrec(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=device.type == "cuda"
     )
     data = Batches(sequences.training(), sequences.num_items, device)
+    targets = data.targets(config.batch)
     selection = Selection(model, patience=config.patience, seconds=seconds, progress=progress)
     for epoch in range(config.epochs):
         model.train()
@@ -153,7 +172,7 @@ def train_sasrec(
             with autocast(device):
                 table = model.table()
                 state_PD = model(items_BT, table)[:, -items_BT.shape[1] :][real_BT]
-                loss = sampled_softmax(state_PD, next_BT[real_BT], table[:-1], config.negatives)
+                loss = sampled_softmax(state_PD, next_BT[real_BT], table[:-1], config.negatives) / targets
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

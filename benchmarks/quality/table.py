@@ -1,9 +1,10 @@
 """The test tables of one set: floors, models re-run here over seeds, and the published numbers beside them.
 
-    python -m benchmarks.quality.table --prepared build/quality/beauty --jobs 6        # -> beauty.md
+    python -m benchmarks.quality.table --prepared build/quality/beauty --jobs 2        # -> beauty.md
 
-Means over the seeds with the standard deviation; the interval of OneRec's row is a bootstrap over users of the seeds'
-mean. The best number of a column is bold. Configurations stand in `variants.py`; nothing is chosen here.
+Means over the seeds with the standard deviation; below, each trained row's interval over users (bootstrap, first seed)
+and what each part of OneRec's score adds. The best number of a column is bold. Configurations stand in `variants.py`;
+nothing is chosen here.
 """
 
 from __future__ import annotations
@@ -37,6 +38,26 @@ def gather(found: list[dict], rows: tuple[str, ...] | list[str]) -> list[Row]:
     return out
 
 
+def intervals(found: list[dict], rows: list[str]) -> str:
+    """The 95 % interval over users of each trained row's first seed."""
+    lines = []
+    for name in rows:
+        of = next(r for r in found if r["variant"] == name)["test_interval"]
+        lines.append([VARIANTS[name].title, *(f"{of[m][0]:.4f} to {of[m][1]:.4f}" for m in ORDER)])
+    return table(["95 % over users", *ORDER], lines)
+
+
+def parts_of_score(found: list[dict], variant: str = "onerec") -> str:
+    """Beam, item-level head and co-occurrence alone and together, of the same trainings: means over seeds."""
+    mine = [r["test_by_weight"] for r in found if r["variant"] == variant]
+    if not mine:
+        return ""
+    names = {"0 0": "beam", "inf 0": "item-level head", "1 0": "beam + item-level head"}
+    names |= {"1 1": "beam + item-level head + log co-occurrence", "inf 1": "item-level head + log co-occurrence"}
+    lines = [[title, *(f"{np.mean([r[pair][m] for r in mine]):.4f}" for m in ORDER)] for pair, title in names.items()]
+    return table(["OneRec's score", *ORDER], lines)
+
+
 def markdown(rows: list[Row]) -> str:
     """The table with the best number of each column bold."""
     best = [max((r[2][i] or 0.0) for r in rows) for i in range(len(ORDER))]
@@ -59,7 +80,7 @@ def main() -> None:
     p.add_argument("--rows", nargs="*", default=list(ROWS), choices=sorted(VARIANTS), help="rows to train")
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--device", default="cuda")
-    p.add_argument("--jobs", type=int, default=6)
+    p.add_argument("--jobs", type=int, default=2, help="trainings side by side (2)")
     p.add_argument("--seconds", type=float, default=float("inf"), help="longest training")
     p.add_argument("--results", type=Path, default=Path("build/quality/results"))
     p.add_argument("--out", type=Path, help="default: <set>.md beside this file")
@@ -90,7 +111,7 @@ def main() -> None:
         f"{sequences.users:,} users\n\n{markdown(rows)}\n"
         "A hit is the exact item. Items of the user's history are left out of every list ranked here, since no target "
         "is in it; the published rows state no rule. ± is the standard deviation over seeds.\n\n"
-        + footer(found, "table")
+        f"{intervals(found, args.rows)}\n{parts_of_score(found)}\n{footer(found, 'table')}"
     )
     print(out)
 

@@ -28,9 +28,8 @@ from benchmarks.quality.sasrec import sampled_softmax
 from models.evaluation.metrics import next_item_metrics
 
 Weights = tuple[float, float]  # of the item-level score (inf: without the beam's) and of co-occurrence
-GRID: tuple[Weights, ...] = tuple(
-    (item, co) for item in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf) for co in (0.0, 0.1, 0.25, 0.5, 1.0)
-)
+CO_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+GRID: tuple[Weights, ...] = tuple((item, co) for item in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf) for co in CO_WEIGHTS)
 CANDIDATES = 64  # of the beam and of the item-level head each; ten are shown
 
 
@@ -49,7 +48,7 @@ class Training:
 
 
 def losses(model: SequenceOneRec, rows_BT: Tensor) -> Tensor:
-    """Next-token loss of every position's target plus the item-level head's, weighted; mean over targets."""
+    """Next-token loss of every position's target plus the item-level head's, weighted; summed over targets."""
     o = model.options
     items_BT, next_BT = rows_BT[:, :-1], rows_BT[:, 1:]
     table_ND = model.table()
@@ -72,10 +71,10 @@ def losses(model: SequenceOneRec, rows_BT: Tensor) -> Tensor:
         codes_PL = model.sid_NL[target_P]
         for level in range(model.config.levels):
             logp = model.level_logp(hidden_PLD[:, level], level, target_P)
-            nll = F.nll_loss(logp, codes_PL[:, level])
+            nll = F.nll_loss(logp, codes_PL[:, level], reduction="sum")
             if o.smoothing:
                 share_PK = model.siblings()[level][target_P]
-                spread = -torch.where(share_PK > 0, logp * share_PK, 0.0).sum(1).mean()
+                spread = -torch.where(share_PK > 0, logp * share_PK, 0.0).sum()
                 nll = (1 - o.smoothing) * nll + o.smoothing * spread
             total = total + o.token_loss * nll
     return total
@@ -118,13 +117,14 @@ def train_onerec(
         weight_decay=training.weight_decay,
         fused=device.type == "cuda",
     )
+    targets = data.targets(training.batch) if options.causal else float(training.batch)
     steps = training.epochs * math.ceil(len(data.length_U) / training.batch)
     selection, step = Selection(model, patience=training.patience, seconds=training.seconds, progress=progress), 0
     for epoch in range(training.epochs):
         model.train()
         for rows_BT in data.epoch(training.batch, rng):
             with autocast(device):
-                loss = losses(model, rows_BT)
+                loss = losses(model, rows_BT) / targets
             done = max(step / steps, selection.spent / training.seconds)
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate * rate(done, training.warmup)

@@ -22,9 +22,10 @@ import torch
 
 from benchmarks.quality.data import Sequences
 from benchmarks.quality.onerec import OneRecSequences
-from benchmarks.quality.protocol import means, rank_next
+from benchmarks.quality.protocol import METRICS, means, rank_next
 from benchmarks.quality.sasrec import SASRecConfig, train_sasrec
-from benchmarks.quality.train import GRID, Training, Weights, rank_onerec, train_onerec
+from benchmarks.quality.train import CO_WEIGHTS, GRID, Training, Weights, rank_onerec, train_onerec
+from models.evaluation.metrics import bootstrap_interval
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,9 @@ def run_variant(
         )
         model: torch.nn.Module = sasrec
         for part in parts:
-            result[part] = means(rank_next(sasrec.eval().scores, sequences, part, device))
+            values = rank_next(sasrec.eval().scores, sequences, part, device)
+            result[part] = means(values)
+            result[f"{part}_interval"] = {m: list(bootstrap_interval(values[m], seed)) for m in METRICS}
     else:
         training = dataclasses.replace(
             variant.training,
@@ -146,10 +149,11 @@ def run_variant(
         )
         model = onerec
         heads = variant.options.item_loss > 0 and variant.options.token_loss > 0
-        weights = GRID if heads else tuple((variant.weight[0], co) for co in (0.0, 0.1, 0.25, 0.5, 1.0))
+        weights = GRID if heads else tuple((variant.weight[0], co) for co in CO_WEIGHTS)
         for part in parts:
             found = rank_onerec(onerec, sequences, part, device, weights=weights)
             result[part] = means(found[variant.weight])
+            result[f"{part}_interval"] = {m: list(bootstrap_interval(found[variant.weight][m], seed)) for m in METRICS}
             result[f"{part}_by_weight"] = {f"{w[0]:g} {w[1]:g}": means(values) for w, values in found.items()}
     result["parameters"] = sum(p.numel() for p in model.parameters())
     result["epochs"], result["best_epoch"] = selection.curve[-1]["epoch"] + 1, selection.best_epoch + 1

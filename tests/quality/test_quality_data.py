@@ -58,6 +58,14 @@ def test_an_epoch_holds_every_row_once_and_little_padding() -> None:
     assert sorted(found) == sorted(tuple(r.tolist()) for r in rows)
 
 
+def test_a_batch_holds_targets_targets_on_average() -> None:
+    """What a loss summed over events is divided by, so that every event of an epoch counts the same."""
+    rows = [np.arange(n) for n in np.random.default_rng(0).integers(1, 60, size=130)]
+    data = Batches(rows, padding=9999, device=torch.device("cpu"))
+    counts = [int((batch[:, :-1] != 9999).sum()) for batch in data.epoch(16, np.random.default_rng(1))]
+    assert len(counts) == 9 and data.targets(16) == pytest.approx(np.mean(counts))
+
+
 def test_rows_keep_their_newest_items_on_the_right() -> None:
     assert padded([np.array([1, 2, 3]), np.array([4]), np.array([], int)], 2, 0).tolist() == [[2, 3], [0, 4], [0, 0]]
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality.data import Sequences
+from benchmarks.quality.data import MAX_HISTORY, Sequences
 from benchmarks.quality.onerec import OneRecSequences, SequenceOneRec
 from benchmarks.quality.prepare import semantic_ids
 from benchmarks.quality.protocol import means
 from benchmarks.quality.rq_vae import fit_rq_vae
 from benchmarks.quality.sasrec import SASRec, SASRecConfig, sampled_softmax, train_sasrec
-from benchmarks.quality.train import Training, losses, rank_onerec, train_onerec, windows
+from benchmarks.quality.train import Training, losses, rank_onerec, rate, train_onerec, windows
 
 torch.set_num_threads(1)
 CPU, CODES = torch.device("cpu"), 8
@@ -34,7 +34,7 @@ def small_model(sid: np.ndarray, content: np.ndarray, **changed) -> SequenceOneR
 
 
 def test_sasrec_learns_the_ring(planted: Sequences) -> None:
-    config = SASRecConfig(d_model=32, epochs=25, batch=32, negatives=16)
+    config = SASRecConfig(d_model=32, epochs=20, batch=32, negatives=16)
     _, selection = train_sasrec(config, planted, seed=1, device=CPU, **QUIET)
     assert selection.best > 0.6
     assert selection.best == max(point["ndcg@10"] for point in selection.curve)
@@ -43,7 +43,7 @@ def test_sasrec_learns_the_ring(planted: Sequences) -> None:
 @pytest.mark.parametrize("changed", [{}, {"causal": False}, {"smoothing": 0.1, "negatives": 16, "own": False}])
 def test_onerec_learns_the_ring(planted: Sequences, sid: np.ndarray, ring_vectors: np.ndarray, changed: dict) -> None:
     options = dataclasses.replace(SMALL, **changed)
-    training = Training(epochs=30 if options.causal else 10, batch=32, learning_rate=3e-3)
+    training = Training(epochs=20 if options.causal else 10, batch=32, learning_rate=3e-3)
     model, _ = train_onerec(options, training, planted, sid, ring_vectors, CODES, seed=1, device=CPU, **QUIET)
     found = {w: means(values) for w, values in rank_onerec(model, planted, "test", CPU).items()}
     assert found[1.0, 0.0]["recall@5"] > 0.8  # the two likely items; chance is .10
@@ -52,7 +52,7 @@ def test_onerec_learns_the_ring(planted: Sequences, sid: np.ndarray, ring_vector
 
 def test_tiger_style_has_no_item_head(planted: Sequences, sid: np.ndarray, ring_vectors: np.ndarray) -> None:
     options = dataclasses.replace(SMALL, content=False, own=False, item_loss=0.0)
-    training = Training(epochs=30, batch=32, learning_rate=3e-3, select=(0.0, 0.0))
+    training = Training(epochs=20, batch=32, learning_rate=3e-3, select=(0.0, 0.0))
     model, _ = train_onerec(options, training, planted, sid, ring_vectors, CODES, seed=1, device=CPU, **QUIET)
     assert means(rank_onerec(model, planted, "test", CPU, weights=((0.0, 0.0),))[0.0, 0.0])["recall@5"] > 0.6
 
@@ -74,6 +74,24 @@ def test_padding_changes_nothing(sid: np.ndarray, ring_vectors: np.ndarray) -> N
     short, long = torch.tensor([[4, 7, 9]]), torch.tensor([[N, N, 4, 7, 9]])
     for encode in (lambda x: model.context(x, model.table())[0], lambda x: sasrec(x, sasrec.table())):
         torch.testing.assert_close(encode(short)[:, -3:], encode(long)[:, -3:])
+
+
+def test_sasrec_pads_with_zeros_that_are_attended_to() -> None:
+    """The one key with the logarithm of the padding's number equals MAX_HISTORY places of real zeros."""
+    model, items = SASRec(SASRecConfig(d_model=16, blocks=2), 30).eval(), torch.tensor([[30, 4, 7, 9], [1, 2, 3, 4]])
+    with torch.no_grad():
+        for block in model.blocks:
+            block.kv.bias.normal_()
+        found = model(items, model.table())[:, -1]
+        full = torch.cat([torch.full((2, MAX_HISTORY - 4), 30), items], 1)
+        real = (full < 30)[..., None]
+        x = model.table()[full] + model.position(torch.arange(MAX_HISTORY - 1, -1, -1))
+        causal = torch.full((MAX_HISTORY, MAX_HISTORY), float("-inf")).triu(1)
+        for block in model.blocks:
+            x = block(x * real, causal)
+        torch.testing.assert_close(found, model.norm(x)[:, -1])
+        longest = torch.arange(MAX_HISTORY)[None] % 30
+        assert torch.isfinite(model(longest, model.table())).all()  # no padding at all
 
 
 def test_shared_context_gives_each_window_its_own_loss(sid: np.ndarray, ring_vectors: np.ndarray) -> None:
@@ -155,9 +173,14 @@ def test_sampled_softmax_agrees_on_both_ways_of_computing_it() -> None:
     torch.manual_seed(3)
     drawn = torch.randint(200, (6, 20))
     logits = torch.cat([(state @ table.T).gather(1, target[:, None]), (state @ table.T).gather(1, drawn)], 1)
-    assert float(gathered) == pytest.approx(float(-torch.log_softmax(logits, 1)[:, 0].mean()), rel=1e-5)
-    full = torch.nn.functional.cross_entropy(state @ table.T, target)
+    assert float(gathered) == pytest.approx(float(-torch.log_softmax(logits, 1)[:, 0].sum()), rel=1e-5)
+    full = torch.nn.functional.cross_entropy(state @ table.T, target, reduction="sum")
     assert float(sampled_softmax(state, target, table, 0)) == pytest.approx(float(full), rel=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
+    assert rate(0.025, 0.05) == pytest.approx(0.5)
+    assert [rate(done, 0.05) for done in (0.05, 0.525, 1.0, 1.4)] == pytest.approx([1.0, 0.55, 0.1, 0.1])
 
 
 def test_windows_are_all_prefixes() -> None:

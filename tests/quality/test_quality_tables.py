@@ -16,7 +16,8 @@ from benchmarks.quality.follows import Follows
 from benchmarks.quality.onerec import OneRecSequences
 from benchmarks.quality.prepare import item_text, make_ids, read_texts
 from benchmarks.quality.protocol import METRICS, means
-from benchmarks.quality.table import gather, markdown
+from benchmarks.quality.search import best_weights
+from benchmarks.quality.table import ORDER, gather, intervals, markdown, parts_of_score
 from benchmarks.quality.variants import VARIANTS, Variant, run_variant
 
 CPU = torch.device("cpu")
@@ -103,6 +104,15 @@ def test_a_row_runs_from_the_prepared_folder(prepared: Path, monkeypatch: pytest
     found = run_variant("small", prepared, 1, CPU, test=True, **quiet)
     assert found["set"] == "toy" and found["epochs"] == 5 and len(found["curve"]) == 1
     assert found["test"] == found["test_by_weight"]["1 0"] and set(found["test"]) == set(METRICS)
+    for metric, (low, high) in found["test_interval"].items():
+        assert low <= found["test"][metric] <= high
+    monkeypatch.setitem(variants.VARIANTS, "onerec", small)
+    text = parts_of_score([found | {"variant": "onerec"}]) + intervals([found | {"variant": "onerec"}], ["onerec"])
+    both = " | ".join(f"{found['test'][m]:.4f}" for m in ORDER)
+    assert (
+        f"| beam + item-level head | {both} |" in text
+        and f"| small | {found['test_interval'][ORDER[0]][0]:.4f} to" in text
+    )
     assert "test" not in run_variant("small", prepared, 1, CPU, **quiet)
     again = run_variant("small", prepared, 1, CPU, test=True, **quiet)
     assert again["test"] == found["test"]  # seeded
@@ -116,6 +126,14 @@ def test_every_variant_is_a_valid_configuration() -> None:
     assert len({v.title for v in VARIANTS.values()}) == len(VARIANTS)
     for variant in VARIANTS.values():
         assert variant.options.sizes(128, 1000).items == 1000
+
+
+def test_the_search_names_the_weights_with_the_best_mean() -> None:
+    a = {"1 0": {"ndcg@10": 0.05}, "1 0.5": {"ndcg@10": 0.08}, "inf 2": {"ndcg@10": 0.07}}
+    b = {"1 0": {"ndcg@10": 0.05}, "1 0.5": {"ndcg@10": 0.03}, "inf 2": {"ndcg@10": 0.06}}
+    found = [{"variant": "onerec", "validation_by_weight": x} for x in (a, b)]
+    assert best_weights(found, "onerec") == ["OneRec", "inf", "2", "0.0650"]
+    assert best_weights(found, "sasrec")[1:] == ["-", "-", "-"]
 
 
 def test_the_table_marks_the_best_of_each_column() -> None:
