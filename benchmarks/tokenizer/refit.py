@@ -3,8 +3,8 @@
     python -m benchmarks.tokenizer.refit --workspace var/kuairand-pure --fit 2022-05-02 --refit 2022-05-05
 
 A reduced model is pre-trained on the days up to `--fit` with the tokenizer fitted there. Then the tokenizer is refitted
-on all days up to `--refit`, and training goes on over that day's rows, at the rate of a later day, once with every way of
-taking over the codes. The loss is that of rows of that day that are never trained on.
+on all days up to `--refit`, and training goes on over that day's rows, at the rate of a later day, once with every way
+of taking over the codes. The loss is that of rows of that day that are never trained on.
 
 Legend: B rows, M targets, L levels.
 """
@@ -179,9 +179,9 @@ def main() -> None:
     text = heading("Next-token loss after a refit", f"{command} --out benchmarks/tokenizer/refit.md")
     text += (
         f"Seeds {args.seeds}, means. Pre-trained {args.steps} steps of {BATCH} rows on {args.days} days up to"
-        f" {args.fit}; refit on {args.refit}, whose rows then train at {PretrainConfig().lr_daily_scale} of the rate. Loss"
-        f" in nats an item, of {HELD_ROWS} rows of that day that are not trained on. Recovered: within {NEAR:.0%} of the"
-        " loss before any step without a refit. Losses of different codes of one size compare only roughly.\n\n"
+        f" {args.fit}; refit on {args.refit}, whose rows then train at {PretrainConfig().lr_daily_scale} of the rate."
+        f" Loss in nats an item, of {HELD_ROWS} rows of that day that are not trained on. Recovered: within {NEAR:.0%} of"
+        " the loss before any step without a refit. Losses of different codes of one size compare only roughly.\n\n"
         f"| way | recovered after steps | {' | '.join(f'loss at {s}' for s in steps)} |\n"
         f"|---|---|{'---|' * len(steps)}\n"
     )
