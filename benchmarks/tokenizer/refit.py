@@ -180,8 +180,8 @@ def main() -> None:
     text += (
         f"Seeds {args.seeds}, means. Pre-trained {args.steps} steps of {BATCH} rows on {args.days} days up to"
         f" {args.fit}; refit on {args.refit}, whose rows then train at {PretrainConfig().lr_daily_scale} of the rate."
-        f" Loss in nats an item, of {HELD_ROWS} rows of that day that are not trained on. Recovered: within {NEAR:.0%} of"
-        " the loss before any step without a refit. Losses of different codes of one size compare only roughly.\n\n"
+        f" Loss in nats an item, of {HELD_ROWS} rows of that day that are not trained on. Recovered: within {NEAR:.0%}"
+        " of the loss before any step without a refit. Losses of different codes of one size compare only roughly.\n\n"
         f"| way | recovered after steps | {' | '.join(f'loss at {s}' for s in steps)} |\n"
         f"|---|---|{'---|' * len(steps)}\n"
     )

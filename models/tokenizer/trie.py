@@ -27,7 +27,7 @@ from torch import Tensor
 
 from models.tokenizer.unique import pack
 
-BLOCK = 1 << 24  # leaves that are compared at one time
+BLOCK = 1 << 21  # leaves that are compared at one time
 ABOUT = "trie"  # key of the safetensors metadata
 
 
@@ -57,7 +57,7 @@ class Trie:
         file = pq.ParquetFile(path)
         columns = sorted(c for c in file.schema_arrow.names if c[0] == "c" and c[1:].isdigit())
         key, start = np.empty(file.metadata.num_rows, np.int64), 0
-        for batch in file.iter_batches(1 << 20, columns=columns):
+        for batch in file.iter_batches(1 << 18, columns=columns):
             codes = np.stack([batch[c].to_numpy() for c in columns], 1)
             _check(codes, codebook_size)
             key[start : start + len(codes)] = pack(codes, codebook_size)
@@ -70,8 +70,8 @@ class Trie:
     def _from_keys(cls, key: np.ndarray, levels: int, codebook_size: int) -> Trie:
         """`key` is the caller's no more: it is dropped as soon as its sorted copy exists."""
         order = np.argsort(key)
-        item = order.astype(np.int32)
         key = key[order]
+        item = order.astype(np.int32)
         del order
         same = np.flatnonzero(key[1:] == key[:-1])
         if len(same):
