@@ -3,8 +3,8 @@
     python -m benchmarks.tokenizer.refit --workspace var/kuairand-pure --fit 2022-05-02 --refit 2022-05-05
 
 A reduced model is pre-trained on the days up to `--fit` with the tokenizer fitted there. Then the tokenizer is refitted
-on all days up to `--refit`, and training goes on over that day's rows, at the rate of a later day, once with every way of
-taking over the codes. The loss is that of rows of that day that are never trained on.
+on all days up to `--refit`, and training goes on over that day's rows, at the rate of a later day, once with every way
+of taking over the codes. The loss is that of rows of that day that are never trained on.
 
 Legend: B rows, M targets, L levels.
 """
@@ -151,6 +151,19 @@ def one_seed(args: argparse.Namespace, seed: int, folder: Path) -> tuple[dict[st
     return curves, churn
 
 
+def table(mean: dict[str, np.ndarray], steps: list[int]) -> str:
+    """A row a way: after how many steps it is where not matching ends, and where it was without a refit; the curve."""
+    frozen = mean["no refit: the codes stay"]
+    goals = min(v[-1] for name, v in mean.items() if "not matched" in name), frozen[0] * (1 + NEAR)
+    text = "| way | steps to where the better way without matching ends | steps to recover |"
+    text += f" {' | '.join(f'loss at {s}' for s in steps)} |\n|---|---|---|{'---|' * len(steps)}\n"
+    for name, values in mean.items():
+        reached = [np.flatnonzero(values <= goal) for goal in goals]
+        after = [str(steps[r[0]]) if len(r) else f"more than {steps[-1]}" for r in reached]
+        text += f"| {name} | {' | '.join(after)} | {' | '.join(f'{v:.3f}' for v in values)} |\n"
+    return text
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workspace", type=Path, required=True, help="folder of a source, as var/kuairand-pure")
@@ -172,23 +185,17 @@ def main() -> None:
         churns.append(churn)
     steps = [s for s, _ in next(iter(every[0].values()))]
     mean = {name: np.mean([[v for _, v in c[name]] for c in every], 0) for name in every[0]}
-    frozen = mean["no refit: the codes stay"]
     command = (
         f"python -m benchmarks.tokenizer.refit --workspace var/kuairand-pure --fit {args.fit} --refit {args.refit}"
     )
     text = heading("Next-token loss after a refit", f"{command} --out benchmarks/tokenizer/refit.md")
     text += (
         f"Seeds {args.seeds}, means. Pre-trained {args.steps} steps of {BATCH} rows on {args.days} days up to"
-        f" {args.fit}; refit on {args.refit}, whose rows then train at {PretrainConfig().lr_daily_scale} of the rate. Loss"
-        f" in nats an item, of {HELD_ROWS} rows of that day that are not trained on. Recovered: within {NEAR:.0%} of the"
-        " loss before any step without a refit. Losses of different codes of one size compare only roughly.\n\n"
-        f"| way | recovered after steps | {' | '.join(f'loss at {s}' for s in steps)} |\n"
-        f"|---|---|{'---|' * len(steps)}\n"
+        f" {args.fit}; refit on {args.refit}, whose rows then train at {PretrainConfig().lr_daily_scale} of the rate."
+        f" Loss in nats an item, of {HELD_ROWS} rows of that day that are not trained on. Recovered: within {NEAR:.0%}"
+        " of the loss before any step without a refit. Losses of different codes of one size compare only roughly.\n\n"
     )
-    for name, values in mean.items():
-        good = np.flatnonzero(values <= frozen[0] * (1 + NEAR))
-        after = str(steps[good[0]]) if len(good) else f"more than {steps[-1]}"
-        text += f"| {name} | {after} | {' | '.join(f'{v:.3f}' for v in values)} |\n"
+    text += table(mean, steps)
     for name in ("warm", "cold"):
         share = np.mean([c[name] for c in churns], 0)
         text += f"\nChurn of the refit {'from the old centroids' if name == 'warm' else 'from anew'}, matched:"

@@ -36,7 +36,7 @@ class Gates:
 
     reconstruction: float = 0.9
     utilization: float = 0.9
-    entropy: float = 0.7
+    entropy: float = 0.4
     collision_before: float = 0.9
     collision_after: float = 0.0
     changed: float = 0.0

@@ -8,7 +8,8 @@
 Leaves are the items in the order of their packed codes: `key` (int64, sorted) and `item` (int32). Nodes of a level are
 its distinct prefixes in order; a node's children are one contiguous run of the next level: `first[l][node]` is where
 it starts, `code[l][child]` the code on the edge (int16; the last level's is key modulo codebook size).
-12 bytes an item and 6 a node; building takes 24 bytes an item at its peak (measured: benchmarks/tokenizer/trie.md).
+12 bytes an item and 6 a node. Building takes 42 bytes an item at its peak, reading included, measured at 10 million
+items (benchmarks/tokenizer/trie.md): 3.9 GiB for 100 million.
 Saved as safetensors, which loads as a memory map: plain arrays, nothing executable, pages read when touched.
 
 Legend: N items, L levels, P levels of a prefix, K codebook size, C largest number of children.
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from models.tokenizer.unique import pack
 
-BLOCK = 1 << 24  # leaves that are compared at one time
+BLOCK = 1 << 21  # leaves that are compared at one time
 ABOUT = "trie"  # key of the safetensors metadata
 
 
@@ -57,7 +58,7 @@ class Trie:
         file = pq.ParquetFile(path)
         columns = sorted(c for c in file.schema_arrow.names if c[0] == "c" and c[1:].isdigit())
         key, start = np.empty(file.metadata.num_rows, np.int64), 0
-        for batch in file.iter_batches(1 << 20, columns=columns):
+        for batch in file.iter_batches(1 << 18, columns=columns):
             codes = np.stack([batch[c].to_numpy() for c in columns], 1)
             _check(codes, codebook_size)
             key[start : start + len(codes)] = pack(codes, codebook_size)
@@ -70,8 +71,8 @@ class Trie:
     def _from_keys(cls, key: np.ndarray, levels: int, codebook_size: int) -> Trie:
         """`key` is the caller's no more: it is dropped as soon as its sorted copy exists."""
         order = np.argsort(key)
-        item = order.astype(np.int32)
         key = key[order]
+        item = order.astype(np.int32)
         del order
         same = np.flatnonzero(key[1:] == key[:-1])
         if len(same):

@@ -25,7 +25,7 @@ GOOD = {
 BAD = {
     "reconstruction": {"reconstruction_loss": 0.95},
     "utilization": {"utilization": [1.0, 0.85, 1.0]},
-    "entropy": {"entropy": [4.0, 2.8, 4.0]},
+    "entropy": {"entropy": [4.0, 1.6, 4.0]},
     "collision_before": {"collision_rate_before": 0.95},
     "collision_after": {"collision_rate_after": 0.001},
     "changed": {"moved_ids": 1},
@@ -50,7 +50,7 @@ def test_each_gate_refuses_by_name_and_alone(gate):
 
 @pytest.mark.parametrize("gate", BAD)
 def test_each_limit_can_be_set(gate):
-    wide = {"utilization": 0.8, "entropy": 0.6, "neighbours": 0.5}.get(gate, 1.0)
+    wide = {"utilization": 0.8, "entropy": 0.3, "neighbours": 0.5}.get(gate, 1.0)
     require(judge(GOOD | BAD[gate], Gates(**{gate: wide})))
 
 

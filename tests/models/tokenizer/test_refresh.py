@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
 
 from models.onerec.config import onerec_laptop
 from models.onerec.model import OneRec
@@ -19,7 +20,8 @@ from models.tokenizer import refresh
 from models.tokenizer.carry import CARRY, Carry
 from models.tokenizer.refresh import RefreshConfig, codebook_size_for, refresh_tokenizer
 from models.tokenizer.representation import Representation, content_matrix
-from models.training.checkpoint import Tokenizer, load_model, load_weights, save_model, save_weights
+from models.training.checkpoint import Tokenizer, load_model, load_optimizer, load_weights, save_model, save_weights
+from models.training.pretrain import PretrainConfig, make_optimizer, pretrain
 from tests.models.conftest import World, write_items
 
 FILES = {"codebooks.safetensors", "sid_table.parquet", "tokenizer.json", "trie.safetensors"}
@@ -295,3 +297,31 @@ def test_a_larger_codebook_after_a_refit_starts_from_the_old_embeddings(world, m
         source = torch.from_numpy(carry.source[level])
         assert source[:16].tolist() == list(range(16))
         assert torch.equal(new.code[level].weight[:-1], old.code[level].weight[:-1][source])
+
+
+def test_training_goes_on_after_a_refit(world, tmp_path):
+    """Pre-trained with the tokenizer of the world, then a day with the refitted one: weights and moments follow."""
+    first, second, out = tmp_path / "first", tmp_path / "second", tmp_path / "refit"
+    for folder in (first, second, out):
+        folder.mkdir()
+    quick = PretrainConfig(min_steps=3, batch_size=32, max_targets=2)
+    common = {"seed": 1, "config": quick, "progress": lambda _: None}
+    pretrain(training_sets=world.training[:1], tokenizer=world.tokenizer, previous=None, out=first, **common)
+    items = write_items(tmp_path / "items.parquet", list(range(300)))  # so many that the codebook grows
+    refresh_tokenizer(
+        items=items, training_sets=world.training, previous=world.tokenizer, out=out, seed=8, refit=True,
+        progress=lambda _: None,
+    )  # fmt: skip
+    tokenizer = Tokenizer.load(out)
+    assert tokenizer.codebook_size == 32
+    model = load_model(first, tokenizer)
+    optimizer, names = make_optimizer(model, quick)
+    load_optimizer(
+        optimizer, names, first / "optimizer.safetensors", 300, tokenizer.carries(first / "model.safetensors")
+    )
+    moment = optimizer.state[model.code[0].weight]["exp_avg"]
+    old = load_torch(first / "optimizer.safetensors")["exp_avg/code.0.weight"]
+    assert torch.equal(moment[:-1], old[:-1][torch.from_numpy(tokenizer.carry.source[0])])
+    report = pretrain(training_sets=world.training[1:], tokenizer=out, previous=first, out=second, **common)
+    assert np.isfinite(report["loss"][-1]["loss"])
+    assert load_model(second, tokenizer).config.codebook_size == 32
