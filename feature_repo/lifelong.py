@@ -92,15 +92,15 @@ def _split(
     k_G = np.maximum(2, np.floor(np.cbrt(size_G) + 1e-9).astype(np.int64))
     centre_GKD, live_GK = _centres(grid_ID, row_N, order_N, start_G, size_G, k_G)
     # |c|^2 - 2 x c: the distance without the |x|^2 that all centres share
-    norm_G1K = torch.square(centre_GKD).sum(2).masked_fill(~live_GK, torch.inf)[:, None]
-    turned_GDK = (-2 * centre_GKD).transpose(1, 2).contiguous()
+    norm_GK1 = torch.square(centre_GKD).sum(2, keepdim=True).masked_fill(~live_GK[..., None], torch.inf)
+    turned_GKD = -2 * centre_GKD
     lowest_G = torch.full((len(size_G),), 64, device=device)
     highest_G = torch.full((len(size_G),), -1, device=device)
     step, longest = max(1, CELLS[device] // (len(size_G) * D)), int(size_G.max())
     for low in range(0, longest, step):
         at_GS, mask_GS = _slots(start_G, size_G, low, min(longest, low + step), device)
-        score_GSK = torch.baddbmm(norm_G1K, _rows(grid_ID, row_N[order_N[at_GS]]), turned_GDK)
-        found_GS = score_GSK.argmin(2)
+        x_GSD = _rows(grid_ID, row_N[order_N[at_GS]])
+        found_GS = torch.baddbmm(norm_GK1, turned_GKD, x_GSD.transpose(1, 2)).argmin(1)
         lowest_G = torch.minimum(lowest_G, found_GS.masked_fill(~mask_GS, 64).amin(1))
         highest_G = torch.maximum(highest_G, found_GS.masked_fill(~mask_GS, -1).amax(1))
         part_N[at_GS[mask_GS]] = found_GS[mask_GS]
@@ -130,14 +130,15 @@ def _centres(
     chosen_G = torch.as_tensor(taken_G - 1, device=device)
     for k in range(K):
         centre_GKD[:, k] = x_GSD[rows_G, chosen_G]
-        product_GS = torch.bmm(x_GSD, centre_GKD[:, k, :, None])[..., 0]
+        # Centre by events, here and below: MKL is three to ten times slower the other way round.
+        product_GS = torch.bmm(centre_GKD[:, None, k], x_GSD.transpose(1, 2))[:, 0]
         far_GS = norm_GS + norm_GS[rows_G, chosen_G][:, None] - 2 * product_GS
         nearest_GS = torch.where(mask_GS, torch.minimum(nearest_GS, far_GS), -1.0)
         chosen_G = nearest_GS.argmax(1)
     live_GK = torch.arange(K, device=device) < torch.as_tensor(k_G, device=device)[:, None]
     for _ in range(ITERATIONS):
-        norm_G1K = torch.square(centre_GKD).sum(2).masked_fill(~live_GK, torch.inf)[:, None]
-        found_GS = torch.baddbmm(norm_G1K, x_GSD, (-2 * centre_GKD).transpose(1, 2)).argmin(2)
+        norm_GK1 = torch.square(centre_GKD).sum(2, keepdim=True).masked_fill(~live_GK[..., None], torch.inf)
+        found_GS = torch.baddbmm(norm_GK1, -2 * centre_GKD, x_GSD.transpose(1, 2)).argmin(1)
         member_GSK = torch.zeros(*found_GS.shape, K, device=device).scatter_(2, found_GS[..., None], 1.0)
         member_GSK *= mask_GS[..., None]
         count_GK = member_GSK.sum(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
@@ -24,8 +25,10 @@ HERE = Path(__file__).resolve().parents[2]
 KUAIRAND = Path(os.environ.get("ONEREC_KUAIRAND", HERE.parent / "shared" / "data" / "kuairand-pure"))
 
 
-def build(source: Path, base: Path, day: date, grain: str) -> Path:
-    found = ingest(source=source, day=day, lake=base / "lake", bootstrap=not (base / "lake").exists())
+def build(source: Path, base: Path, day: date, grain: str, history: bool = True) -> Path:
+    found = ingest(source=source, day=day, lake=base / "lake", bootstrap=True)
+    if not history:
+        shutil.rmtree(base / "lake" / "history", ignore_errors=True)
     build_features(
         lake=base / "lake",
         features=base / grain,
@@ -102,10 +105,11 @@ def test_a_row_that_knows_its_own_day_is_found(simulated) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("grain", ["day", "session"])
 def test_no_row_of_a_real_kuairand_day_knows_the_future(tmp_path: Path, grain: str) -> None:
-    """Every row of the days up to 2022-04-26, among them rows whose clock is outside their log day."""
+    """Every row of the days up to 2022-04-26, among them rows whose clock is outside their log day. Without the
+    untimed history, which would take most of the time and has no clock to leak by."""
     if not (KUAIRAND / "log_standard_4_25_to_5_06_pure.csv").exists():
         pytest.skip(f"KuaiRand-Pure is not at {KUAIRAND}: set ONEREC_KUAIRAND to its folder")
-    features = build(KUAIRAND, tmp_path, date(2022, 4, 26), grain)
+    features = build(KUAIRAND, tmp_path, date(2022, 4, 26), grain, history=False)
     rows = 0
     for day, found, count in check(features, tmp_path / "lake"):
         assert found.num_rows == 0, f"{day}: {found.to_pylist()[:3]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from feature_repo.content import content_vectors
 from feature_repo.lifelong import GRID, GROUP_SIZE, ITERATIONS, MAX_EVENTS, SAMPLE, group_limit
@@ -132,3 +133,17 @@ def test_errors_name_the_value_and_the_mend() -> None:
         compress(np.zeros(2, np.int64), np.ones((2, 2), np.float32))
     with pytest.raises(ValueError, match="give the newest 100000"):
         compress_items(np.zeros(MAX_EVENTS + 1, np.int64), np.zeros(MAX_EVENTS + 1, np.int64), np.ones((1, 1)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same_bits() -> None:
+    rng = np.random.default_rng(9)
+    catalogue = rng.normal(size=(5000, 128)).astype(np.float32)
+    catalogue /= np.linalg.norm(catalogue, axis=1, keepdims=True)
+    user = np.sort(rng.integers(0, 40, 60_000))
+    item = rng.integers(0, 5000, len(user))
+    for ours, theirs in zip(
+        compress_items(user, item, catalogue), compress_items(user, item, catalogue, device="cuda")
+    ):
+        assert np.array_equal(ours, theirs)
