@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 4 -m models.training.pretrain ...         # the same over processes, here or on a cluster
 
 On the first day the rows of all days are passed over at least once, and so often that at least `min_steps` steps are
-taken (at most `max_epochs` times); newer days weigh more, and the last pass runs in day order. A later day passes over its own rows once.
+taken (at most `max_epochs` times); newer days weigh more, and the last pass runs in day order. A later day passes over
+its own rows once.
 Writes model.safetensors, config.json, optimizer.safetensors, metrics.json into `out`. With `work` it keeps checkpoints
 there, and a run that was killed at any step goes on to the same bytes that it would have written.
 """
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from models.onerec.config import OneRecConfig, onerec_laptop
+from models.onerec.flops import train_flops
 from models.onerec.model import OneRec
 from models.training.checkpoint import (
     Tokenizer,
@@ -291,10 +293,6 @@ def _counts(batch: dict[str, Tensor]) -> Tensor:
 def _flops(config: OneRecConfig, device: str) -> Callable[[float, list[float]], float] | None:
     """FLOPs of a row, forward and backward, from its targets and its pathways' lengths; None where no MFU is shown."""
     if device_peak(device) is None:
-        return None
-    try:
-        from models.onerec.flops import train_flops
-    except ImportError:  # a model without a count of its FLOPs: no MFU is better than a wrong one
         return None
     return lambda targets, lengths: train_flops(config, targets, tuple(lengths))
 
