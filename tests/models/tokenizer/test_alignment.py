@@ -24,6 +24,7 @@ from models.tokenizer.representation import named_config, represent
 
 TINY = ItemEncoderConfig(dim=16, queries=2, layers=2, heads=2, tag_buckets=64, author_buckets=64)
 FAST = AlignmentConfig(encoder=TINY, batch=32, steps=60, warmup=5, learning_rate=5e-3, save_every=20)
+PLAIN = dataclasses.replace(FAST, caption_weight=0.0)
 
 
 def _batch(content: torch.Tensor, mask: torch.Tensor, tags: list[list[int]], author: list[int]) -> TokenBatch:
@@ -242,7 +243,7 @@ def test_alignment_brings_pairs_together():
     untrained.learn_of(torch.from_numpy(inputs.tags), torch.full((1,), -1))  # before: tags alone
     before = _recall(aligned_vectors(untrained, inputs))
     lines: list[str] = []
-    trained = align(inputs, pairs, dataclasses.replace(FAST, caption_weight=0.0), seed=0, progress=lines.append)
+    trained = align(inputs, pairs, PLAIN, seed=0, progress=lines.append)
     assert _recall(aligned_vectors(trained, inputs)) > 0.95 > 0.7 > before
     assert "60/60" in lines[-1] and "pairs/s" in lines[-1]
 
@@ -284,7 +285,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from models.tokenizer import alignment
-from tests.models.tokenizer.test_alignment import FAST, ITEMS, TINY, _world
+from tests.models.tokenizer.test_alignment import ITEMS, PLAIN, TINY, _world
 from models.tokenizer.alignment import ItemInputs, align
 from models.tokenizer.pairs import PairConfig, training_pairs
 save = alignment._Checkpoint.save
@@ -295,7 +296,7 @@ def then_die(self, step):
 alignment._Checkpoint.save = then_die
 items, users, liked = _world()
 pairs = training_pairs(users, liked, ITEMS, PairConfig(), 0)
-align(ItemInputs.of(items, None, TINY), pairs, FAST, seed=0, folder=Path(sys.argv[2]))
+align(ItemInputs.of(items, None, TINY), pairs, PLAIN, seed=0, folder=Path(sys.argv[2]))
 """
 
 
@@ -303,16 +304,16 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path, pytestconfig):
     items, users, liked = _world()
     inputs = ItemInputs.of(items, None, TINY)
     pairs = training_pairs(users, liked, ITEMS, PairConfig(), 0)
-    whole = align(inputs, pairs, FAST, seed=0, progress=lambda _: None)
+    whole = align(inputs, pairs, PLAIN, seed=0, progress=lambda _: None)
     command = [sys.executable, "-c", KILLED, str(pytestconfig.rootpath), str(tmp_path)]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     lines: list[str] = []
-    resumed = align(inputs, pairs, FAST, seed=0, folder=tmp_path, progress=lines.append)
+    resumed = align(inputs, pairs, PLAIN, seed=0, folder=tmp_path, progress=lines.append)
     assert lines[0] == "alignment goes on from step 40"
     for name, value in _state(whole).items():
         assert torch.equal(value, _state(resumed)[name]), name
     lines.clear()
-    align(inputs, pairs, dataclasses.replace(FAST, steps=2), seed=1, folder=tmp_path, progress=lines.append)
+    align(inputs, pairs, dataclasses.replace(PLAIN, steps=2), seed=1, folder=tmp_path, progress=lines.append)
     assert "goes on" not in lines[0]  # another seed is another run
 
 
@@ -323,7 +324,7 @@ def test_without_pairs_or_with_an_exploding_loss_it_says_what_to_do(monkeypatch)
         align(inputs, np.empty((0, 2), np.int64), FAST, seed=0)
     monkeypatch.setattr(alignment, "contrastive_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
     with pytest.raises(ValueError, match="lower learning_rate"):
-        align(inputs, np.array([[0, 1]]), dataclasses.replace(FAST, caption_weight=0.0), seed=0, progress=lambda _: None)
+        align(inputs, np.array([[0, 1]]), PLAIN, seed=0, progress=lambda _: None)
 
 
 # The representation
@@ -331,7 +332,7 @@ def test_without_pairs_or_with_an_exploding_loss_it_says_what_to_do(monkeypatch)
 
 def test_the_aligned_representation_is_restored_and_represents_new_items():
     items, users, liked = _world()
-    config = AlignedConfig(content="", alignment=dataclasses.replace(FAST, caption_weight=0.0))
+    config = AlignedConfig(content="", alignment=PLAIN)
     quiet = {"progress": lambda _: None}
     tensors, vectors = represent(_table(items), config=config, users=users, liked=liked, previous=None, seed=0, **quiet)
     assert vectors.shape == (ITEMS, 32) and all(isinstance(t, np.ndarray) for t in tensors.values())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from models.tokenizer.swing import RESULT, SwingConfig, swing, swing_spark
@@ -70,15 +72,18 @@ def spark():
 
     builder = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
     builder = builder.config("spark.sql.shuffle.partitions", "2").config("spark.driver.host", "127.0.0.1")
-    session = builder.config("spark.driver.memory", "1g").getOrCreate()
-    yield session
-    session.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYSPARK_PYTHON", sys.executable)
+        session = builder.config("spark.driver.memory", "1g").getOrCreate()
+        yield session
+        session.stop()
 
 
 @pytest.mark.parametrize("config", [PAPER, OTHER, SwingConfig(min_items=2, max_users=7)])
-def test_spark_gives_the_same_rows_as_duckdb(spark, config):
+def test_spark_gives_the_same_rows_as_duckdb(spark, config, tmp_path):
     table = _log(rows=500)
-    frame = spark.createDataFrame(table.to_pandas())
+    pq.write_table(table, tmp_path / "log.parquet")
+    frame = spark.read.parquet(str(tmp_path / "log.parquet"))
     found = swing_spark(spark, frame, config, block_items=50).toPandas()
     found = found.sort_values(["item_id", "score", "neighbour_id"], ascending=[True, False, True])
     here = swing(table, config)
