@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from kfp_components.step import Outcome
 
 
 def run(run: Run, *, tables: Outcome, features: Outcome) -> Outcome:
-    """Writes tokenizer.json, codebooks.safetensors, sid_table.parquet, trie.safetensors."""
+    """Writes tokenizer.json, codebooks.safetensors, sid_table.parquet, trie.safetensors.
+
+    ONEREC_REPRESENTATION: the kind a fit learns, "svd" (default), "aligned" or "aligned_small".
+    """
     w, before = run.workspace, release_before(run.workspace, run.day)
+    representation = os.environ.get("ONEREC_REPRESENTATION", "svd")
 
     def body(out: Path, progress) -> dict[str, Any]:
         from models.tokenizer.refresh import refresh_tokenizer
@@ -23,6 +28,7 @@ def run(run: Run, *, tables: Outcome, features: Outcome) -> Outcome:
             previous=before.release / "tokenizer" if before else None,
             out=out,
             seed=run.seed,
+            representation=representation,
             progress=progress,
         )
 
@@ -30,5 +36,6 @@ def run(run: Run, *, tables: Outcome, features: Outcome) -> Outcome:
         "tokenize",
         inputs=[tables, features, before.publish if before else None],
         rooms=("models/tokenizer", "models/onerec/features.py"),
+        settings={"representation": representation},
         body=body,
     )

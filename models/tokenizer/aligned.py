@@ -21,7 +21,7 @@ import torch
 from models.tokenizer.alignment import AlignmentConfig, ItemInputs, align, aligned_vectors
 from models.tokenizer.content.encoder import Tokens, content_encoder, encode_all
 from models.tokenizer.content.items import ItemContent, read_items
-from models.tokenizer.content.pictures import OpenUri, open_local
+from models.tokenizer.content.pictures import OpenUri
 from models.tokenizer.pairs import PairConfig, training_pairs
 from models.tokenizer.qformer import ItemEncoder, ItemEncoderConfig
 
@@ -40,13 +40,13 @@ class AlignedConfig:
 def aligned_small() -> AlignedConfig:
     """For a processor: 4 x 64 instead of 4 x 512, two layers."""
     encoder = ItemEncoderConfig(dim=64, layers=2, heads=4)
-    return AlignedConfig(alignment=AlignmentConfig(encoder=encoder, batch=256, steps=600, learning_rate=2e-3))
+    return AlignedConfig(alignment=AlignmentConfig(encoder=encoder, batch=256, steps=600, learning_rate=5e-3))
 
 
 class AlignedRepresentation:
     """An encoder frozen after `fit`; `tensors` restores it."""
 
-    def __init__(self, tensors: dict[str, np.ndarray], *, device: str = "cpu", open_uri: OpenUri = open_local) -> None:
+    def __init__(self, tensors: dict[str, np.ndarray], *, device: str = "cpu", open_uri: OpenUri | None = None) -> None:
         self.tensors, self.device, self.open_uri = tensors, device, open_uri
         self.about = json.loads(tensors[ABOUT].tobytes())
         self.encoder = ItemEncoder(ItemEncoderConfig(**self.about["encoder"]))
@@ -65,7 +65,7 @@ class AlignedRepresentation:
         seed: int,
         folder: Path | None = None,
         device: str = "cpu",
-        open_uri: OpenUri = open_local,
+        open_uri: OpenUri | None = None,
         progress: Callable[[str], None] = print,
     ) -> tuple[AlignedRepresentation, np.ndarray]:
         """Align on positives (users, rows of items, in time order within a user); returns it and vectors [N, Q * D]."""
@@ -93,7 +93,7 @@ class AlignedRepresentation:
 
 
 def _tokens(
-    name: str, items: list[ItemContent], dim: int, device: str, open_uri: OpenUri, progress: Callable[[str], None]
+    name: str, items: list[ItemContent], dim: int, device: str, open_uri: OpenUri | None, progress: Callable[[str], None]
 ) -> Tokens | None:
     if not name:
         return None

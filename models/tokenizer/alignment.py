@@ -77,7 +77,8 @@ class ItemInputs:
         tags = self.tags[rows]
         tags = tags[:, : max(1, int((tags >= 0).sum(1).max(initial=0)))]
         parts = (content, mask, torch.from_numpy(tags), torch.from_numpy(self.author[rows]))
-        return TokenBatch(*(p.to(device) for p in parts))
+        content, mask, tags, author = (p.to(device) for p in parts)
+        return TokenBatch(content.float(), mask, tags, author)
 
 
 def contrastive_loss(anchor_BD: Tensor, positive_BD: Tensor, i_B: Tensor, j_B: Tensor, temperature: float) -> Tensor:

@@ -91,7 +91,7 @@ class ItemEncoder(nn.Module):
         if config.content_dim:
             self.project = nn.Linear(config.content_dim, D)
         self.norm_m = nn.RMSNorm(D, eps=1e-6)
-        self.query = nn.Parameter(torch.randn(config.queries, D))
+        self.query = nn.Parameter(torch.randn(config.queries, D) * 0.02)  # small: what is read decides, not the constant
         self.layers = nn.ModuleList(QFormerLayer(config) for _ in range(config.layers))
 
     def forward(self, batch: TokenBatch) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from models.onerec.features import POSITIVE_MASK
 from models.tokenizer import metrics, rq_kmeans
-from models.tokenizer.representation import Representation, RepresentationConfig, content_matrix
+from models.tokenizer.representation import named_config, represent
 from models.tokenizer.trie import Trie
 from models.tokenizer.unique import unique_codes
 
@@ -41,10 +41,12 @@ def refresh_tokenizer(
     previous: Path | None,
     out: Path,
     seed: int,
+    representation: str = "svd",
     progress: Callable[[str], None] = print,
 ) -> dict:
     """Fit (previous is None) or extend the tokenizer of the day before; returns the metrics for the report.
 
+    representation: the kind that a fit learns (`named_config`); a later day keeps the kind it finds.
     Among them `collision_rate_before`: share of the NEW items whose nearest tuple is taken by a known item or shared
     with another new one; `reconstruction_loss` of the new items, None on a day without any (known items got their IDs
     from other vectors); `changed_ids`: known items whose row of the written table is not that of the day before.
@@ -55,12 +57,19 @@ def refresh_tokenizer(
         raise ValueError(f"{items} holds no items: the tokenizer has nothing to name; check the ingest of this day")
     tags = [t or [] for t in table["tags"].to_pylist()]
     texts = [" ".join(filter(None, parts)) for parts in zip(*(_text(table, c) for c in ("caption", "asr", "ocr")))]
-    content = content_matrix(tags, table["author_id"].fill_null(-1).to_numpy(), texts)
     if previous is None:
         progress(f"fitting codebooks on {len(ids):,} items")
         size = codebook_size_for(len(ids))
         users, liked = _positives(training_sets, ids)
-        representation, vectors = Representation.fit(RepresentationConfig(), content, users, liked, seed)
+        tensors, vectors = represent(
+            table,
+            config=named_config(representation),
+            users=users,
+            liked=liked,
+            previous=None,
+            seed=seed,
+            progress=progress,
+        )
         books = [b.numpy() for b in rq_kmeans.fit(torch.from_numpy(vectors), LEVELS, size, seed)]
         old = pa.table(
             {"item_id": pa.array([], pa.int64()), **{f"c{i}": pa.array([], pa.int32()) for i in range(LEVELS)}}
@@ -68,9 +77,17 @@ def refresh_tokenizer(
     else:
         tensors = load_file(previous / "codebooks.safetensors")
         books = [tensors.pop(f"codebook_{i}") for i in range(LEVELS)]
-        size, representation = len(books[0]), Representation(tensors)
+        size, none = len(books[0]), np.empty(0, np.int64)
         old = pq.read_table(previous / "sid_table.parquet")
-        vectors = representation.content_only(content)
+        _, vectors = represent(
+            table,
+            config=named_config(representation),
+            users=none,
+            liked=none,
+            previous=tensors,
+            seed=seed,
+            progress=progress,
+        )
     new = np.flatnonzero(~np.isin(ids, old["item_id"].to_numpy()))
     progress(f"{len(new):,} new items of {len(ids):,}")
     taken = np.stack([old[f"c{i}"].to_numpy() for i in range(LEVELS)], 1).astype(np.int64)
@@ -80,9 +97,7 @@ def refresh_tokenizer(
     order = np.concatenate([old["item_id"].to_numpy(), ids[new]])
     columns = {f"c{i}": pa.array(sid_NL[:, i], pa.int32()) for i in range(LEVELS)}
     pq.write_table(pa.table({"item_id": pa.array(order, pa.int64()), **columns}), out / "sid_table.parquet")
-    save_file(
-        {**{f"codebook_{i}": b for i, b in enumerate(books)}, **representation.tensors}, out / "codebooks.safetensors"
-    )
+    save_file({**{f"codebook_{i}": b for i, b in enumerate(books)}, **tensors}, out / "codebooks.safetensors")
     Trie.build(sid_NL, size).save(out / "trie.safetensors")
     position = {int(i): row for row, i in enumerate(ids)}
     present = np.array([position.get(int(i), -1) for i in order])

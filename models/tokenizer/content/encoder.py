@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.tokenizer.content.items import ItemContent
-from models.tokenizer.content.pictures import OpenUri, open_local
+
+if TYPE_CHECKING:
+    from models.tokenizer.content.pictures import OpenUri  # PyAV and Pillow are not needed where no picture is read
 
 
 class ContentEncoder(Protocol):
@@ -32,7 +34,7 @@ class ContentEncoder(Protocol):
 
 
 def content_encoder(
-    name: str, *, dim: int = 512, device: str = "cpu", open_uri: OpenUri = open_local
+    name: str, *, dim: int = 512, device: str = "cpu", open_uri: OpenUri | None = None
 ) -> ContentEncoder:
     """"text", or the path or hub name of a vision-language model whose hidden states are brought to at most `dim`."""
     if name == "text":
@@ -41,7 +43,7 @@ def content_encoder(
         return TextEncoder(device=device)
     from models.tokenizer.content.vision_language import VisionLanguageEncoder
 
-    return VisionLanguageEncoder(name, dim=dim, device=device, open_uri=open_uri)
+    return VisionLanguageEncoder(name, dim=dim, device=device, **({"open_uri": open_uri} if open_uri else {}))
 
 
 @dataclasses.dataclass
@@ -55,7 +57,7 @@ class Tokens:
         return len(self.offsets) - 1
 
     def padded(self, rows: np.ndarray, longest: int | None = None) -> tuple[Tensor, Tensor]:
-        """[B, N, dim] float32 and mask [B, N] of some items; N fits the batch, at most `longest` (the first count)."""
+        """[B, N, dim] float16 and mask [B, N] of some items; N fits the batch, at most `longest` (the first count)."""
         length = self.offsets[rows + 1] - self.offsets[rows]
         if longest is not None:
             length = np.minimum(length, longest)
@@ -63,7 +65,7 @@ class Tokens:
         mask = place[None] < length[:, None]
         at = np.where(mask, self.offsets[rows][:, None] + place[None], 0)
         values = self.values[at] if len(self.values) else np.zeros((*at.shape, self.values.shape[1]), np.float16)
-        return torch.from_numpy(np.where(mask[..., None], values, 0).astype(np.float32)), torch.from_numpy(mask)
+        return torch.from_numpy(np.where(mask[..., None], values, np.float16(0))), torch.from_numpy(mask)
 
 
 @torch.inference_mode()

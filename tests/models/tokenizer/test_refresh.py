@@ -166,3 +166,21 @@ def test_text_columns_may_be_missing(world, tmp_path):
     assert isinstance(table, pa.Table)
     pq.write_table(table, tmp_path / "items.parquet")
     assert _refresh(world, tmp_path / "a", items=tmp_path / "items.parquet")["items"] == 48
+
+
+def test_the_aligned_representation_names_new_items_without_training_again(world, tmp_path, monkeypatch):
+    """Its encoder travels frozen in codebooks.safetensors; known IDs stay, a second day aligns nothing."""
+    (tmp_path / "a").mkdir()
+    about = {"training_sets": world.training, "seed": 3, "progress": lambda _: None}
+    refresh_tokenizer(items=world.items, previous=None, out=tmp_path / "a", representation="aligned_small", **about)
+    monkeypatch.setattr("models.tokenizer.aligned.align", lambda *a, **k: pytest.fail("aligned again"))
+    items = write_items(tmp_path / "items.parquet", [*range(48), 100, 101])
+    for name in ("b", "c"):
+        (tmp_path / name).mkdir()
+        report = refresh_tokenizer(items=items, previous=tmp_path / "a", out=tmp_path / name, **about)
+    assert report["new_items"] == 2 and report["changed_ids"] == 0
+    old, new = _ids(tmp_path / "a"), _ids(tmp_path / "b")
+    assert {i: new[i] for i in old} == old and {100, 101} <= set(new)
+    assert _digests(tmp_path / "b") == _digests(tmp_path / "c")
+    books = {p: load_file(tmp_path / p / "codebooks.safetensors") for p in "ab"}
+    assert "aligned.about" in books["a"] and books["a"].keys() == books["b"].keys()
