@@ -1,4 +1,4 @@
-"""What alignment buys: recall of held-out pairs before and after, on KuaiRand (tags, author) and Amazon Beauty (titles).
+"""What alignment buys: recall of held-out pairs before and after. KuaiRand (tags, author) and Amazon Beauty (titles).
 
 python -m benchmarks.tokenizer.alignment --kuairand LOGS --beauty AMAZON/beauty --seeds 1 2 3 --scratch SCRATCH
 
@@ -6,8 +6,9 @@ A fifth of the users is held out (their pairs are the test), and so is a tenth o
 interaction with them, as if they were new). Two kinds of pairs, neither chosen by any of the methods compared:
 - same user: two random positives of a held-out user, up to four pairs each;
 - Swing: for each item the nearest one by Swing over the held-out users alone.
-recall@k: share of pairs (i, j) with j among the k nearest of i by cosine, over the whole catalogue. lift: how much likelier
-a same-user pair shares the first code of RQ-Kmeans than two random items. Beauty's tags are its categories; it has no authors.
+recall@k: share of pairs (i, j) with j among the k nearest of i by cosine, over the whole catalogue. lift: how much
+likelier a same-user pair shares the first code of RQ-Kmeans than two random items. Beauty's tags are its categories; it
+has no authors.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from models.tokenizer.aligned import AlignedConfig, aligned_small
 from models.tokenizer.alignment import AlignmentConfig, ItemInputs, align, aligned_vectors
 from models.tokenizer.content.encoder import Tokens, content_encoder, encode_all
 from models.tokenizer.content.items import read_items
-from models.tokenizer.pairs import PairConfig, training_pairs
+from models.tokenizer.pairs import training_pairs
 from models.tokenizer.qformer import ItemEncoder
 from models.tokenizer.refresh import codebook_size_for
 from models.tokenizer.representation import Representation, RepresentationConfig, _content_of, _unit
@@ -67,7 +68,9 @@ def kuairand(folder: Path) -> Source:
             "tags": pa.array(tags, pa.list_(pa.int32())),
         }
     )
-    old = pq.read_table(folder / "history_4_08_to_4_24_last50.parquet").sort_by([("user_id", "ascending"), ("pos", "ascending")])
+    old = pq.read_table(folder / "history_4_08_to_4_24_last50.parquet").sort_by(
+        [("user_id", "ascending"), ("pos", "ascending")]
+    )
     log = csv.read_csv(folder / "log_standard_4_25_to_5_06_pure.csv").sort_by("time_ms")
     log = log.filter(pa.compute.less(log["date"], 20220506))
     users = np.concatenate([old["user_id"].to_numpy(), log["user_id"].to_numpy()])
@@ -182,7 +185,9 @@ def variants(base: AlignmentConfig, captions: bool) -> dict[str, AlignmentConfig
     return plain | (told if captions else {})
 
 
-def run(source: Source, config: AlignedConfig, seed: int, wanted: list[str], tokens: Tokens | None) -> list[dict[str, Any]]:
+def run(
+    source: Source, config: AlignedConfig, seed: int, wanted: list[str], tokens: Tokens | None
+) -> list[dict[str, Any]]:
     """All representations of one source and seed."""
     split = Split.of(source, seed)
     tags = [set(t) for t in source.items["tags"].to_pylist()]
@@ -195,14 +200,21 @@ def run(source: Source, config: AlignedConfig, seed: int, wanted: list[str], tok
         vectors = make()
         row = {"variant": name, "seed": seed, "seconds": time.monotonic() - begun} | measure(vectors, split, tags, seed)
         results.append(row)
-        print(source.name, {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, file=sys.stderr, flush=True)
+        print(
+            source.name,
+            {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()},
+            file=sys.stderr,
+            flush=True,
+        )
 
     content = _content_of(source.items)
     fit = lambda c: Representation.fit(c, content, split.users, split.liked, seed)[1]  # noqa: E731
     add("content alone (hashed words, tags, author)", lambda: fit(RepresentationConfig(collaborative_weight=1e-6)))
     items = read_items(source.items)
     if tokens is not None:
-        mean = [tokens.values[a:b].astype(np.float32).mean(0) for a, b in zip(tokens.offsets, tokens.offsets[1:]) if b > a]
+        mean = [
+            tokens.values[a:b].astype(np.float32).mean(0) for a, b in zip(tokens.offsets, tokens.offsets[1:]) if b > a
+        ]
         has = np.diff(tokens.offsets) > 0
         pooled = np.zeros((len(items), tokens.values.shape[1]), np.float32)
         pooled[has] = mean
@@ -222,14 +234,22 @@ def run(source: Source, config: AlignedConfig, seed: int, wanted: list[str], tok
     pairs = training_pairs(split.users, split.liked, len(items), config.pairs, seed)
     print(f"{source.name}: {len(pairs):,} training pairs", file=sys.stderr, flush=True)
     for name, settings in variants(config.alignment, tokens is not None).items():
-        c = dataclasses.replace(settings, encoder=dataclasses.replace(settings.encoder, content_dim=encoder.content_dim))
-        quiet = lambda line: None  # noqa: E731
-        add(name, lambda c=c: aligned_vectors(align(inputs, pairs, c, seed=seed, progress=quiet), inputs))
+        c = dataclasses.replace(
+            settings, encoder=dataclasses.replace(settings.encoder, content_dim=encoder.content_dim)
+        )
+        add(name, lambda c=c: aligned_vectors(align(inputs, pairs, c, seed=seed, progress=_quiet), inputs))
     for name, kind in (("user-to-item pairs alone", {"neighbours": 0}), ("Swing pairs alone", {"targets": 0})):
         only = training_pairs(split.users, split.liked, len(items), dataclasses.replace(config.pairs, **kind), seed)
         c = dataclasses.replace(config.alignment, encoder=encoder, caption_weight=0.0)
-        add(name, lambda c=c, only=only: aligned_vectors(align(inputs, only, c, seed=seed, progress=lambda _: None), inputs))
+        add(
+            name,
+            lambda c=c, only=only: aligned_vectors(align(inputs, only, c, seed=seed, progress=_quiet), inputs),
+        )
     return results
+
+
+def _quiet(line: str) -> None:
+    """No progress lines: a benchmark prints its own."""
 
 
 def main() -> None:
@@ -260,7 +280,9 @@ def main() -> None:
         page += f"\n## {source.name}: {len(source.items):,} items, {len(source.users):,} positives\n\n"
         page += table(results, order, columns) + "\n"
     about = {
-        "command": " ".join(["python", "-m", "benchmarks.tokenizer.alignment", *(a for a in sys.argv[1:] if "/" not in a)]),
+        "command": " ".join(
+            ["python", "-m", "benchmarks.tokenizer.alignment", *(a for a in sys.argv[1:] if "/" not in a)]
+        ),
         "encoder": str(dataclasses.asdict(config.alignment)),
         "hardware": hardware("cpu") + f", load {os.getloadavg()[0]:.1f}: seconds are not comparable between runs",
         "commit": commit(),

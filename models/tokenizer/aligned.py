@@ -93,7 +93,12 @@ class AlignedRepresentation:
 
 
 def _tokens(
-    name: str, items: list[ItemContent], dim: int, device: str, open_uri: OpenUri | None, progress: Callable[[str], None]
+    name: str,
+    items: list[ItemContent],
+    dim: int,
+    device: str,
+    open_uri: OpenUri | None,
+    progress: Callable[[str], None],
 ) -> Tokens | None:
     if not name:
         return None

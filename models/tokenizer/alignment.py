@@ -33,7 +33,7 @@ from models.tokenizer.qformer import ItemEncoder, ItemEncoderConfig, TokenBatch
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
     """`author_dropout`: share of training items whose author is hidden, so that items of new authors do well too.
-    `caption_model`: hub name or path of a LLaMA-class decoder, "" for a small one. `longest`: content tokens an item."""
+    `caption_model`: hub name or path of a LLaMA-class decoder, "" for a small one. `longest`: most content tokens."""
 
     encoder: ItemEncoderConfig = dataclasses.field(default_factory=ItemEncoderConfig)
     temperature: float = 0.07
@@ -57,7 +57,7 @@ class AlignmentConfig:
 
 @dataclasses.dataclass
 class ItemInputs:
-    """The catalogue as the encoder reads it: content tokens (None without an encoder), hashed tags and authors, captions."""
+    """The catalogue as the encoder reads it: content tokens (None without an encoder), hashed tags, authors, captions."""
 
     tokens: Tokens | None
     tags: np.ndarray
@@ -103,9 +103,11 @@ def align(
     device: str = "cpu",
     progress: Callable[[str], None] = print,
 ) -> ItemEncoder:
-    """Train on pairs [P, 2] of rows of `inputs`; returns the frozen encoder. With `folder` it can be killed and go on."""
+    """Train on pairs [P, 2] of rows of `inputs`; returns the frozen encoder. With `folder` a killed run goes on."""
     if not len(pairs):
-        raise ValueError("no item pairs to align with: the log has no user with two positives; use the svd representation")
+        raise ValueError(
+            "no item pairs to align with: the log has no user with two positives; use the svd representation"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = ItemEncoder(config.encoder).to(device)

@@ -22,7 +22,7 @@ COLLABORATIVE_DIM = 64
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PairConfig:
-    """`targets` newest positives a user are paired with one of the `window` before them; `neighbours` Swing pairs an item.
+    """`targets` newest positives a user are paired with one of the `window` before; `neighbours` Swing pairs an item.
 
     Swing's floor of items a user is 2 here instead of the published 10: small logs have few users above it.
     """
@@ -35,8 +35,8 @@ class PairConfig:
     def __post_init__(self) -> None:
         if self.window < 1 or self.targets < 0 or self.neighbours < 0 or self.targets + self.neighbours == 0:
             raise ValueError(
-                f"window {self.window} must be at least 1; targets {self.targets} and neighbours {self.neighbours} must "
-                "not be negative, and one of them must be more than 0"
+                f"window {self.window} must be at least 1; targets {self.targets} and neighbours {self.neighbours} "
+                "must not be negative, and one of them must be more than 0"
             )
 
 
@@ -57,7 +57,7 @@ def collaborative_vectors(users: np.ndarray, items: np.ndarray, num_items: int, 
 def user_to_item(
     users: np.ndarray, items: np.ndarray, vectors_ND: np.ndarray, *, window: int = 50, targets: int = 1
 ) -> np.ndarray:
-    """Pairs [P, 2] (target, most similar of the `window` positives before it), for each user's newest `targets` positives.
+    """Pairs [P, 2] (target, most similar of the `window` positives before it) of each user's newest `targets` positives.
 
     users, items: positives in time order (oldest first) within a user; items are rows of vectors_ND. A target is left
     out if nothing before it has a positive similarity (then the choice would be arbitrary), a repeat of itself aside.
@@ -87,9 +87,7 @@ def item_to_item(users: np.ndarray, items: np.ndarray, config: PairConfig) -> np
     return np.stack([found["item_id"].to_numpy(), found["neighbour_id"].to_numpy()], 1)
 
 
-def training_pairs(
-    users: np.ndarray, items: np.ndarray, num_items: int, config: PairConfig, seed: int
-) -> np.ndarray:
+def training_pairs(users: np.ndarray, items: np.ndarray, num_items: int, config: PairConfig, seed: int) -> np.ndarray:
     """Both kinds, [P, 2] int64. items are rows of the catalogue; users' positives are in time order."""
     parts = [np.empty((0, 2), np.int64)]
     if config.targets and len(users):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ItemEncoderConfig:
-    """`content_dim` is the width of the content encoder's tokens, 0 without one. Hashed tags and authors share no row
-    with others of their kind as long as there are far fewer of them than buckets."""
+    """`content_dim` is the width of the content encoder's tokens, 0 without one. Tags and authors are hashed into their
+    buckets; with far fewer of them than buckets, few share one. `ffn`: inner width over dim."""
 
     dim: int = 512
     queries: int = 4
@@ -91,7 +91,9 @@ class ItemEncoder(nn.Module):
         if config.content_dim:
             self.project = nn.Linear(config.content_dim, D)
         self.norm_m = nn.RMSNorm(D, eps=1e-6)
-        self.query = nn.Parameter(torch.randn(config.queries, D) * 0.02)  # small: what is read decides, not the constant
+        self.query = nn.Parameter(
+            torch.randn(config.queries, D) * 0.02
+        )  # small: what is read decides, not the constant
         self.layers = nn.ModuleList(QFormerLayer(config) for _ in range(config.layers))
 
     def forward(self, batch: TokenBatch) -> Tensor:
@@ -115,7 +117,7 @@ class ItemEncoder(nn.Module):
 
     @torch.no_grad()
     def learn_of(self, tags: Tensor, authors: Tensor) -> None:
-        """Name the tags and authors (buckets, -1 none) of the training items: others stay masked, they would be noise."""
+        """Name the tags and authors (buckets, -1 none) of the training items: others stay masked, being noise."""
         self.tag_known[tags[tags >= 0]] = True
         self.author_known[authors[authors >= 0]] = True
 

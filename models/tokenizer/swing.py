@@ -9,12 +9,12 @@ Two parts, each the same on both engines:
 1. `kept_sql` (one SQL text both dialects accept): distinct (user, item) pairs of users with `min_items` to `max_items`
    items; at most `max_users` users an item, chosen by a hash, are its anchors. As in the public implementations the cap
    binds on the anchor's side only, so scores are symmetric only while no item exceeds it.
-2. `item_scores` (SciPy): for one item, from the baskets A of its n users, overlaps C = A A', weights W = w w' / (alpha + C)
-   without the diagonal, and s(i, .) = column sums of A * (W A). A join over user pairs costs the same products but holds
-   rows for them; here one item's n x n weights (4 MB at 1,000 users) are all there is at a time.
+2. `item_scores` (SciPy): for one item, from the baskets A of its n users, overlaps C = A A', weights
+   W = w w' / (alpha + C) without the diagonal, and s(i, .) = column sums of A * (W A). A join over user pairs forms the
+   same products as rows; here one item's n x n weights (8 MB at 1,000 users) are all there is at a time.
 
-DuckDB: `processes` workers share the baskets in memory, 16 bytes an interaction. Spark: baskets travel to their items in
-a join, blocks of items are scored by applyInPandas, so no machine holds all of them.
+DuckDB: `processes` workers share the baskets, which lie in memory. Spark: baskets travel to their items in a join, and
+blocks of items are scored by applyInPandas, so no machine holds all of them.
 """
 
 from __future__ import annotations
@@ -49,9 +49,13 @@ class SwingConfig:
 
     def __post_init__(self) -> None:
         if not 2 <= self.min_items <= self.max_items:
-            raise ValueError(f"users with {self.min_items} to {self.max_items} items: write 2 <= min_items <= max_items")
+            raise ValueError(
+                f"users with {self.min_items} to {self.max_items} items: write 2 <= min_items <= max_items"
+            )
         if self.max_users < 2 or self.neighbours < 1:
-            raise ValueError(f"max_users {self.max_users} must be at least 2 and neighbours {self.neighbours} at least 1")
+            raise ValueError(
+                f"max_users {self.max_users} must be at least 2 and neighbours {self.neighbours} at least 1"
+            )
         if self.alpha < 0 or self.user_offset < 0:
             raise ValueError(f"alpha {self.alpha} and user_offset {self.user_offset} must not be negative")
 
@@ -72,14 +76,18 @@ SELECT user_id, item_id, items,
 FROM kept"""
 
 
-def item_scores(baskets_UI: sp.csr_matrix, weight_U: np.ndarray, item: int, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def item_scores(
+    baskets_UI: sp.csr_matrix, weight_U: np.ndarray, item: int, alpha: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores of one item with all others that share two of its users: (columns, scores), columns ascending.
 
     baskets_UI: 0/1 rows of the item's users (float32, sorted indices). weight_U: their weights.
     """
     users = baskets_UI.shape[0]
     column, inverse, count = np.unique(baskets_UI.indices, return_inverse=True, return_counts=True)
-    shared = (count > 1) & (column != item)  # an item with one common user has no pair; the anchor itself is added below
+    shared = (count > 1) & (
+        column != item
+    )  # an item with one common user has no pair; the anchor itself is added below
     keep = shared[inverse]
     row = np.repeat(np.arange(users), np.diff(baskets_UI.indptr))[keep]
     local = (np.cumsum(shared) - 1)[inverse[keep]]
@@ -137,7 +145,9 @@ def swing(source: Any, config: SwingConfig, *, processes: int = 1, memory: str =
     return pa.Table.from_arrays([pa.array(np.concatenate(x)) for x in zip(*parts)], schema=RESULT)
 
 
-def swing_spark(session: SparkSession, interactions: DataFrame, config: SwingConfig, *, block_items: int = 500) -> DataFrame:
+def swing_spark(
+    session: SparkSession, interactions: DataFrame, config: SwingConfig, *, block_items: int = 500
+) -> DataFrame:
     """The same rows as `swing`, as a Spark frame (unordered). interactions: user_id and item_id."""
     from pyspark.sql import functions as F
 

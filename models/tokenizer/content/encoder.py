@@ -1,7 +1,7 @@
 """The content encoder: one method that turns items into tokens, whichever network is behind it.
 
     encoder = content_encoder("text")                      # small text encoder, weights inside its package
-    encoder = content_encoder("openbmb/MiniCPM-V-4_6")     # a vision-language model, hub name or local path
+    encoder = content_encoder("openbmb/MiniCPM-V-4.6")     # a vision-language model, hub name or local path
     tokens = encode_all(encoder, items)                    # ragged, float16, frozen: compute once an item
 
 Encoders are frozen: what is learned sits behind them (qformer.py), so that a day encodes only its new items.
@@ -36,7 +36,7 @@ class ContentEncoder(Protocol):
 def content_encoder(
     name: str, *, dim: int = 512, device: str = "cpu", open_uri: OpenUri | None = None
 ) -> ContentEncoder:
-    """"text", or the path or hub name of a vision-language model whose hidden states are brought to at most `dim`."""
+    """ "text", or the path or hub name of a vision-language model whose hidden states are brought to at most `dim`."""
     if name == "text":
         from models.tokenizer.content.text import TextEncoder
 

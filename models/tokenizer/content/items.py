@@ -1,6 +1,6 @@
 """What there is to know of an item's content, read from the items table; missing modalities are empty.
 
-    items = read_items(pyarrow.parquet.read_table("items.parquet"))
+items = read_items(pyarrow.parquet.read_table("items.parquet"))
 """
 
 from __future__ import annotations

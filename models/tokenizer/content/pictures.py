@@ -65,7 +65,7 @@ def load_image(uri: str, open_uri: OpenUri = open_local) -> Image.Image:
 def sample_frames(uri: str, count: int = FRAMES, *, open_uri: OpenUri = open_local) -> list[Image.Image]:
     """`count` frames at the middles of equal parts of a clip; fewer if the clip has fewer.
 
-    Each is reached by a seek to the key frame before it and decoding from there; a clip without a length is decoded once.
+    Each is reached by a seek to the key frame before it and decoding from there; a clip without length is decoded once.
     """
     with open_uri(uri) as stream, av.open(stream) as container:
         if not container.streams.video:
@@ -89,8 +89,6 @@ def sample_frames(uri: str, count: int = FRAMES, *, open_uri: OpenUri = open_loc
             if last is not None and last.pts is not None and last.pts not in found:
                 found[last.pts] = _small(last.to_image())
         return [found[pts] for pts in sorted(found)]
-
-
 
 
 def _small(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Pairs, QFormer, losses and alignment against references; resumption to the same bytes; new items from the frozen encoder."""
+"""Pairs, QFormer, losses and alignment against references; resumption to the same bytes; new items, frozen encoder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ def test_user_to_item_takes_the_most_similar_of_the_window():
     assert user_to_item(users, items, vectors).tolist() == [[0, 1]]
     assert user_to_item(users, items, vectors, window=2).tolist() == [[0, 3]]
     two = user_to_item(users, items, vectors, targets=2).tolist()
-    assert sorted(two) == [[0, 1], [3, 2]]  # 3 is nearer to 2 (.7) than to 1 (.7 * .9 + .7 * .1 = .7): a tie, the newest wins
+    assert sorted(two) == [
+        [0, 1],
+        [3, 2],
+    ]  # 3 is nearer to 2 (.7) than to 1 (.7 * .9 + .7 * .1 = .7): a tie, the newest wins
 
 
 def test_user_to_item_against_brute_force():
@@ -210,7 +213,9 @@ TOPICS, ITEMS = 6, 60
 def _world(seed: int = 0) -> tuple[list[ItemContent], np.ndarray, np.ndarray]:
     """Items of a topic share a tag with only one other topic, and users like one topic: tags halve, pairs decide."""
     rng = np.random.default_rng(seed)
-    items = [ItemContent(tags=(i % TOPICS // 2,), author=i % TOPICS, caption=f"topic {i % TOPICS}") for i in range(ITEMS)]
+    items = [
+        ItemContent(tags=(i % TOPICS // 2,), author=i % TOPICS, caption=f"topic {i % TOPICS}") for i in range(ITEMS)
+    ]
     users = np.repeat(np.arange(80), 8)
     liked = np.concatenate([rng.choice(ITEMS // TOPICS, 8, replace=False) * TOPICS + u % TOPICS for u in range(80)])
     return items, users, liked
@@ -258,7 +263,9 @@ def test_the_caption_loss_falls_and_its_weight_matters():
     align(inputs, pairs, config, seed=0, progress=lines.append)
     begin, end = (float(line.split("caption ")[1].split(",")[0]) for line in (lines[0], lines[-1]))
     assert begin > 9 and end < 6  # ln 30522 = 10.3; three tokens of few values
-    alone = align(inputs, pairs, dataclasses.replace(config, steps=1, caption_weight=0.0), seed=0, progress=lines.append)
+    alone = align(
+        inputs, pairs, dataclasses.replace(config, steps=1, caption_weight=0.0), seed=0, progress=lines.append
+    )
     assert not torch.equal(alone.query, first.query)
 
 

@@ -81,7 +81,9 @@ def test_frames_by_key_frame_or_by_full_decoding_agree(media, monkeypatch):
     class NoLength:
         def __init__(self, container):
             self.container, video = container, container.streams.video[0]
-            self.streams = type("Streams", (), {"video": [type("Video", (), {"duration": None, "time_base": None})()]})()
+            self.streams = type(
+                "Streams", (), {"video": [type("Video", (), {"duration": None, "time_base": None})()]}
+            )()
             self.decode = lambda _: container.decode(video)
 
         def __enter__(self):
@@ -116,7 +118,10 @@ def test_a_broken_picture_counts_as_missing_and_is_said(media, tmp_path):
 
 
 def test_another_store_is_read_through_open_uri(media):
-    store = {"s3://bucket/red.png": (media / "red.png").read_bytes(), "s3://b/clip.mp4": (media / "clip.mp4").read_bytes()}
+    store = {
+        "s3://bucket/red.png": (media / "red.png").read_bytes(),
+        "s3://b/clip.mp4": (media / "clip.mp4").read_bytes(),
+    }
     item = ItemContent(cover="s3://bucket/red.png", frames=("s3://b/clip.mp4",))
     cover, frames = load_pictures(item, lambda uri: io.BytesIO(store[uri]))
     assert cover is not None and cover.size == (48, 32) and len(frames) == 5
@@ -138,7 +143,12 @@ def test_text_tokens_carry_meaning(text):
     """Mean-pooled, two nail polishes are nearer than a polish and a shampoo."""
     captions = ("OPI nail lacquer, red", "Essie nail polish, pink", "anti-dandruff shampoo for men")
     tokens = encode_all(text, [ItemContent(caption=c) for c in captions])
-    mean = torch.stack([torch.from_numpy(tokens.values[a:b].astype(np.float32)).mean(0) for a, b in zip(tokens.offsets, tokens.offsets[1:])])
+    mean = torch.stack(
+        [
+            torch.from_numpy(tokens.values[a:b].astype(np.float32)).mean(0)
+            for a, b in zip(tokens.offsets, tokens.offsets[1:])
+        ]
+    )
     unit = torch.nn.functional.normalize(mean, dim=-1)
     assert unit[0] @ unit[1] > unit[0] @ unit[2] + 0.1
 
@@ -253,7 +263,7 @@ def test_wide_states_are_projected_and_long_ones_pooled(llava, media):
 
 
 def test_a_caption_cannot_write_control_tokens(llava, media):
-    """"<image>" in an uploader's caption is text: the number of pictures still fits."""
+    """ "<image>" in an uploader's caption is text: the number of pictures still fits."""
     encoder = content_encoder(str(llava))
     _, mask = encoder.encode([ItemContent(caption="cat <image> dog", cover=str(media / "red.png"))])
     plain = encoder.encode([ItemContent(caption="cat dog", cover=str(media / "red.png"))])[1]

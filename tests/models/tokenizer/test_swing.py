@@ -103,7 +103,7 @@ def test_repeats_count_once_and_ids_may_be_large():
 
 
 def test_the_cap_on_users_binds_on_the_anchors_side():
-    """With 3 of 200 users kept for an item its score is that of three users: 3 * 2 ordered pairs, same weight, overlap 2."""
+    """With 3 of 200 users kept its score is that of three users: 3 * 2 ordered pairs, same weight, overlap 2."""
     table = pa.table({"user_id": np.repeat(np.arange(200), 2), "item_id": np.tile([0, 1], 200)})
     rows = swing(table, SwingConfig(min_items=2, max_users=3)).to_pylist()
     assert [r["score"] for r in rows] == pytest.approx([6 * 0.5 / 3] * 2)
@@ -113,7 +113,9 @@ def test_anchors_are_a_spread_sample_not_the_smallest_ids():
     """Users 0..999 have item 0; those of the upper half share item 1 as well, those of the lower half item 2."""
     users = np.arange(1000)
     table = pa.table({"user_id": np.tile(users, 2), "item_id": np.concatenate([0 * users, 1 + (users < 500)])})
-    scores = {r["neighbour_id"]: r["score"] for r in swing(table, SwingConfig(min_items=2, max_users=100)).to_pylist()[:2]}
+    scores = {
+        r["neighbour_id"]: r["score"] for r in swing(table, SwingConfig(min_items=2, max_users=100)).to_pylist()[:2]
+    }
     assert 0.4 < scores[1] / scores[2] < 2.5
 
 
@@ -123,7 +125,9 @@ def test_nothing_in_common_gives_no_rows():
     assert swing(empty, PAPER).schema == RESULT
 
 
-@pytest.mark.parametrize("wrong", [{"min_items": 1}, {"min_items": 20, "max_items": 10}, {"max_users": 1}, {"alpha": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"min_items": 1}, {"min_items": 20, "max_items": 10}, {"max_users": 1}, {"alpha": -1}]
+)
 def test_a_wrong_configuration_is_refused(wrong):
-    with pytest.raises(ValueError, match="must|write"):
+    with pytest.raises(ValueError, match=r"must|write"):
         SwingConfig(**wrong)
