@@ -4,9 +4,9 @@ python -m benchmarks.tokenizer.swing --millions 0.1 1 10 --processes 2
 python -m benchmarks.tokenizer.swing --millions 50 --processes 2 --memory 4GB
 
 Interactions are drawn here: log-normal activity of users (median 25 items), Zipf-like popularity (exponent 0.9), one
-item for 200 interactions. Caps as published (users of 10 to 1,000 items, 1,000 users an item, 100 neighbours). Each size
-is a process of its own; memory is the peak of it and its workers together, sampled. Time counts everything: reading
-Parquet, SQL, scoring, the result in memory.
+item for 200 interactions. Caps as published (users of 10 to 1,000 items, 1,000 users an item, 100 neighbours). Each
+size is a process of its own; memory is the peak of it and its workers together, sampled. Time counts everything:
+reading Parquet, SQL, scoring, the result in memory.
 """
 
 from __future__ import annotations

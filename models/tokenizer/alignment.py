@@ -57,7 +57,7 @@ class AlignmentConfig:
 
 @dataclasses.dataclass
 class ItemInputs:
-    """The catalogue as the encoder reads it: content tokens (None without an encoder), hashed tags, authors, captions."""
+    """The catalogue as the encoder reads it: content tokens (None without any), hashed tags, authors, captions."""
 
     tokens: Tokens | None
     tags: np.ndarray

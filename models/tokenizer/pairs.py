@@ -57,7 +57,7 @@ def collaborative_vectors(users: np.ndarray, items: np.ndarray, num_items: int, 
 def user_to_item(
     users: np.ndarray, items: np.ndarray, vectors_ND: np.ndarray, *, window: int = 50, targets: int = 1
 ) -> np.ndarray:
-    """Pairs [P, 2] (target, most similar of the `window` positives before it) of each user's newest `targets` positives.
+    """Pairs [P, 2] (target, most similar of the `window` positives before it) of users' newest `targets` positives.
 
     users, items: positives in time order (oldest first) within a user; items are rows of vectors_ND. A target is left
     out if nothing before it has a positive similarity (then the choice would be arbitrary), a repeat of itself aside.

@@ -65,8 +65,8 @@ def represent(
     """The frozen representation's tensors and the vectors [N, D] float32 of `items` (rows of the items table).
 
     previous: the frozen tensors; then nothing is fitted, `config`, `users` and `liked` are not read, and the cost is
-    that of `items`, so hand over the new ones only. None: fit on the positives (users, rows of `items`), which stand in time
-    order within a user. folder: where an interrupted alignment goes on.
+    that of `items`, so hand over the new ones only. None: fit on the positives (users, rows of `items`), which stand in
+    time order within a user. folder: where an interrupted alignment goes on.
     """
     if previous is not None:
         if ABOUT in previous:

@@ -1,9 +1,10 @@
 """The production content encoder: a vision-language model reads text, cover and frames; its hidden states are tokens.
 
 Any model of Hugging Face transformers with a processor and a chat template serves (MiniCPM-V, Qwen-VL, LLaVA, ...; some
-processors need torchvision), from a local path or a hub name; nothing is executed from the hub (`trust_remote_code` stays off). Each item becomes one
-user message: its pictures, then its text. What an item lacks is left out of the message; an item without any of it has
-no tokens. At most MAX_TOKENS (TR: 1280) remain: longer outputs are averaged over neighbouring tokens.
+processors need torchvision), from a local path or a hub name; nothing is executed from the hub (`trust_remote_code`
+stays off). Each item becomes one user message: its pictures, then its text. What an item lacks is left out of the
+message; an item without any of it has no tokens. At most MAX_TOKENS (TR: 1280) remain: longer outputs are averaged over
+neighbouring tokens.
 
 Hidden states wider than `dim` go through a fixed projection with orthonormal columns, drawn from a seed: it needs no
 training, keeps squared distances in expectation, and a token then costs dim * 2 bytes wherever it is kept.
