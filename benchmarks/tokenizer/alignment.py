@@ -1,14 +1,12 @@
-"""What alignment buys: recall of held-out pairs before and after. KuaiRand (tags, author) and Amazon Beauty (titles).
+"""What alignment buys: recall of held-out pairs before and after. KuaiRand (tags, author), Amazon Beauty (titles).
 
-python -m benchmarks.tokenizer.alignment --kuairand LOGS --beauty AMAZON/beauty --seeds 1 2 3 --scratch SCRATCH
+python -m benchmarks.tokenizer.alignment --prepared prepared/alignment --seeds 1 2 3 --device cuda --full
 
-A fifth of the users is held out (their pairs are the test), and so is a tenth of the items ("cold": training sees no
-interaction with them, as if they were new). Two kinds of pairs, neither chosen by any of the methods compared:
-- same user: two random positives of a held-out user, up to four pairs each;
-- Swing: for each item the nearest one by Swing over the held-out users alone.
-recall@k: share of pairs (i, j) with j among the k nearest of i by cosine, over the whole catalogue. lift: how much
-likelier a same-user pair shares the first code of RQ-Kmeans than two random items. Beauty's tags are its categories; it
-has no authors.
+--prepared is written by benchmarks.tokenizer.alignment_prepare, which says what is held out. Without --full the encoder
+is 4 x 64, for a processor. recall@k: share of held-out pairs (i, j) of a user with j among the k nearest of i by cosine
+over the whole catalogue; swing50: the same for pairs by Swing of the held-out users; cold50: i is an item without any
+interaction in training; tag10: share of the ten nearest that have a tag in common; lift: how much likelier a same-user
+pair shares the first code of RQ-Kmeans than two random items.
 """
 
 from __future__ import annotations
@@ -25,285 +23,157 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.csv as csv
-import pyarrow.parquet as pq
 import torch
 
 from benchmarks.alignment.harness import Column, commit, hardware, table
 from models.tokenizer import rq_kmeans
-from models.tokenizer.aligned import AlignedConfig, aligned_small
 from models.tokenizer.alignment import AlignmentConfig, ItemInputs, align, aligned_vectors
-from models.tokenizer.content.encoder import Tokens, content_encoder, encode_all
-from models.tokenizer.content.items import read_items
-from models.tokenizer.pairs import training_pairs
-from models.tokenizer.qformer import ItemEncoder
-from models.tokenizer.refresh import codebook_size_for
-from models.tokenizer.representation import Representation, RepresentationConfig, _content_of, _unit
-from models.tokenizer.swing import SwingConfig, swing
+from models.tokenizer.content.encoder import Tokens
+from models.tokenizer.qformer import ItemEncoder, ItemEncoderConfig
 
 SHOWN = ("recall10", "recall50", "swing50", "cold50", "tag10", "lift", "seconds")
+Data = dict[str, np.ndarray]
 
 
-@dataclasses.dataclass
-class Source:
-    """A catalogue and positives (users, rows of items) in time order."""
-
-    name: str
-    items: pa.Table
-    users: np.ndarray
-    liked: np.ndarray
-
-
-def kuairand(folder: Path) -> Source:
-    """Positives (long view or like) of the history and the log before its last day."""
-    videos = csv.read_csv(folder / "video_features_basic_pure.csv")
-    ids = videos["video_id"].to_numpy()
-    tags = [[int(float(t)) for t in str(x or "").split(",") if t] for x in videos["tag"].to_pylist()]
-    items = pa.table(
-        {
-            "item_id": ids,
-            "author_id": videos["author_id"].cast(pa.float64()).fill_null(-1).cast(pa.int64()),
-            "tags": pa.array(tags, pa.list_(pa.int32())),
-        }
-    )
-    old = pq.read_table(folder / "history_4_08_to_4_24_last50.parquet").sort_by(
-        [("user_id", "ascending"), ("pos", "ascending")]
-    )
-    log = csv.read_csv(folder / "log_standard_4_25_to_5_06_pure.csv").sort_by("time_ms")
-    log = log.filter(pa.compute.less(log["date"], 20220506))
-    users = np.concatenate([old["user_id"].to_numpy(), log["user_id"].to_numpy()])
-    liked = np.concatenate([old["video_id"].to_numpy(), log["video_id"].to_numpy()])
-    positive = [(t["long_view"].to_numpy() > 0) | (t["is_like"].to_numpy() > 0) for t in (old, log)]
-    keep = np.concatenate(positive)
-    order = np.argsort(ids)
-    row = order[np.searchsorted(ids[order], liked[keep])]
-    return Source("KuaiRand", items, users[keep], row)
-
-
-def beauty(folder: Path) -> Source:
-    """The training part of the sequences: all but the last two items of a user."""
-    rows = [json.loads(line) for line in (folder / "items.jsonl").open()]
-    names: dict[str, int] = {}
-    tags = [[names.setdefault(c, len(names)) for path in r["categories"] for c in path[1:]] for r in rows]
-    items = pa.table(
-        {
-            "item_id": [r["item_id"] for r in rows],
-            "author_id": [-1] * len(rows),
-            "tags": pa.array(tags, pa.list_(pa.int32())),
-            "caption": [r["title"] or "" for r in rows],
-        }
-    )
-    position = {r["item_id"]: n for n, r in enumerate(rows)}
-    users, liked = [], []
-    for line in (folder / "sequences.txt").open():
-        user, *sequence = map(int, line.split())
-        users += [user] * (len(sequence) - 2)
-        liked += [position[i] for i in sequence[:-2]]
-    return Source("Beauty", items, np.array(users), np.array(liked))
-
-
-@dataclasses.dataclass
-class Split:
-    """Training positives and the held-out pairs of one seed."""
-
-    users: np.ndarray
-    liked: np.ndarray
-    same_user: np.ndarray
-    cold: np.ndarray
-    near: np.ndarray
-
-    @classmethod
-    def of(cls, source: Source, seed: int) -> Split:
-        rng = np.random.default_rng(seed)
-        names, user = np.unique(source.users, return_inverse=True)
-        held = rng.random(len(names)) < 0.2
-        cold = rng.random(len(source.items)) < 0.1
-        out = held[user]
-        train = ~out & ~cold[source.liked]
-        pairs = []
-        order = np.flatnonzero(out)[np.argsort(user[out], kind="stable")]
-        for rows in np.split(order, np.flatnonzero(np.diff(user[order])) + 1):
-            mine = np.unique(source.liked[rows])
-            if len(mine) > 1:
-                pairs += [rng.choice(mine, 2, replace=False) for _ in range(min(4, len(mine) - 1))]
-        pair = np.array(pairs)
-        is_cold = cold[pair[:, 0]]
-        log = pa.table({"user_id": user[out], "item_id": source.liked[out]})
-        found = swing(log, SwingConfig(min_items=2, neighbours=1))
-        near = np.stack([found["item_id"].to_numpy(), found["neighbour_id"].to_numpy()], 1)
-        warm = ~cold[pair].any(1)
-        return cls(source.users[train], source.liked[train], pair[warm], pair[is_cold], near[~cold[near].any(1)])
-
-
-def measure(vectors: np.ndarray, split: Split, tags: list[set[int]], seed: int) -> dict[str, float]:
+def measure(vectors: np.ndarray, data: Data, seed: int, device: str) -> dict[str, float]:
     """Numbers of one representation [N, D]."""
-    unit = torch.from_numpy(_unit(vectors.astype(np.float32)))
+    x = torch.from_numpy(vectors.astype(np.float32)).to(device)
+    unit = torch.nn.functional.normalize(x, dim=-1)
 
-    def ranks(pairs: np.ndarray) -> np.ndarray:
-        out = []
-        for chunk in np.array_split(pairs, max(1, len(pairs) // 1000)):
+    def near(pairs: np.ndarray, k: int) -> float:
+        ranks = []
+        for chunk in torch.from_numpy(pairs).to(device).split(1000):
             score = unit[chunk[:, 0]] @ unit.T
-            own = score.gather(1, torch.from_numpy(chunk[:, 1:]))
-            score.scatter_(1, torch.from_numpy(chunk[:, :1]), -9)
-            out.append(((score > own).sum(1) + 0.5 * ((score == own).sum(1) - 1)).numpy())  # a tie counts half
-        return np.concatenate(out)
+            own = score.gather(1, chunk[:, 1:])
+            score.scatter_(1, chunk[:, :1], -9)
+            ranks.append((score > own).sum(1) + 0.5 * ((score == own).sum(1) - 1))  # a tie counts half
+        return float((torch.cat(ranks) < k).float().mean())
 
     rng = np.random.default_rng(seed)
-    some = rng.choice(len(unit), min(1000, len(unit)), replace=False)
-    score = unit[some] @ unit.T
+    some = rng.choice(len(x), min(1000, len(x)), replace=False)
+    score = unit[torch.from_numpy(some).to(device)] @ unit.T
     score[torch.arange(len(some)), torch.from_numpy(some)] = -9
-    near = score.topk(10).indices.numpy()
-    shared = [bool(tags[i] & tags[j]) for i, row in zip(some, near) for j in row if tags[i]]
-    same, cold, swung = ranks(split.same_user), ranks(split.cold), ranks(split.near)
-    books = rq_kmeans.fit(torch.from_numpy(vectors.astype(np.float32)), 1, codebook_size_for(len(unit)), seed)
-    code = rq_kmeans.encode(torch.from_numpy(vectors.astype(np.float32)), books)[:, 0].numpy()
-    share = np.bincount(code) / len(code)
-    together = float((code[split.same_user[:, 0]] == code[split.same_user[:, 1]]).mean())
+    tags = [set(t[t >= 0].tolist()) for t in data["tags"]]
+    shared = [bool(tags[i] & tags[j]) for i, js in zip(some, score.topk(10).indices.tolist()) for j in js if tags[i]]
+    books = rq_kmeans.fit(x, 1, int(data["codebook"][0]), seed)
+    code = rq_kmeans.encode(x, books)[:, 0].cpu().numpy()
+    together = float((code[data["same_user"][:, 0]] == code[data["same_user"][:, 1]]).mean())
     return {
-        "recall10": float((same < 10).mean()),
-        "recall50": float((same < 50).mean()),
-        "swing50": float((swung < 50).mean()),
-        "cold50": float((cold < 50).mean()),
+        "recall10": near(data["same_user"], 10),
+        "recall50": near(data["same_user"], 50),
+        "swing50": near(data["near"], 50),
+        "cold50": near(data["cold"], 50),
         "tag10": float(np.mean(shared)),
-        "lift": together / float((share**2).sum()),
+        "lift": together / float(np.square(np.bincount(code) / len(code)).sum()),
     }
 
 
-def variants(base: AlignmentConfig, captions: bool) -> dict[str, AlignmentConfig]:
-    """Aligned encoders that are compared; the first is the default."""
+def variants(base: AlignmentConfig, captions: bool) -> dict[str, tuple[AlignmentConfig, str]]:
+    """Name -> configuration and pairs of what is trained."""
     change = dataclasses.replace
-    plain = {
-        "aligned, pairs alone": change(base, caption_weight=0.0),
-        "without residuals": change(base, caption_weight=0.0, encoder=change(base.encoder, residual=False)),
-        "tau 0.03": change(base, caption_weight=0.0, temperature=0.03),
-        "tau 0.2": change(base, caption_weight=0.0, temperature=0.2),
-        "author hidden never": change(base, caption_weight=0.0, author_dropout=0.0),
+    told, base = base, change(base, caption_weight=0.0)
+    named = {
+        "aligned, pairs alone": (base, "both"),
+        "user-to-item pairs alone": (base, "user_pairs"),
+        "Swing pairs alone": (base, "swing_pairs"),
+        "printed QFormer, no residuals": (change(base, encoder=change(base.encoder, residual=False)), "both"),
+        "tau 0.03": (change(base, temperature=0.03), "both"),
+        "tau 0.2": (change(base, temperature=0.2), "both"),
     }
-    told = {"aligned, pairs and captions": base, "captions x 10": change(base, caption_weight=10 * base.caption_weight)}
-    return plain | (told if captions else {})
+    if captions:
+        named["aligned, pairs and captions"] = (told, "both")
+        named["captions x 10"] = (change(told, caption_weight=10 * told.caption_weight), "both")
+    else:
+        named["author hidden never"] = (change(base, author_dropout=0.0), "both")
+    return named
 
 
-def run(
-    source: Source, config: AlignedConfig, seed: int, wanted: list[str], tokens: Tokens | None
-) -> list[dict[str, Any]]:
+def run(name: str, data: Data, config: AlignmentConfig, seed: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """All representations of one source and seed."""
-    split = Split.of(source, seed)
-    tags = [set(t) for t in source.items["tags"].to_pylist()]
     results: list[dict[str, Any]] = []
 
-    def add(name: str, make: Callable[[], np.ndarray]) -> None:
-        if wanted and not any(w in name for w in wanted):
+    def add(variant: str, make: Callable[[], np.ndarray]) -> None:
+        if args.variants and not any(w in variant for w in args.variants):
             return
         begun = time.monotonic()
         vectors = make()
-        row = {"variant": name, "seed": seed, "seconds": time.monotonic() - begun} | measure(vectors, split, tags, seed)
-        results.append(row)
-        print(
-            source.name,
-            {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()},
-            file=sys.stderr,
-            flush=True,
-        )
+        row = {"variant": variant, "seed": seed, "seconds": time.monotonic() - begun}
+        results.append(row | measure(vectors, data, seed, args.device))
+        shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in results[-1].items()}
+        print(name, json.dumps(shown), file=sys.stderr, flush=True)
 
-    content = _content_of(source.items)
-    fit = lambda c: Representation.fit(c, content, split.users, split.liked, seed)[1]  # noqa: E731
-    add("content alone (hashed words, tags, author)", lambda: fit(RepresentationConfig(collaborative_weight=1e-6)))
-    items = read_items(source.items)
-    if tokens is not None:
-        mean = [
-            tokens.values[a:b].astype(np.float32).mean(0) for a, b in zip(tokens.offsets, tokens.offsets[1:]) if b > a
-        ]
-        has = np.diff(tokens.offsets) > 0
-        pooled = np.zeros((len(items), tokens.values.shape[1]), np.float32)
-        pooled[has] = mean
-        add("text encoder, mean of tokens", lambda: pooled)
-    add("svd (content beside PPMI-SVD)", lambda: fit(RepresentationConfig()))
-    encoder = dataclasses.replace(config.alignment.encoder, content_dim=tokens.values.shape[1] if tokens else 0)
-    inputs = ItemInputs.of(items, tokens, encoder)
+    add("content alone (hashed tags, author, words)", lambda: data["content"])
+    tokens = None
+    if "values" in data:
+        tokens = Tokens((data["values"] * data["scale"]).astype(np.float16), data["offsets"])
+        add("text encoder, mean of tokens", lambda: data["pooled"])
+    add("svd (content beside PPMI-SVD), today's default", lambda: data["svd"])
+    encoder = dataclasses.replace(config.encoder, content_dim=tokens.values.shape[1] if tokens else 0)
+    inputs = ItemInputs(tokens, data["tags"], data["author"], data.get("captions"))
 
     def before() -> np.ndarray:
         torch.manual_seed(seed)
-        untrained = ItemEncoder(encoder)
-        rows = np.unique(split.liked)
+        untrained, rows = ItemEncoder(encoder), data["warm_rows"]
         untrained.learn_of(torch.from_numpy(inputs.tags[rows]), torch.from_numpy(inputs.author[rows]))
-        return aligned_vectors(untrained, inputs)
+        return aligned_vectors(untrained.to(args.device), inputs, device=args.device)
 
     add("item encoder before alignment", before)
-    pairs = training_pairs(split.users, split.liked, len(items), config.pairs, seed)
-    print(f"{source.name}: {len(pairs):,} training pairs", file=sys.stderr, flush=True)
-    for name, settings in variants(config.alignment, tokens is not None).items():
-        c = dataclasses.replace(
-            settings, encoder=dataclasses.replace(settings.encoder, content_dim=encoder.content_dim)
-        )
-        add(name, lambda c=c: aligned_vectors(align(inputs, pairs, c, seed=seed, progress=_quiet), inputs))
-    for name, kind in (("user-to-item pairs alone", {"neighbours": 0}), ("Swing pairs alone", {"targets": 0})):
-        only = training_pairs(split.users, split.liked, len(items), dataclasses.replace(config.pairs, **kind), seed)
-        c = dataclasses.replace(config.alignment, encoder=encoder, caption_weight=0.0)
-        add(
-            name,
-            lambda c=c, only=only: aligned_vectors(align(inputs, only, c, seed=seed, progress=_quiet), inputs),
-        )
+    pairs = {k: data[k] for k in ("user_pairs", "swing_pairs")}
+    pairs["both"] = np.concatenate(list(pairs.values()))
+    for variant, (c, kind) in variants(dataclasses.replace(config, encoder=encoder), "captions" in data).items():
+
+        def trained(c: AlignmentConfig = c, kind: str = kind) -> np.ndarray:
+            model = align(inputs, pairs[kind], c, seed=seed, device=args.device, progress=lambda line: None)
+            return aligned_vectors(model, inputs, device=args.device)
+
+        add(variant, trained)
     return results
-
-
-def _quiet(line: str) -> None:
-    """No progress lines: a benchmark prints its own."""
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--kuairand", type=Path, help="folder of the KuaiRand-Pure CSV files")
-    p.add_argument("--beauty", type=Path, help="folder with items.jsonl and sequences.txt")
-    p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    p.add_argument("--full", action="store_true", help="4 x 512 (a GPU's size) instead of 4 x 64")
-    p.add_argument("--steps", type=int, help="alignment steps instead of the configuration's")
+    p.add_argument("--prepared", type=Path, required=True, help="folder written by alignment_prepare")
+    p.add_argument("--sources", nargs="+", default=["KuaiRand", "Beauty"])
+    p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of training; the split is one")
+    p.add_argument("--device", default="cpu", help="cpu or cuda")
+    p.add_argument("--full", action="store_true", help="4 x 512, four layers, instead of 4 x 64, two")
+    p.add_argument("--steps", type=int, default=2000)
+    p.add_argument("--batch", type=int, default=512)
+    p.add_argument("--learning-rate", type=float, default=5e-3)
     p.add_argument("--variants", nargs="+", default=[], help="only variants with one of these in their name")
-    p.add_argument("--scratch", type=Path, required=True, help="folder where content tokens are kept")
-    p.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
+    p.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
     args = p.parse_args()
-    config = AlignedConfig() if args.full else aligned_small()
-    if args.steps:
-        config = dataclasses.replace(config, alignment=dataclasses.replace(config.alignment, steps=args.steps))
-    page = "# What alignment buys\n"
-    begun = time.monotonic()
-    for load, folder in ((kuairand, args.kuairand), (beauty, args.beauty)):
-        if folder is None:
-            continue
-        source, tokens = load(folder), None
-        if "caption" in source.items.column_names:
-            tokens = kept_tokens(source, args.scratch)
-        results = [r for s in args.seeds for r in run(source, config, s, args.variants, tokens)]
+    torch.set_float32_matmul_precision("high")
+    encoder = ItemEncoderConfig() if args.full else ItemEncoderConfig(dim=64, layers=2, heads=4)
+    config = AlignmentConfig(
+        encoder=encoder, steps=args.steps, batch=args.batch, learning_rate=args.learning_rate, save_every=args.steps
+    )
+    page, begun, raw = "# What alignment buys\n", time.monotonic(), {}
+    for name in args.sources:
+        with np.load(args.prepared / f"{name}.npz", allow_pickle=False) as f:
+            data = {k: f[k] for k in f.files}
+        results = raw[name] = [r for s in args.seeds for r in run(name, data, config, s, args)]
         order = list(dict.fromkeys(r["variant"] for r in results))
-        columns = [Column(key=k, title=k, digits=1 if k in ("lift", "seconds") else 3) for k in SHOWN]
-        page += f"\n## {source.name}: {len(source.items):,} items, {len(source.users):,} positives\n\n"
+        columns = [Column(key=k, title=k, digits=1 if k in ("lift", "seconds") else 4) for k in SHOWN]
+        pairs = f"{len(data['user_pairs']):,} user-to-item and {len(data['swing_pairs']):,} Swing pairs"
+        page += f"\n## {name}: {len(data['tags']):,} items, {int(data['positives'][0]):,} positives, {pairs}\n\n"
         page += table(results, order, columns) + "\n"
     about = {
-        "command": " ".join(
-            ["python", "-m", "benchmarks.tokenizer.alignment", *(a for a in sys.argv[1:] if "/" not in a)]
-        ),
-        "encoder": str(dataclasses.asdict(config.alignment)),
-        "hardware": hardware("cpu") + f", load {os.getloadavg()[0]:.1f}: seconds are not comparable between runs",
+        "command": " ".join(["python -m benchmarks.tokenizer.alignment", *(a for a in sys.argv[1:] if "/" not in a)]),
+        "settings": str(dataclasses.asdict(config)),
+        "hardware": hardware(args.device) + f", load {os.getloadavg()[0]:.1f}",
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "seconds": round(time.monotonic() - begun),
     }
-    page += f"\n{__doc__.split('--scratch SCRATCH')[1].strip()}\n\nMean over seeds {args.seeds} and 95 % interval.\n\n"
+    notes = (__doc__ or "").split("for a processor. ")[1].strip()
+    page += f"\n{notes}\n\nMean over seeds {args.seeds} and 95 % interval (Student's t).\n\n"
     page += "\n".join(f"- {k}: {v}" for k, v in about.items()) + "\n"
-    args.out.write_text(page)
+    args.out.mkdir(parents=True, exist_ok=True)
+    stem = "alignment_full" if args.full else "alignment"
+    (args.out / f"{stem}.json").write_text(json.dumps({"about": about, "results": raw}, indent=1) + "\n")
+    (args.out / f"{stem}.md").write_text(page)
     print(page)
-
-
-def kept_tokens(source: Source, scratch: Path) -> Tokens:
-    """Content tokens of a source, encoded once."""
-    values, offsets = (scratch / f"{source.name}_{part}.npy" for part in ("tokens", "offsets"))
-    if not offsets.exists():
-        scratch.mkdir(parents=True, exist_ok=True)
-        tokens = encode_all(content_encoder("text"), read_items(source.items), lambda x: print(x, file=sys.stderr))
-        np.save(values, tokens.values)
-        np.save(offsets, tokens.offsets)
-    return Tokens(np.load(values, allow_pickle=False), np.load(offsets, allow_pickle=False))
 
 
 if __name__ == "__main__":

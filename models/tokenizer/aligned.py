@@ -73,10 +73,10 @@ class AlignedRepresentation:
         name = config.content if any(i.has_text or i.has_pictures for i in content) else ""
         tokens = _tokens(name, content, config.alignment.encoder.dim, device, open_uri, progress)
         encoder = dataclasses.replace(config.alignment.encoder, content_dim=tokens.values.shape[1] if tokens else 0)
-        inputs = ItemInputs.of(content, tokens, encoder)
+        settings = dataclasses.replace(config.alignment, encoder=encoder)
+        inputs = ItemInputs.to_align(content, tokens, settings)
         pairs = training_pairs(users, liked, len(items), config.pairs, seed)
         progress(f"{len(pairs):,} item pairs of {len(items):,} items")
-        settings = dataclasses.replace(config.alignment, encoder=encoder)
         trained = align(inputs, pairs, settings, seed=seed, folder=folder, device=device, progress=progress)
         about = {"content": name, "encoder": dataclasses.asdict(encoder), "longest": settings.longest}
         tensors = {f"aligned.{k}": v.cpu().numpy() for k, v in trained.state_dict().items()}

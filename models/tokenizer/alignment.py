@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.tokenizer.captions import CaptionDecoder
+from models.tokenizer.captions import CaptionDecoder, caption_ids
 from models.tokenizer.content.encoder import Tokens
 from models.tokenizer.content.items import ItemContent, hashed
 from models.tokenizer.qformer import ItemEncoder, ItemEncoderConfig, TokenBatch
@@ -57,17 +57,24 @@ class AlignmentConfig:
 
 @dataclasses.dataclass
 class ItemInputs:
-    """The catalogue as the encoder reads it: content tokens (None without any), hashed tags, authors, captions."""
+    """The catalogue as the encoder reads it: content tokens (None without any), hashed tags, authors, caption ids."""
 
     tokens: Tokens | None
     tags: np.ndarray
     author: np.ndarray
-    captions: list[str]
+    captions: np.ndarray | None = None
 
     @classmethod
     def of(cls, items: list[ItemContent], tokens: Tokens | None, config: ItemEncoderConfig) -> ItemInputs:
-        tags, author = hashed(items, config.tag_buckets, config.author_buckets)
-        return cls(tokens, tags, author, [i.caption for i in items])
+        """What encoding needs: everything but the captions' ids."""
+        return cls(tokens, *hashed(items, config.tag_buckets, config.author_buckets))
+
+    @classmethod
+    def to_align(cls, items: list[ItemContent], tokens: Tokens | None, config: AlignmentConfig) -> ItemInputs:
+        """What `align` needs: with the captions' ids, if the caption loss weighs and there is any caption."""
+        captions = [i.caption for i in items]
+        ids = caption_ids(captions, config.caption_model) if config.caption_weight and any(captions) else None
+        return dataclasses.replace(cls.of(items, tokens, config.encoder), captions=ids)
 
     def batch(self, rows: np.ndarray, longest: int, device: str = "cpu") -> TokenBatch:
         if self.tokens is None:
@@ -111,11 +118,13 @@ def align(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = ItemEncoder(config.encoder).to(device)
-        captioned = bool(config.caption_weight) and any(inputs.captions)
-        decoder = CaptionDecoder(dim=config.encoder.dim, name=config.caption_model).to(device) if captioned else None
+        decoder, ids = None, inputs.captions if config.caption_weight else None
+        if ids is not None:
+            decoder = CaptionDecoder(
+                dim=config.encoder.dim, vocabulary=int(ids.max()) + 1, name=config.caption_model
+            ).to(device)
     rows = np.unique(pairs)
     encoder.learn_of(torch.from_numpy(inputs.tags[rows]).to(device), torch.from_numpy(inputs.author[rows]).to(device))
-    ids = decoder.token_ids(inputs.captions) if decoder else None
     modules = {"encoder": encoder, **({"decoder": decoder} if decoder else {})}
     trained = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=config.learning_rate, weight_decay=0.01)
@@ -177,9 +186,10 @@ def _schedule(step: int, config: AlignmentConfig) -> float:
 
 def _digest(inputs: ItemInputs, pairs: np.ndarray, config: AlignmentConfig, seed: int) -> str:
     settings = dataclasses.asdict(dataclasses.replace(config, save_every=0))
-    h = hashlib.sha256(json.dumps([settings, seed, inputs.captions]).encode())
+    h = hashlib.sha256(json.dumps([settings, seed]).encode())
     tokens = [] if inputs.tokens is None else [inputs.tokens.values, inputs.tokens.offsets]
-    for array in (pairs, inputs.tags, inputs.author, *tokens):
+    captions = [] if inputs.captions is None else [inputs.captions]
+    for array in (pairs, inputs.tags, inputs.author, *tokens, *captions):
         h.update(np.ascontiguousarray(array).data)
     return h.hexdigest()
 

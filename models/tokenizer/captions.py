@@ -4,10 +4,12 @@ A LLaMA-class decoder reads the item's query vectors as a prefix of embeddings, 
 token: L_caption = - sum_k log P(t^(k+1) | M~, t^1..t^k). The mean over a batch's tokens is taken instead of the sum, so
 that long captions and large batches do not change its weight.
 
-    decoder = CaptionDecoder(dim=512, name="meta-llama/Llama-3.2-1B"); decoder(queries_BQD, token_ids_BT)
+    ids = caption_ids(captions, "meta-llama/Llama-3.2-1B")
+    decoder = CaptionDecoder(dim=512, vocabulary=ids.max() + 1, name="meta-llama/Llama-3.2-1B")
+    decoder(queries_BQD, ids)
 
 With a `name` (hub or path) the language model is pretrained and stays frozen: the gradient flows through it into the
-queries. Without, a small random one of the same class is trained along.
+queries. Without, a small random one of the same class is trained along, on the text encoder's word pieces.
 
 Legend: B items, Q queries, D their width, T caption tokens, H width of the language model.
 """
@@ -23,33 +25,35 @@ MAX_CAPTION = 32  # tokens
 SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-class CaptionDecoder(nn.Module):
-    """The language model, its tokenizer and a linear map of queries into its embedding space."""
+def caption_ids(captions: list[str], name: str = "") -> np.ndarray:
+    """[N, MAX_CAPTION] int64, each caption ended by the end token and padded with -100 (the ignored label)."""
+    from transformers import AutoTokenizer
 
-    def __init__(self, *, dim: int, name: str = "") -> None:
+    from models.tokenizer.content.text import bundled_model
+
+    tokenizer = AutoTokenizer.from_pretrained(name or bundled_model(), local_files_only=not name)
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    ids = np.full((len(captions), MAX_CAPTION), -100, np.int64)
+    for row, caption in enumerate(captions):
+        if caption:
+            tokens = tokenizer(caption, add_special_tokens=False, truncation=True, max_length=MAX_CAPTION - 1)
+            own = [*tokens["input_ids"], end]
+            ids[row, : len(own)] = own
+    return ids
+
+
+class CaptionDecoder(nn.Module):
+    """The language model and a linear map of queries into its embedding space. vocabulary: of the small model."""
+
+    def __init__(self, *, dim: int, vocabulary: int, name: str = "") -> None:
         super().__init__()
-        from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+        from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
         if name:
-            self.tokenizer = AutoTokenizer.from_pretrained(name)
             self.lm = AutoModelForCausalLM.from_pretrained(name).requires_grad_(False)
         else:
-            from models.tokenizer.content.text import bundled_model
-
-            self.tokenizer = AutoTokenizer.from_pretrained(bundled_model(), local_files_only=True)
-            self.lm = LlamaForCausalLM(LlamaConfig(vocab_size=len(self.tokenizer), **SMALL))
-        self.end = next(i for i in (self.tokenizer.eos_token_id, self.tokenizer.sep_token_id, 0) if i is not None)
+            self.lm = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **SMALL))
         self.prefix = nn.Linear(dim, self.lm.config.hidden_size)
-
-    def token_ids(self, captions: list[str]) -> np.ndarray:
-        """[N, MAX_CAPTION] int64, each caption ended by the end token and padded with -100 (the ignored label)."""
-        ids = np.full((len(captions), MAX_CAPTION), -100, np.int64)
-        for row, caption in enumerate(captions):
-            if caption:
-                tokens = self.tokenizer(caption, add_special_tokens=False, truncation=True, max_length=MAX_CAPTION - 1)
-                own = [*tokens["input_ids"], self.end]
-                ids[row, : len(own)] = own
-        return ids
 
     def forward(self, queries_BQD: Tensor, ids_BT: Tensor) -> Tensor:
         """Mean next-token loss over the tokens of the captions; 0 if there are none."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,7 +113,10 @@ def swing(source: Any, config: SwingConfig, *, processes: int = 1, memory: str =
     """
     import duckdb
 
-    with duckdb.connect(config={"memory_limit": memory, "threads": processes}) as con:
+    with (
+        tempfile.TemporaryDirectory() as spill,
+        duckdb.connect(config={"memory_limit": memory, "threads": processes, "temp_directory": spill}) as con,
+    ):
         if isinstance(source, pa.Table):
             con.register("interactions", source)
         else:
@@ -123,9 +127,11 @@ def swing(source: Any, config: SwingConfig, *, processes: int = 1, memory: str =
     del kept
     if not len(users):
         return RESULT.empty_table()
-    names, column = np.unique(items, return_inverse=True)
     first = np.flatnonzero(np.diff(users, prepend=users[0] - 1))
-    column = column.astype(np.int32)
+    names = np.unique(items)
+    column = np.empty(len(items), np.int32)
+    for begin in range(0, len(items), 1 << 22):
+        column[begin : begin + (1 << 22)] = np.searchsorted(names, items[begin : begin + (1 << 22)])
     del items
     baskets = sp.csr_matrix(
         (np.ones(len(column), np.float32), column, np.append(first, len(column))), shape=(len(first), len(names))

@@ -11,13 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from models.tokenizer import alignment
 from models.tokenizer.aligned import AlignedConfig, AlignedRepresentation
 from models.tokenizer.alignment import AlignmentConfig, ItemInputs, align, aligned_vectors, contrastive_loss
-from models.tokenizer.captions import CaptionDecoder
+from models.tokenizer.captions import CaptionDecoder, caption_ids
 from models.tokenizer.content.encoder import Tokens
 from models.tokenizer.content.items import ItemContent
+from models.tokenizer.content.text import bundled_model
 from models.tokenizer.pairs import PairConfig, collaborative_vectors, item_to_item, training_pairs, user_to_item
 from models.tokenizer.qformer import ItemEncoder, ItemEncoderConfig, QFormerLayer, TokenBatch
 from models.tokenizer.representation import named_config, represent
@@ -172,16 +174,17 @@ def test_contrastive_loss_is_the_printed_one_in_float64():
 @pytest.fixture(scope="module")
 def decoder():
     torch.manual_seed(0)
-    return CaptionDecoder(dim=16)
+    return CaptionDecoder(dim=16, vocabulary=30522)
 
 
 def test_caption_loss_is_the_mean_next_token_loss_after_the_prefix(decoder):
-    ids = torch.from_numpy(decoder.token_ids(["red nail polish", "", "soap"]))
+    ids = torch.from_numpy(caption_ids(["red nail polish", "", "soap"]))
+    assert (ids >= 0).sum(1).tolist() == [4, 0, 2]
     queries = torch.randn(3, 2, 16, generator=torch.Generator().manual_seed(1))
     total, count = 0.0, 0
     for row in (0, 2):  # one by one: no padding
         own = ids[row][ids[row] >= 0]
-        assert own[-1] == decoder.end
+        assert own[-1] == 102  # [SEP]
         words = decoder.lm.get_input_embeddings()(own[None, :-1])
         logits = decoder.lm(inputs_embeds=torch.cat([decoder.prefix(queries[row : row + 1]), words], 1)).logits[0, 1:]
         total -= logits.log_softmax(-1).gather(1, own[:, None]).sum().item()
@@ -191,15 +194,16 @@ def test_caption_loss_is_the_mean_next_token_loss_after_the_prefix(decoder):
 
 def test_captions_reach_the_queries_and_none_cost_nothing(decoder):
     queries = torch.randn(2, 2, 16, requires_grad=True)
-    decoder(queries, torch.from_numpy(decoder.token_ids(["a cat", ""]))).backward()
+    decoder(queries, torch.from_numpy(caption_ids(["a cat", ""]))).backward()
     assert queries.grad is not None and queries.grad[0].abs().sum() > 0 and queries.grad[1].abs().sum() == 0
-    assert decoder(queries, torch.from_numpy(decoder.token_ids(["", ""]))).item() == 0
+    assert decoder(queries, torch.from_numpy(caption_ids(["", ""]))).item() == 0
 
 
 def test_a_pretrained_decoder_is_loaded_from_a_path_and_stays_frozen(decoder, tmp_path):
     decoder.lm.save_pretrained(tmp_path / "lm")
-    decoder.tokenizer.save_pretrained(tmp_path / "lm")
-    loaded = CaptionDecoder(dim=16, name=str(tmp_path / "lm"))
+    AutoTokenizer.from_pretrained(bundled_model()).save_pretrained(tmp_path / "lm")
+    assert np.array_equal(caption_ids(["soap"], str(tmp_path / "lm")), caption_ids(["soap"]))
+    loaded = CaptionDecoder(dim=16, vocabulary=30522, name=str(tmp_path / "lm"))
     assert not any(p.requires_grad for p in loaded.lm.parameters()) and loaded.prefix.weight.requires_grad
     for name, p in decoder.lm.named_parameters():
         torch.testing.assert_close(loaded.lm.get_parameter(name), p)
@@ -255,7 +259,7 @@ def test_alignment_brings_pairs_together():
 
 def test_the_caption_loss_falls_and_its_weight_matters():
     items, users, liked = _world()
-    inputs = ItemInputs.of(items, None, TINY)
+    inputs = ItemInputs.to_align(items, None, FAST)
     pairs = training_pairs(users, liked, ITEMS, PairConfig(), 0)
     lines: list[str] = []
     config = dataclasses.replace(FAST, steps=30, caption_weight=1.0)
