@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -88,8 +90,16 @@ def variants(base: AlignmentConfig, captions: bool) -> dict[str, tuple[Alignment
     return named
 
 
+def load(name: str, args: argparse.Namespace) -> Data:
+    """What alignment_prepare left of a source."""
+    with np.load(args.prepared / f"{name}.npz", allow_pickle=False) as f:
+        return {k: f[k] for k in f.files}
+
+
 def run(name: str, data: Data, config: AlignmentConfig, seed: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """All representations of one source and seed."""
+    torch.set_float32_matmul_precision("high")
+    torch.set_num_threads(1)
     results: list[dict[str, Any]] = []
 
     def add(variant: str, make: Callable[[], np.ndarray]) -> None:
@@ -108,8 +118,9 @@ def run(name: str, data: Data, config: AlignmentConfig, seed: int, args: argpars
         tokens = Tokens((data["values"] * data["scale"]).astype(np.float16), data["offsets"])
         add("text encoder, mean of tokens", lambda: data["pooled"])
     add("svd (content beside PPMI-SVD), today's default", lambda: data["svd"])
+    captions = data["captions"].astype(np.int64) if "captions" in data else None
     encoder = dataclasses.replace(config.encoder, content_dim=tokens.values.shape[1] if tokens else 0)
-    inputs = ItemInputs(tokens, data["tags"], data["author"], data.get("captions"))
+    inputs = ItemInputs(tokens, data["tags"], data["author"], captions)
 
     def before() -> np.ndarray:
         torch.manual_seed(seed)
@@ -139,20 +150,18 @@ def main() -> None:
     p.add_argument("--full", action="store_true", help="4 x 512, four layers, instead of 4 x 64, two")
     p.add_argument("--steps", type=int, default=2000)
     p.add_argument("--batch", type=int, default=512)
-    p.add_argument("--learning-rate", type=float, default=5e-3)
+    p.add_argument("--jobs", type=int, default=1, help="processes at a time, one a source and seed (1)")
     p.add_argument("--variants", nargs="+", default=[], help="only variants with one of these in their name")
     p.add_argument("--out", type=Path, default=Path(__file__).resolve().parent)
     args = p.parse_args()
-    torch.set_float32_matmul_precision("high")
     encoder = ItemEncoderConfig() if args.full else ItemEncoderConfig(dim=64, layers=2, heads=4)
-    config = AlignmentConfig(
-        encoder=encoder, steps=args.steps, batch=args.batch, learning_rate=args.learning_rate, save_every=args.steps
-    )
-    page, begun, raw = "# What alignment buys\n", time.monotonic(), {}
-    for name in args.sources:
-        with np.load(args.prepared / f"{name}.npz", allow_pickle=False) as f:
-            data = {k: f[k] for k in f.files}
-        results = raw[name] = [r for s in args.seeds for r in run(name, data, config, s, args)]
+    config = AlignmentConfig(encoder=encoder, steps=args.steps, batch=args.batch)
+    page, begun = "# What alignment buys\n", time.monotonic()
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        tasks = {n: [pool.submit(run, n, load(n, args), config, s, args) for s in args.seeds] for n in args.sources}
+        raw = {n: [r for task in tasks[n] for r in task.result()] for n in args.sources}
+    for name, results in raw.items():
+        data = load(name, args)
         order = list(dict.fromkeys(r["variant"] for r in results))
         columns = [Column(key=k, title=k, digits=1 if k in ("lift", "seconds") else 4) for k in SHOWN]
         pairs = f"{len(data['user_pairs']):,} user-to-item and {len(data['swing_pairs']):,} Swing pairs"

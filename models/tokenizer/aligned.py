@@ -40,7 +40,7 @@ class AlignedConfig:
 def aligned_small() -> AlignedConfig:
     """For a processor: 4 x 64 instead of 4 x 512, two layers."""
     encoder = ItemEncoderConfig(dim=64, layers=2, heads=4)
-    return AlignedConfig(alignment=AlignmentConfig(encoder=encoder, batch=256, steps=600, learning_rate=5e-3))
+    return AlignedConfig(alignment=AlignmentConfig(encoder=encoder, batch=256, steps=600))
 
 
 class AlignedRepresentation:

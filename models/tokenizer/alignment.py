@@ -33,7 +33,8 @@ from models.tokenizer.qformer import ItemEncoder, ItemEncoderConfig, TokenBatch
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:
     """`author_dropout`: share of training items whose author is hidden, so that items of new authors do well too.
-    `caption_model`: hub name or path of a LLaMA-class decoder, "" for a small one. `longest`: most content tokens."""
+    `caption_model`: hub name or path of a LLaMA-class decoder, "" for a small one. `longest`: most content tokens.
+    Tags and authors learn at `embedding_rate`: a row sees a gradient only when its items are drawn."""
 
     encoder: ItemEncoderConfig = dataclasses.field(default_factory=ItemEncoderConfig)
     temperature: float = 0.07
@@ -43,6 +44,7 @@ class AlignmentConfig:
     batch: int = 512
     steps: int = 1000
     learning_rate: float = 1e-3
+    embedding_rate: float = 1e-2
     warmup: int = 50
     longest: int = 1280
     save_every: int = 200
@@ -127,7 +129,11 @@ def align(
     encoder.learn_of(torch.from_numpy(inputs.tags[rows]).to(device), torch.from_numpy(inputs.author[rows]).to(device))
     modules = {"encoder": encoder, **({"decoder": decoder} if decoder else {})}
     trained = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(trained.values(), lr=config.learning_rate, weight_decay=0.01)
+    tables = [encoder.tag.weight, encoder.author.weight]
+    others = [p for p in trained.values() if not any(p is t for t in tables)]
+    rates = ((others, config.learning_rate, 0.01), (tables, config.embedding_rate, 0.0))
+    groups = [{"params": p, "lr": rate, "peak": rate, "weight_decay": decay} for p, rate, decay in rates]
+    optimizer = torch.optim.AdamW(groups)
     checkpoint = _Checkpoint(folder, _digest(inputs, pairs, config, seed), trained, optimizer) if folder else None
     begin = checkpoint.load() if checkpoint else 0
     if begin:
@@ -135,7 +141,7 @@ def align(
     said, since = time.monotonic(), begin
     for step in range(begin, config.steps):
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, config)
+            group["lr"] = group["peak"] * _schedule(step, config)
         rng = np.random.default_rng((seed, step))
         chosen = pairs[rng.integers(0, len(pairs), config.batch)]
         both = inputs.batch(chosen.T.reshape(-1), config.longest, device)

@@ -287,6 +287,21 @@ def test_content_tokens_are_read():
     assert _recall(aligned_vectors(trained, inputs)) > 0.95
 
 
+def test_embeddings_have_a_rate_of_their_own():
+    items, users, liked = _world()
+    inputs = ItemInputs.of(items, None, TINY)
+    pairs = training_pairs(users, liked, ITEMS, PairConfig(), 0)
+
+    def after(steps: int) -> ItemEncoder:
+        config = dataclasses.replace(PLAIN, steps=steps, learning_rate=0.0, embedding_rate=1e-2)
+        return align(inputs, pairs, config, seed=0, progress=lambda _: None)
+
+    one, three = after(1), after(3)
+    assert torch.equal(one.query, three.query) and torch.equal(one.layers[0].q.weight, three.layers[0].q.weight)
+    assert not torch.equal(one.author.weight, three.author.weight)
+    assert not torch.equal(one.tag.weight, three.tag.weight)
+
+
 def _state(encoder: ItemEncoder) -> dict[str, torch.Tensor]:
     return encoder.state_dict()
 
