@@ -66,7 +66,6 @@ def refresh_tokenizer(
             config=named_config(representation),
             users=users,
             liked=liked,
-            previous=None,
             seed=seed,
             progress=progress,
         )
@@ -77,17 +76,9 @@ def refresh_tokenizer(
     else:
         tensors = load_file(previous / "codebooks.safetensors")
         books = [tensors.pop(f"codebook_{i}") for i in range(LEVELS)]
-        size, none = len(books[0]), np.empty(0, np.int64)
+        size = len(books[0])
         old = pq.read_table(previous / "sid_table.parquet")
-        _, vectors = represent(
-            table,
-            config=named_config(representation),
-            users=none,
-            liked=none,
-            previous=tensors,
-            seed=seed,
-            progress=progress,
-        )
+        _, vectors = represent(table, previous=tensors, progress=progress)
     new = np.flatnonzero(~np.isin(ids, old["item_id"].to_numpy()))
     progress(f"{len(new):,} new items of {len(ids):,}")
     taken = np.stack([old[f"c{i}"].to_numpy() for i in range(LEVELS)], 1).astype(np.int64)

@@ -1,6 +1,7 @@
 """Item representations: what RQ-Kmeans clusters. `represent` is the one entry point of the tokenizer step.
 
-    tensors, vectors = represent(items, config=RepresentationConfig(), users=users, liked=liked, previous=None, seed=0)
+    tensors, vectors = represent(items, config=RepresentationConfig(), users=users, liked=liked, seed=0)   # a fit
+    _, vectors = represent(new_items, previous=tensors)                                                   # a later day
 
 Two kinds, told apart by their configuration and, once frozen, by their tensors:
 - "svd" (`RepresentationConfig`, here): content (tags, author, text) beside collaborative signal (PPMI-SVD of positive
@@ -51,14 +52,17 @@ def named_config(kind: str) -> RepresentationConfig | AlignedConfig:
     return kinds[kind]()
 
 
+_NOBODY = np.empty(0, np.int64)
+
+
 def represent(
     items: pa.Table,
     *,
-    config: RepresentationConfig | AlignedConfig,
-    users: np.ndarray,
-    liked: np.ndarray,
-    previous: dict[str, np.ndarray] | None,
-    seed: int,
+    config: RepresentationConfig | AlignedConfig = RepresentationConfig(),
+    users: np.ndarray = _NOBODY,
+    liked: np.ndarray = _NOBODY,
+    previous: dict[str, np.ndarray] | None = None,
+    seed: int = 0,
     folder: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:

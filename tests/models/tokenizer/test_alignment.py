@@ -363,10 +363,7 @@ def test_the_aligned_representation_is_restored_and_represents_new_items():
     tensors, vectors = represent(_table(items), config=config, users=users, liked=liked, previous=None, seed=0, **quiet)
     assert vectors.shape == (ITEMS, 32) and all(isinstance(t, np.ndarray) for t in tensors.values())
     new = [ItemContent(tags=(1,), author=2), ItemContent(tags=(99,), author=77), ItemContent()]
-    none = np.empty(0, np.int64)
-    again, later = represent(
-        _table([*items[:5], *new]), config=config, users=none, liked=none, previous=tensors, seed=9, **quiet
-    )
+    again, later = represent(_table([*items[:5], *new]), previous=tensors)
     assert again is tensors
     np.testing.assert_allclose(later[:5], vectors[:5], atol=1e-6)
     topic2 = vectors[np.arange(ITEMS) % TOPICS == 2].mean(0)
