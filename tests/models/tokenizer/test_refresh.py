@@ -12,6 +12,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from models.tokenizer.aligned import AlignedConfig
+from models.tokenizer.alignment import AlignmentConfig
+from models.tokenizer.qformer import ItemEncoderConfig
 from models.tokenizer.refresh import codebook_size_for, refresh_tokenizer
 from models.tokenizer.representation import Representation, content_matrix
 from models.training.checkpoint import Tokenizer
@@ -170,9 +173,12 @@ def test_text_columns_may_be_missing(world, tmp_path):
 
 def test_the_aligned_representation_names_new_items_without_training_again(world, tmp_path, monkeypatch):
     """Its encoder travels frozen in codebooks.safetensors; known IDs stay, a second day aligns nothing."""
+    encoder = ItemEncoderConfig(dim=16, queries=2, layers=1, heads=2)
+    short = AlignmentConfig(encoder=encoder, batch=32, steps=10, caption_weight=0.0)
+    monkeypatch.setattr("models.tokenizer.refresh.named_config", {"aligned": AlignedConfig(alignment=short)}.get)
     (tmp_path / "a").mkdir()
     about = {"training_sets": world.training, "seed": 3, "progress": lambda _: None}
-    refresh_tokenizer(items=world.items, previous=None, out=tmp_path / "a", representation="aligned_small", **about)
+    refresh_tokenizer(items=world.items, previous=None, out=tmp_path / "a", representation="aligned", **about)
     monkeypatch.setattr("models.tokenizer.aligned.align", lambda *a, **k: pytest.fail("aligned again"))
     items = write_items(tmp_path / "items.parquet", [*range(48), 100, 101])
     for name in ("b", "c"):
