@@ -43,7 +43,7 @@ def load_pictures(item: ItemContent, open_uri: OpenUri = open_local) -> tuple[Im
     if len(uris) == 1 and uris[0].lower().endswith(CLIPS):
         return cover, _try(uris[0], lambda: sample_frames(uris[0], open_uri=open_uri)) or []
     chosen = [uris[i] for i in uniform(len(uris), FRAMES)]
-    frames = [_try(uri, lambda uri=uri: load_image(uri, open_uri)) for uri in chosen]  # type: ignore[misc]
+    frames = [_try(uri, lambda uri=uri: load_image(uri, open_uri)) for uri in chosen]
     return cover, [f for f in frames if f is not None]
 
 
@@ -67,7 +67,7 @@ def sample_frames(uri: str, count: int = FRAMES, *, open_uri: OpenUri = open_loc
 
     Each is reached by a seek to the key frame before it and decoding from there; a clip without length is decoded once.
     """
-    with open_uri(uri) as stream, av.open(stream) as container:
+    with open_uri(uri) as stream, av.open(stream, "r") as container:
         if not container.streams.video:
             raise ValueError(f"{uri} has no video stream")
         video = container.streams.video[0]

@@ -93,7 +93,7 @@ def test_frames_by_key_frame_or_by_full_decoding_agree(media, monkeypatch):
             self.container.close()
 
     real = av.open
-    monkeypatch.setattr(pictures.av, "open", lambda stream: NoLength(real(stream)))
+    monkeypatch.setattr(pictures.av, "open", lambda stream, mode: NoLength(real(stream, mode)))
     decoded = [np.asarray(f).mean() for f in sample_frames(str(media / "clip.mp4"))]
     np.testing.assert_allclose(decoded, sought, atol=1)
 
