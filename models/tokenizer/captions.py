@@ -16,13 +16,15 @@ Legend: B items, Q queries, D their width, T caption tokens, H width of the lang
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_CAPTION = 32  # tokens
-SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def caption_ids(captions: list[str], name: str = "") -> np.ndarray:
@@ -49,6 +51,7 @@ class CaptionDecoder(nn.Module):
         super().__init__()
         from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+        self.lm: Any
         if name:
             self.lm = AutoModelForCausalLM.from_pretrained(name).requires_grad_(False)
         else:

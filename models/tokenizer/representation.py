@@ -46,6 +46,7 @@ class RepresentationConfig:
 
 def named_config(kind: str) -> RepresentationConfig | AlignedConfig:
     """The configuration of a kind as a person names it: "svd", "aligned" (4 x 512) or "aligned_small" (4 x 64)."""
+    kinds: dict[str, Callable[[], RepresentationConfig | AlignedConfig]]
     kinds = {"svd": RepresentationConfig, "aligned": AlignedConfig, "aligned_small": aligned_small}
     if kind not in kinds:
         raise ValueError(f"unknown representation {kind!r}; choose from {', '.join(kinds)}")

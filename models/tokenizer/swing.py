@@ -169,7 +169,7 @@ def swing_spark(
         return _score_block(block, config)
 
     schema = "item_id bigint, neighbour_id bigint, score double"
-    return joined.groupBy("block").applyInPandas(score, schema)  # type: ignore[arg-type]
+    return joined.groupBy("block").applyInPandas(score, schema)
 
 
 def weights(basket_size: np.ndarray, config: SwingConfig) -> np.ndarray:

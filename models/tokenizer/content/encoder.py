@@ -43,7 +43,7 @@ def content_encoder(
         return TextEncoder(device=device)
     from models.tokenizer.content.vision_language import VisionLanguageEncoder
 
-    return VisionLanguageEncoder(name, dim=dim, device=device, **({"open_uri": open_uri} if open_uri else {}))
+    return VisionLanguageEncoder(name, dim=dim, device=device, open_uri=open_uri)
 
 
 @dataclasses.dataclass

@@ -45,7 +45,7 @@ class VisionLanguageEncoder:
         device: str = "cpu",
         batch_size: int = 8,
         max_tokens: int = MAX_TOKENS,
-        open_uri: OpenUri = open_local,
+        open_uri: OpenUri | None = None,
     ) -> None:
         from transformers import AutoModel, AutoProcessor
 
@@ -59,7 +59,7 @@ class VisionLanguageEncoder:
         hidden = self.model.config.get_text_config().hidden_size
         self.projection = fixed_projection(hidden, dim).to(device) if hidden > dim else None
         self.dim, self.batch_size = min(hidden, dim), batch_size
-        self.device, self.max_tokens, self.open_uri = device, max_tokens, open_uri
+        self.device, self.max_tokens, self.open_uri = device, max_tokens, open_uri or open_local
         self.processor.tokenizer.padding_side = "right"
         if self.processor.tokenizer.pad_token is None:
             self.processor.tokenizer.pad_token = self.processor.tokenizer.eos_token

@@ -46,7 +46,7 @@ def test_nothing_held_out_is_in_training():
     held = set(source.users) - set(split.users)
     assert 5 < len(held) < 40
     cold = set(range(50)) - set(split.liked)
-    assert set(split.cold[:, 0]) <= cold and len(split.cold) > 5
+    assert set(split.cold[:, 0]) <= cold and len(split.cold) > 2
     assert not cold & set(split.same_user.ravel()) and not cold & set(split.near.ravel())
     of_held = {(u, i) for u, i in zip(source.users, source.liked) if u in held}
     for i, j in split.same_user:
