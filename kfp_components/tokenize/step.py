@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ from kfp_components.step import Outcome
 
 def run(run: Run, *, tables: Outcome, features: Outcome, refit: bool = False) -> Outcome:
     """Writes tokenizer.json, codebooks.safetensors, sid_table.parquet, trie.safetensors, and carry.safetensors if known
-    items changed their ID. A fit, also one that drift asks for, learns from every day up to this one."""
+    items changed their ID. A fit, also one that drift asks for, learns from every day up to this one.
+
+    ONEREC_REPRESENTATION: the kind a fit learns, "svd" (default), "aligned" or "aligned_small".
+    """
     w, before = run.workspace, release_before(run.workspace, run.day)
+    representation = os.environ.get("ONEREC_REPRESENTATION", "svd")
     history = w.training_sets(run.day, bootstrap=True)
 
     def body(out: Path, progress) -> dict[str, Any]:
         from models.tokenizer.gates import require
-        from models.tokenizer.refresh import refresh_tokenizer
+        from models.tokenizer.refresh import RefreshConfig, refresh_tokenizer
 
         report = refresh_tokenizer(
             items=w.partition("items", run.day),
@@ -27,6 +32,7 @@ def run(run: Run, *, tables: Outcome, features: Outcome, refit: bool = False) ->
             out=out,
             seed=run.seed,
             refit=refit,
+            config=RefreshConfig(representation=representation),
             progress=progress,
         )
         require(report["gates"])
@@ -36,6 +42,6 @@ def run(run: Run, *, tables: Outcome, features: Outcome, refit: bool = False) ->
         "tokenize",
         inputs=[tables, features, before.publish if before else None],
         rooms=("models/tokenizer", "models/onerec/features.py"),
-        settings={"refit": refit, "history": partition_digests(history)},
+        settings={"refit": refit, "representation": representation, "history": partition_digests(history)},
         body=body,
     )

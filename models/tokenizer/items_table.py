@@ -1,7 +1,8 @@
 """The items table as the tokenizer reads it: ids with a digest of what they contain, and the content of a few of them.
 
 ids, digest = read_digests(path)                    # one scan, nothing kept but 16 bytes an item
-content = read_content(path, ids[new])              # only these rows come into memory
+rows = read_rows(path, ids[new])                    # only these rows come into memory
+content = content_of(rows)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 TEXTS = ("caption", "asr", "ocr")
+COLUMNS = ("item_id", "tags", "author_id", *TEXTS, "cover_uri", "frame_uris")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Content:
 
 
 def read_digests(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Ids in ascending order and a 64-bit digest of each item's author, tags and texts (the lower half of an MD5).
+    """Ids in ascending order and a 64-bit digest of each item's author, tags, texts and picture URIs (half an MD5).
 
     An item whose digest changes is named anew. Raises ValueError on an empty table and on an id that stands twice.
     """
@@ -35,7 +37,8 @@ def read_digests(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     names = set(pq.read_schema(path).names)
     parts = ["coalesce(author_id::VARCHAR, '')", "coalesce(array_to_string(tags, ','), '')"]
-    parts += [f"coalesce({c}, '')" for c in TEXTS if c in names]
+    parts += [f"coalesce({c}, '')" for c in (*TEXTS, "cover_uri") if c in names]
+    parts += ["coalesce(array_to_string(frame_uris, ','), '')"] if "frame_uris" in names else []
     joined = ", ".join(parts)
     query = f"SELECT item_id, md5_number_lower(concat_ws(chr(31), {joined})) AS content FROM read_parquet(?) ORDER BY 1"
     with duckdb.connect() as db:
@@ -48,16 +51,19 @@ def read_digests(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return ids, digest.astype(np.uint64)
 
 
-def read_content(path: Path, ids: np.ndarray | None = None) -> Content:
-    """The content of these items, or of all."""
+def read_rows(path: Path, ids: np.ndarray | None = None) -> pa.Table:
+    """The content columns of these items, or of all, in ascending order of the id."""
     names = pq.read_schema(path).names
-    columns = [c for c in ("item_id", "tags", "author_id", *TEXTS) if c in names]
     wanted = None if ids is None else pa.compute.field("item_id").isin(pa.array(ids))
-    table = pq.read_table(path, columns=columns, filters=wanted).sort_by("item_id")
-    texts = [table[c].to_pylist() for c in TEXTS if c in names]
+    return pq.read_table(path, columns=[c for c in COLUMNS if c in names], filters=wanted).sort_by("item_id")
+
+
+def content_of(rows: pa.Table) -> Content:
+    """What the report shows of items."""
+    texts = [rows[c].to_pylist() for c in TEXTS if c in rows.column_names]
     return Content(
-        table["item_id"].to_numpy(),
-        [t or [] for t in table["tags"].to_pylist()],
-        table["author_id"].fill_null(-1).to_numpy(),
-        [" ".join(filter(None, parts)) for parts in zip(*texts)] if texts else [""] * len(table),
+        rows["item_id"].to_numpy(),
+        [t or [] for t in rows["tags"].to_pylist()],
+        rows["author_id"].fill_null(-1).to_numpy(),
+        [" ".join(filter(None, parts)) for parts in zip(*texts)] if texts else [""] * len(rows),
     )

@@ -29,9 +29,9 @@ from models.onerec.features import POSITIVE_MASK
 from models.tokenizer import metrics, rq_kmeans
 from models.tokenizer.carry import CARRY, Carry
 from models.tokenizer.gates import Gates, judge
-from models.tokenizer.items_table import Content, read_content, read_digests
+from models.tokenizer.items_table import content_of, read_digests, read_rows
 from models.tokenizer.matching import align, keep_labels
-from models.tokenizer.representation import Representation, RepresentationConfig, content_matrix
+from models.tokenizer.representation import named_config, represent
 from models.tokenizer.trie import Trie
 from models.tokenizer.unique import unique_codes
 from models.training.checkpoint import LEVEL_COLUMNS, sid_digest
@@ -50,11 +50,13 @@ class RefreshConfig:
     """`drift_limit`: times the error of held-out items; judged from `drift_items` items since the fit on.
 
     `variant` of K-means: plain or balanced. `gates`: judged here, required by the step that releases.
+    `representation`: the kind that a fit learns (representation.named_config); a later day keeps the kind it finds.
     """
 
     drift_limit: float = 1.5
     drift_items: int = 200
     variant: str = "plain"
+    representation: str = "svd"
     gates: Gates = dataclasses.field(default_factory=Gates)
 
 
@@ -64,7 +66,7 @@ class Tokens:
     tokenizer.json keeps of the fit and of the errors since."""
 
     books: list[np.ndarray]
-    representation: Representation
+    representation: dict[str, np.ndarray]
     ids: np.ndarray
     codes: np.ndarray
     content: np.ndarray
@@ -82,7 +84,7 @@ class Tokens:
             )
         return cls(
             books=books,
-            representation=Representation(tensors),
+            representation=tensors,
             ids=table["item_id"].to_numpy(),
             codes=np.stack([table[c].to_numpy() for c in LEVEL_COLUMNS], 1).astype(np.int64),
             content=table["content"].to_numpy(),
@@ -95,7 +97,7 @@ class Tokens:
         columns |= {"content": pa.array(self.content, pa.uint64())}
         pq.write_table(pa.table({"item_id": pa.array(self.ids, pa.int64()), **columns}), out / "sid_table.parquet")
         books = {f"codebook_{i}": np.ascontiguousarray(b) for i, b in enumerate(self.books)}
-        save_file({**books, **self.representation.tensors}, out / "codebooks.safetensors")
+        save_file({**books, **self.representation}, out / "codebooks.safetensors")
         Trie.build(self.codes, size).save(out / "trie.safetensors")
         about = {"levels": LEVELS, "codebook_size": size, "items": len(self.ids), "seed": seed, "fit": self.fit}
         (out / "tokenizer.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -149,7 +151,9 @@ def refresh_tokenizer(
     source: list[np.ndarray] = [np.arange(len(b)) for b in before.books] if before is not None else []
     if reason is not None:
         progress(f"fitting codebooks on {len(ids):,} items ({reason})")
-        tokens, named, source = _fit(before, items, ids, digest, training_sets, seed, config.variant)
+        tokens, named, source = _fit(
+            before, items, ids, digest, training_sets, seed, config.variant, config.representation
+        )
     tokens.save(out, seed)
     report = _measure(before, tokens, named, items, ids, training_sets if reason else [], out, seed)
     report |= {"refit": reason is not None, "refit_reason": reason, "drift": None if reason else tokens.drift}
@@ -159,10 +163,6 @@ def refresh_tokenizer(
         Carry(sid_digest(before.codes), tuple(source)).save(out / CARRY)
     report["gates"] = judge(report, config.gates)
     return report
-
-
-def _vectors(representation: Representation, content: Content) -> np.ndarray:
-    return representation.content_only(content_matrix(content.tags, content.authors, content.texts))
 
 
 def _encode(vectors: np.ndarray, books: list[np.ndarray]) -> np.ndarray:
@@ -185,9 +185,9 @@ def _extend(before: Tokens, items: Path, ids: np.ndarray, digest: np.ndarray) ->
     known = before.ids[at] == ids
     changed = known & (before.content[at] != digest)
     work = np.concatenate([np.flatnonzero(changed), np.flatnonzero(~known)])
-    content = read_content(items, ids[work])
-    back = np.searchsorted(content.ids, ids[work])
-    vectors = _vectors(before.representation, content)[back]
+    rows = read_rows(items, ids[work])
+    back = np.searchsorted(rows["item_id"].to_numpy(), ids[work])
+    vectors = represent(rows, previous=before.representation)[1][back]
     stays = np.ones(len(before.ids), bool)
     stays[at[changed]] = False
     taken = before.codes[stays]
@@ -219,12 +219,12 @@ def _fit(
     training_sets: list[Path],
     seed: int,
     variant: str,
+    kind: str,
 ) -> tuple[Tokens, dict, list[np.ndarray]]:
     """Representation and codebooks of all items; labels of the day before are kept, and its items keep their places."""
-    content = read_content(items)
+    table = read_rows(items)
     users, liked = _positives(training_sets, ids)
-    features = content_matrix(content.tags, content.authors, content.texts)
-    representation, vectors = Representation.fit(RepresentationConfig(), features, users, liked, seed)
+    representation, vectors = represent(table, config=named_config(kind), users=users, liked=liked, seed=seed)
     size = max(codebook_size_for(len(ids)), len(before.books[0]) if before is not None else 0)
     held = np.random.default_rng(seed).random(len(ids)) < (HELD_OUT if len(ids) >= MIN_TO_HOLD else 0)
     source: list[np.ndarray] = []
@@ -246,7 +246,9 @@ def _fit(
         digest = np.concatenate([np.where(here, digest[at], before.content), digest[new]])
     nearest = _encode(vectors, books)
     unique = unique_codes(nearest, vectors, books)
-    held_error = _errors(representation.content_only(features[held]), books) if held.any() else np.zeros(0)
+    held_error = np.zeros(0)
+    if held.any():
+        held_error = _errors(represent(table.filter(pa.array(held)), previous=representation)[1], books)
     fit = {
         "variance": float(np.square(vectors - vectors.mean(0)).sum(1).mean()),
         "held_out_error": float(held_error.mean()) if len(held_error) else 0.0,
@@ -288,7 +290,7 @@ def _measure(
             stays = ~named["moved"]
             moved = metrics.changed_ids(before.ids[stays], before.codes[stays], *now)
     shown = np.sort(np.random.default_rng(seed).permutation(ids)[:SHOWN])
-    content = read_content(items, shown if len(shown) < len(ids) else None)
+    content = content_of(read_rows(items, shown if len(shown) < len(ids) else None))
     order = np.argsort(tokens.ids, kind="stable")
     codes = tokens.codes[order[np.searchsorted(tokens.ids[order], content.ids)]]
     users, liked = _positives(training_sets, content.ids)

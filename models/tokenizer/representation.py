@@ -1,6 +1,14 @@
-"""Item representations: content (tags, author, text) beside collaborative signal (PPMI-SVD of positive co-occurrence).
+"""Item representations: what RQ-Kmeans clusters. `represent` is the one entry point of the tokenizer step.
 
-The collaborative half is fitted on training interactions; a ridge map from content stands in for items nobody has
+    tensors, vectors = represent(items, config=RepresentationConfig(), users=users, liked=liked, seed=0)   # a fit
+    _, vectors = represent(new_items, previous=tensors)                                                   # a later day
+
+Two kinds, told apart by their configuration and, once frozen, by their tensors:
+- "svd" (`RepresentationConfig`, here): content (tags, author, text) beside collaborative signal (PPMI-SVD of positive
+  co-occurrence), within seconds;
+- "aligned" (`AlignedConfig`, aligned.py): multimodal content tokens through a QFormer aligned on item pairs.
+
+Svd: the collaborative half is fitted on training interactions; a ridge map from content stands in for items nobody has
 liked yet, so that every item, also one with nothing but an author, gets a vector. Both halves have unit norm scaled by
 their weight. Content features are hashed, so the frozen representation codes items and words it has never seen.
 """
@@ -10,10 +18,16 @@ from __future__ import annotations
 import dataclasses
 import re
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import scipy.sparse as sp
 from sklearn.utils.extmath import randomized_svd
+
+from models.tokenizer.aligned import ABOUT, AlignedConfig, AlignedRepresentation, aligned_small
+from models.tokenizer.content.items import TEXT_FIELDS, read_items
 
 CONTENT_BUCKETS = 4096
 _WORD = re.compile(r"\w+", re.UNICODE)
@@ -28,6 +42,54 @@ class RepresentationConfig:
     collaborative_dim: int = 64
     collaborative_weight: float = 2.0
     ridge: float = 1.0
+
+
+def named_config(kind: str) -> RepresentationConfig | AlignedConfig:
+    """The configuration of a kind as a person names it: "svd", "aligned" (4 x 512) or "aligned_small" (4 x 64)."""
+    kinds: dict[str, Callable[[], RepresentationConfig | AlignedConfig]]
+    kinds = {"svd": RepresentationConfig, "aligned": AlignedConfig, "aligned_small": aligned_small}
+    if kind not in kinds:
+        raise ValueError(f"unknown representation {kind!r}; choose from {', '.join(kinds)}")
+    return kinds[kind]()
+
+
+_NOBODY = np.empty(0, np.int64)
+
+
+def represent(
+    items: pa.Table,
+    *,
+    config: RepresentationConfig | AlignedConfig = RepresentationConfig(),
+    users: np.ndarray = _NOBODY,
+    liked: np.ndarray = _NOBODY,
+    previous: dict[str, np.ndarray] | None = None,
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: Callable[[str], None] = lambda line: None,
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The frozen representation's tensors and the vectors [N, D] float32 of `items` (rows of the items table).
+
+    previous: the frozen tensors; then nothing is fitted, `config`, `users` and `liked` are not read, and the cost is
+    that of `items`, so hand over the new ones only. None: fit on the positives (users, rows of `items`), which stand in
+    time order within a user. folder: where an interrupted alignment goes on.
+    """
+    if previous is not None:
+        if ABOUT in previous:
+            return previous, AlignedRepresentation(previous).vectors(items, progress)
+        return previous, Representation(previous).content_only(_content_of(items))
+    if isinstance(config, AlignedConfig):
+        fitted, vectors = AlignedRepresentation.fit(
+            config, items, users, liked, seed=seed, folder=folder, progress=progress
+        )
+        return fitted.tensors, vectors
+    svd, vectors = Representation.fit(config, _content_of(items), users, liked, seed)
+    return svd.tensors, vectors
+
+
+def _content_of(items: pa.Table) -> sp.csr_matrix:
+    rows = read_items(items)
+    texts = [" ".join(filter(None, (getattr(i, f) for f in TEXT_FIELDS))) for i in rows]
+    return content_matrix([list(i.tags) for i in rows], np.array([i.author for i in rows], np.int64), texts)
 
 
 def content_matrix(tags: list[list[int]], authors: np.ndarray, texts: list[str]) -> sp.csr_matrix:

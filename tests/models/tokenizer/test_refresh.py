@@ -17,7 +17,10 @@ from safetensors.torch import load_file as load_torch
 from models.onerec.config import onerec_laptop
 from models.onerec.model import OneRec
 from models.tokenizer import refresh
+from models.tokenizer.aligned import AlignedConfig
+from models.tokenizer.alignment import AlignmentConfig
 from models.tokenizer.carry import CARRY, Carry
+from models.tokenizer.qformer import ItemEncoderConfig
 from models.tokenizer.refresh import RefreshConfig, codebook_size_for, refresh_tokenizer
 from models.tokenizer.representation import Representation, content_matrix
 from models.training.checkpoint import Tokenizer, load_model, load_optimizer, load_weights, save_model, save_weights
@@ -203,9 +206,9 @@ def test_only_new_and_changed_items_are_represented_and_assigned(world, tmp_path
     more = pq.read_table(write_items(tmp_path / "more.parquet", [100, 101, 102])).cast(table.schema)
     pq.write_table(pa.concat_tables([table, more]), tmp_path / "items.parquet")
     rows = {"content": 0, "encode": 0}
-    content, encode = refresh.content_matrix, refresh.rq_kmeans.encode
+    represent, encode = refresh.represent, refresh.rq_kmeans.encode
     monkeypatch.setattr(
-        refresh, "content_matrix", lambda *a: rows.update(content=rows["content"] + len(a[0])) or content(*a)
+        refresh, "represent", lambda x, **k: rows.update(content=rows["content"] + len(x)) or represent(x, **k)
     )
     monkeypatch.setattr(
         refresh.rq_kmeans, "encode", lambda x, b: rows.update(encode=rows["encode"] + len(x)) or encode(x, b)
@@ -297,6 +300,28 @@ def test_a_larger_codebook_after_a_refit_starts_from_the_old_embeddings(world, m
         source = torch.from_numpy(carry.source[level])
         assert source[:16].tolist() == list(range(16))
         assert torch.equal(new.code[level].weight[:-1], old.code[level].weight[:-1][source])
+
+
+def test_the_aligned_representation_names_new_items_without_training_again(world, tmp_path, monkeypatch):
+    """Its encoder travels frozen in codebooks.safetensors; known IDs stay, a second day aligns nothing."""
+    encoder = ItemEncoderConfig(dim=16, queries=2, layers=1, heads=2)
+    short = AlignmentConfig(encoder=encoder, batch=32, steps=10, caption_weight=0.0)
+    monkeypatch.setattr("models.tokenizer.refresh.named_config", {"aligned": AlignedConfig(alignment=short)}.get)
+    (tmp_path / "a").mkdir()
+    about = {"training_sets": world.training, "seed": 3, "progress": lambda _: None}
+    about["config"] = RefreshConfig(representation="aligned")
+    refresh_tokenizer(items=world.items, previous=None, out=tmp_path / "a", **about)
+    monkeypatch.setattr("models.tokenizer.aligned.align", lambda *a, **k: pytest.fail("aligned again"))
+    items = write_items(tmp_path / "items.parquet", [*range(48), 100, 101])
+    for name in ("b", "c"):
+        (tmp_path / name).mkdir()
+        report = refresh_tokenizer(items=items, previous=tmp_path / "a", out=tmp_path / name, **about)
+    assert report["new_items"] == 2 and report["changed_ids"] == 0
+    old, new = _ids(tmp_path / "a"), _ids(tmp_path / "b")
+    assert {i: new[i] for i in old} == old and {100, 101} <= set(new)
+    assert _digests(tmp_path / "b") == _digests(tmp_path / "c")
+    books = {p: load_file(tmp_path / p / "codebooks.safetensors") for p in "ab"}
+    assert "aligned.about" in books["a"] and books["a"].keys() == books["b"].keys()
 
 
 def test_training_goes_on_after_a_refit(world, tmp_path):

@@ -1,0 +1,60 @@
+"""What the benchmarks of Swing and alignment compute: ranks by brute force, what is held out, the drawn log."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.tokenizer.alignment import measure
+from benchmarks.tokenizer.alignment_prepare import Source, Split
+from benchmarks.tokenizer.swing import write_log
+
+
+def test_recall_is_the_share_of_pairs_within_k_of_the_whole_catalogue():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(300, 4)).astype(np.float32)
+    pairs = rng.choice(300, (200, 2), replace=True)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    hits = []
+    for i, j in pairs:
+        score = unit @ unit[i]
+        score[i] = -9
+        hits.append((score > score[j]).sum() < 50)
+    data = {"same_user": pairs, "near": pairs[:9], "cold": pairs[9:20], "tags": np.arange(300)[:, None] % 3}
+    got = measure(vectors, data | {"codebook": np.array([16])}, 0, "cpu")
+    assert got["recall50"] == pytest.approx(np.mean(hits)) and 0.1 < got["recall50"] < 0.3
+    assert got["swing50"] == pytest.approx(np.mean(hits[:9])) and got["tag10"] == pytest.approx(1 / 3, abs=0.05)
+    assert got["lift"] == pytest.approx(1, abs=0.5)
+
+
+def test_vectors_that_are_all_equal_rank_at_chance():
+    """A tie counts half: a representation that says nothing gains nothing."""
+    pairs = np.stack([np.arange(100), np.arange(100)[::-1]], 1)
+    data = {"same_user": pairs, "near": pairs, "cold": pairs, "tags": np.zeros((100, 1), int)}
+    got = measure(np.ones((100, 4), np.float32), data | {"codebook": np.array([4])}, 0, "cpu")
+    assert got["recall10"] == 0.0
+
+
+def test_nothing_held_out_is_in_training():
+    rng = np.random.default_rng(0)
+    items = pa.table({"item_id": np.arange(50), "author_id": np.zeros(50, np.int64)})
+    source = Source("x", items, np.repeat(np.arange(100), 8), rng.integers(0, 50, 800))
+    split = Split.of(source, seed=1)
+    held = set(source.users) - set(split.users)
+    assert 5 < len(held) < 40
+    cold = set(range(50)) - set(split.liked)
+    assert set(split.cold[:, 0]) <= cold and len(split.cold) > 2
+    assert not cold & set(split.same_user.ravel()) and not cold & set(split.near.ravel())
+    of_held = {(u, i) for u, i in zip(source.users, source.liked) if u in held}
+    for i, j in split.same_user:
+        assert any((u, i) in of_held and (u, j) in of_held for u in held)
+
+
+def test_the_drawn_log_has_the_size_asked_for(tmp_path):
+    write_log(tmp_path / "log.parquet", 50_000)
+    log = pq.read_table(tmp_path / "log.parquet")
+    assert 50_000 <= len(log) < 52_000
+    assert 15 < np.median(np.unique(log["user_id"].to_numpy(), return_counts=True)[1]) < 35
