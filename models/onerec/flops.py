@@ -24,7 +24,7 @@ BACKWARD = 2  # times forward
 
 
 def forward_flops(
-    config: OneRecConfig, targets: int = 1, lengths: tuple[int, int, int] | None = None
+    config: OneRecConfig, targets: float = 1, lengths: tuple[float, float, float] | None = None
 ) -> dict[str, float]:
     """FLOPs of one user's forward pass, by part: projections, qformer, encoder, context_kv, decoder, heads.
 
@@ -65,7 +65,7 @@ def forward_flops(
     return flops
 
 
-def train_flops(config: OneRecConfig, targets: int = 1, lengths: tuple[int, int, int] | None = None) -> float:
+def train_flops(config: OneRecConfig, targets: float = 1, lengths: tuple[float, float, float] | None = None) -> float:
     """FLOPs of one user's forward and backward pass: what MFU divides by the time and the device's peak."""
     return (1 + BACKWARD) * sum(forward_flops(config, targets, lengths).values())
 
@@ -75,7 +75,7 @@ def _matrices(width: int, count: int) -> float:
     return 2.0 * count * width * width
 
 
-def _attention(queries: int, keys: int, width: int) -> float:
+def _attention(queries: float, keys: float, width: int) -> float:
     """q k^T and p v over all heads."""
     return 4.0 * queries * keys * width
 

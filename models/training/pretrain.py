@@ -294,7 +294,7 @@ def _flops(config: OneRecConfig, device: str) -> Callable[[float, list[float]], 
     """FLOPs of a row, forward and backward, from its targets and its pathways' lengths; None where no MFU is shown."""
     if device_peak(device) is None:
         return None
-    return lambda targets, lengths: train_flops(config, targets, tuple(lengths))
+    return lambda targets, lengths: train_flops(config, targets, (lengths[0], lengths[1], lengths[2]))
 
 
 def _silent(line: str) -> None:
