@@ -15,6 +15,7 @@ codebook size, C candidates.
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 from benchmarks.quality.data import MAX_HISTORY
 from models.onerec.beam_search import beam_search
 from models.onerec.config import OneRecConfig
-from models.onerec.layers import FeedForward
+from models.onerec.layers import EncoderLayer, FeedForward
 from models.onerec.model import OneRec
+from models.onerec.rows import Layout
 from models.tokenizer.trie import Trie
 
 
@@ -116,7 +118,7 @@ class SequenceOneRec(OneRec):
         self.content_proj = nn.Linear(content.shape[1], d, bias=False)
         nn.init.normal_(self.content_proj.weight, std=d**-0.5)
         for layer in self.decoder:  # one expert is a dense layer: without the routing it needs no sorting of tokens
-            layer.moe = FeedForward(d, options.ffn_factor * d, d, options.dropout)  # type: ignore[assignment]
+            layer.ffn = FeedForward(d, options.ffn_factor * d, d, options.dropout)  # type: ignore[assignment]
         self.drop_table = nn.Dropout(options.table_dropout)
         self.own = nn.Embedding(len(sid_NL) + 1, d)
         nn.init.normal_(self.own.weight, std=d**-0.5)
@@ -153,7 +155,7 @@ class SequenceOneRec(OneRec):
             mask = mask & torch.ones(T, T, dtype=torch.bool, device=items_BT.device).tril()
         z_BTD = self.pathways(table_ND[items_BT])
         for layer in self.encoder:
-            z_BTD = layer(z_BTD, mask)
+            z_BTD = _encode(cast(EncoderLayer, layer), z_BTD, mask)
         return self.norm_context(z_BTD), real_BT
 
     def item_states(self, z: Tensor) -> Tensor:
@@ -167,12 +169,13 @@ class SequenceOneRec(OneRec):
         """
         B, T, L = codes_BTL.shape
         steps = [self.bos_D.expand(B, T, -1)] + [self._code(i)(codes_BTL[..., i]) for i in range(L - 1)]
-        d = torch.stack(steps, 2) + self.level_LD
+        layout = Layout.of(B, T, None)
+        d = layout.pack(torch.stack(steps, 2) + self.place_PD)
         causal = torch.ones(T, 1 + T, dtype=torch.bool, device=mask_BS.device).tril(1)
         mask = (mask_BS[:, None, :] & causal).repeat_interleave(L, 1)[:, None]
         for layer, kv in zip(self.decoder, self.context_kv(z_BSD)):
-            d = layer(d, kv, mask)
-        return self.norm_out(d)
+            d = layer(d, layout, kv, mask)
+        return layout.pad(self.norm_out(d))
 
     def candidate_logp(self, items_BC: Tensor, z_BTD: Tensor, mask_BT: Tensor) -> Tensor:
         """Log-probability of given items' semantic IDs [B, C]."""
@@ -231,3 +234,10 @@ class SequenceOneRec(OneRec):
         if o.token_loss > 0:
             token = self.candidate_logp(items_BC, z_BTD, mask_BT)
         return items_BC, token, item_logp_BN.gather(1, items_BC), ~(twice | shown)
+
+
+def _encode(layer: EncoderLayer, z_BTD: Tensor, mask: Tensor) -> Tensor:
+    """An encoder layer under a mask of its own: the packed form, whose attention looks both ways, has none."""
+    x_BTD = layer.norm_attn(z_BTD)
+    z_BTD = z_BTD + layer.drop(layer.attn(x_BTD, layer.attn.project_kv(x_BTD), mask))
+    return z_BTD + layer.drop(layer.ffn(layer.norm_ffn(z_BTD)))

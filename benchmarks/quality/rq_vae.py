@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.tokenizer.rq_kmeans import assign, kmeans
+from models.tokenizer.assign import assign
+from models.tokenizer.kmeans import kmeans
+from models.tokenizer.vectors import InMemory
 
 LATENT, HIDDEN, BETA = 32, (256, 128), 0.25
 
@@ -66,8 +68,9 @@ def fit_rq_vae(
     with torch.no_grad():
         residual = model.encoder(x[torch.from_numpy(rng.permutation(len(x))[: max(8 * codes, 2048)])])
         for level in range(levels):
-            model.book_LKD[level] = kmeans(residual, codes, seed, iterations=10)
-            residual = residual - model.book_LKD[level][assign(residual, model.book_LKD[level])[0]]
+            book_KD, code_N = kmeans(InMemory(residual), codes, seed, iterations=10)
+            model.book_LKD[level] = book_KD
+            residual = residual - book_KD[code_N]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(epochs):
         used = torch.zeros(levels, codes, dtype=torch.bool)

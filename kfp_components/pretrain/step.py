@@ -23,6 +23,7 @@ ROOMS = (
     "models/onerec",
     "models/tokenizer/trie.py",
     "models/tokenizer/carry.py",
+    "models/tokenizer/unique.py",
     "models/training/checkpoint.py",
     "models/training/data.py",
     "models/training/losses.py",

@@ -35,6 +35,7 @@ def run(run: Run, *, features: Outcome, tokenizer: Outcome) -> Outcome:
             "models/onerec",
             "models/tokenizer/trie.py",
             "models/tokenizer/carry.py",
+            "models/tokenizer/unique.py",
             "models/training",
         ),
         body=body,

@@ -26,7 +26,7 @@ PACKED = 2.0**-14  # relative error of a score whose low bits carry an index
 
 
 def assign(x_ND: Tensor, centroid_KD: Tensor, norm_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Index of the nearest centroid [N] int64 and its squared Euclidean distance [N] (onerec.md 1.5: argmin ||R - c||).
+    """Index of the nearest centroid [N] int64 and its squared Euclidean distance [N] (TR section 2.1.2).
 
     norm_N: the squared norms, if they are known. Of equally near centroids any may be named. Distances of the fused
     kernel carry bfloat16's rounding where the choice was clear; codes agree with float32 for 99.9 % of the vectors,

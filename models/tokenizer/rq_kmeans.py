@@ -1,4 +1,4 @@
-"""RQ-Kmeans: K-means on the vectors, then on what each level leaves over (TR section 2.1.2, onerec.md 1.5).
+"""RQ-Kmeans: K-means on the vectors, then on what each level leaves over (TR section 2.1.2).
 
     codebooks = fit(x_ND, levels=3, k=8192, seed=0)         # or fit(ParquetVectors([...], "embedding"), ...)
     codes_NL = encode(x_ND, codebooks)

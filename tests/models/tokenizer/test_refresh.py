@@ -24,7 +24,8 @@ from models.tokenizer.qformer import ItemEncoderConfig
 from models.tokenizer.refresh import RefreshConfig, codebook_size_for, refresh_tokenizer
 from models.tokenizer.representation import Representation, content_matrix
 from models.training.checkpoint import Tokenizer, load_model, load_optimizer, load_weights, save_model, save_weights
-from models.training.pretrain import PretrainConfig, make_optimizer, pretrain
+from models.training.optimizer import make_optimizer
+from models.training.pretrain import PretrainConfig, pretrain
 from tests.models.conftest import World, write_items
 
 FILES = {"codebooks.safetensors", "sid_table.parquet", "tokenizer.json", "trie.safetensors"}
@@ -340,7 +341,9 @@ def test_training_goes_on_after_a_refit(world, tmp_path):
     tokenizer = Tokenizer.load(out)
     assert tokenizer.codebook_size == 32
     model = load_model(first, tokenizer)
-    optimizer, names = make_optimizer(model, quick)
+    optimizer, names = make_optimizer(
+        model, lr_sparse=quick.lr_sparse, lr_dense=quick.lr_dense, weight_decay=quick.weight_decay
+    )
     load_optimizer(
         optimizer, names, first / "optimizer.safetensors", 300, tokenizer.carries(first / "model.safetensors")
     )

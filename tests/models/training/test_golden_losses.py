@@ -33,7 +33,11 @@ def curve(folder: Path) -> dict[str, list[float]]:
     tokenizer.mkdir()
     refresh_tokenizer(items=items, training_sets=days, previous=None, out=tokenizer, seed=3, progress=lambda _: None)
     world = World(items, days, days[-1], tokenizer)
-    metrics = train(world, folder / "out", PretrainConfig(min_steps=200, batch_size=32, lr_sparse=5e-4, lr_dense=3e-4))
+    metrics = train(
+        world,
+        folder / "out",
+        PretrainConfig(min_steps=200, max_epochs=99, batch_size=32, lr_sparse=5e-4, lr_dense=3e-4),
+    )
     assert metrics["steps"] >= 200
     return {key: [round(point[key], 5) for point in metrics["loss"]] for key in KEYS}
 
