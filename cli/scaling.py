@@ -24,7 +24,10 @@ EXAMPLE = "onerec scaling --data prepared/kuairand --out var/scaling --seeds 1 2
 def add(commands) -> None:
     parser = command(commands, "scaling", "train a ladder of sizes and fit L(N) = E + A/N^alpha", EXAMPLE)
     parser.add_argument(
-        "--data", type=Path, required=True, help="training/*.parquet, evaluation.parquet, tokenizer/ (training.prepare)"
+        "--data",
+        type=Path,
+        required=True,
+        help="training/*.parquet, evaluation.parquet, tokenizer/ (benchmarks.training.prepare)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for scaling.md, scaling.json, scaling.svg")
     parser.add_argument("--widths", type=int, nargs="+", help="widths of the model (16 to 128)")
@@ -40,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
     sets = sorted((args.data / "training").glob("*.parquet"))
     if not sets or not (args.data / "evaluation.parquet").is_file():
         raise ValueError(
-            f"{args.data} holds no training/*.parquet and evaluation.parquet; write it with training.prepare"
+            f"{args.data} holds no training/*.parquet and evaluation.parquet; write it with"
+            " python -m benchmarks.training.prepare"
         )
     runs = []
     for width in args.widths or WIDTHS:

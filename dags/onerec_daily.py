@@ -24,10 +24,10 @@ The day is the logical date, 00:00 UTC; the schedule starts it when it is over.
 from __future__ import annotations
 
 import datetime as dt
-import os
 
-from airflow.sdk import CronDataIntervalTimetable, Param, dag
+from airflow.sdk import CronDataIntervalTimetable, dag
 from operators.pipeline import RunPipelineOperator
+from params import day_params
 from tags import Tag
 
 PIPELINES = ("features", "tokenizer", "training", "release")
@@ -44,13 +44,7 @@ PIPELINES = ("features", "tokenizer", "training", "release")
     # Local pipelines: a step that failed once fails again, and a second try would hide it for hours.
     default_args={"owner": "recommender", "retries": 0},
     tags=[Tag.TIER_1, Tag.RERUN_INTERVAL],
-    params={
-        "data": Param(os.environ.get("ONEREC_DATA", ""), type="string", description="folder with the logs"),
-        "root": Param(os.environ.get("ONEREC_ROOT", "var"), type="string", description="workspace folder"),
-        "source": Param("simulated", type="string", description="name of the source in the workspace"),
-        "seed": Param(0, type="integer", minimum=0, description="seed of everything random"),
-        "fresh_from": Param("", type="string", description="a step: from it on nothing is reused"),
-    },
+    params=day_params(),
 )
 def onerec_daily() -> None:
     previous = None

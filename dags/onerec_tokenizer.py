@@ -30,10 +30,10 @@ The day is the logical date, UTC; the schedule starts it at noon of the next day
 from __future__ import annotations
 
 import datetime as dt
-import os
 
 from airflow.sdk import CronDataIntervalTimetable, Param, dag
 from operators.pipeline import RunPipelineOperator
+from params import day_params
 from tags import Tag
 
 
@@ -50,11 +50,7 @@ from tags import Tag
     default_args={"owner": "recommender", "retries": 0},
     tags=[Tag.TIER_2, Tag.RERUN_INTERVAL],
     params={
-        "data": Param(os.environ.get("ONEREC_DATA", ""), type="string", description="folder with the logs"),
-        "root": Param(os.environ.get("ONEREC_ROOT", "var"), type="string", description="workspace folder"),
-        "source": Param("simulated", type="string", description="name of the source in the workspace"),
-        "seed": Param(0, type="integer", minimum=0, description="seed of everything random"),
-        "fresh_from": Param("", type="string", description="a step: from it on nothing is reused"),
+        **day_params(),
         "refit": Param(False, type="boolean", description="fit the codebooks anew on this day"),
     },
 )

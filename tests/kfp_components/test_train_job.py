@@ -115,8 +115,11 @@ def test_a_failed_job_is_named_with_its_reason_and_kept_for_a_look() -> None:
 
 def test_a_condition_that_is_false_says_nothing() -> None:
     not_failed = {"type": "Failed", "status": "False"}
-    with Cluster([{"conditions": [not_failed]}, {"conditions": [not_failed, _true("Complete")]}]) as api:
-        follow(JOB, lambda _: None, api, poll_s=0.01)
+    cluster = Cluster([{"conditions": [not_failed]}, {"conditions": [not_failed, _true("Complete")]}])
+    said: list[str] = []
+    with cluster as api:
+        follow(JOB, said.append, api, poll_s=0.01)
+    assert said[-1].endswith("is complete") and not [line for line in said if "Failed" in line]
 
 
 def test_a_second_follower_goes_on_with_the_job_that_is_there() -> None:
@@ -127,8 +130,11 @@ def test_a_second_follower_goes_on_with_the_job_that_is_there() -> None:
 
 
 def test_one_answer_that_is_none_does_not_end_the_watch() -> None:
-    with Cluster([RUNNING, {"code": 503}, RUNNING, {"conditions": [_true("Complete")]}]) as api:
-        follow(JOB, lambda _: None, api, poll_s=0.01)
+    cluster = Cluster([RUNNING, {"code": 503}, RUNNING, {"conditions": [_true("Complete")]}])
+    said: list[str] = []
+    with cluster as api:
+        follow(JOB, said.append, api, poll_s=0.01)
+    assert said[-1].endswith("is complete") and len(cluster.calls["POST"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -196,7 +202,7 @@ def test_torchrun_passes_lines_on_and_tells_a_failure(tmp_path, monkeypatch) -> 
     (tmp_path / "standin.py").write_text(
         "import json, os, pathlib, sys\n"
         "rank, world = os.environ['RANK'], os.environ['WORLD_SIZE']\n"
-        "print('process', rank, 'of', world, flush=True)\n"
+        "sys.stdout.write(f'process {rank} of {world}\\n')\n"  # one write: torchrun's children share an unbuffered pipe
         "if sys.argv[1] == 'fail': raise SystemExit('no luck')\n"
         "if rank == '0': pathlib.Path(sys.argv[1], 'metrics.json').write_text(json.dumps({'steps': 3}))\n"
     )

@@ -51,7 +51,9 @@ def test_each_gate_refuses_by_name_and_alone(gate):
 @pytest.mark.parametrize("gate", BAD)
 def test_each_limit_can_be_set(gate):
     wide = {"utilization": 0.8, "entropy": 0.3, "neighbours": 0.5}.get(gate, 1.0)
-    require(judge(GOOD | BAD[gate], Gates(**{gate: wide})))
+    results = judge(GOOD | BAD[gate], Gates(**{gate: wide}))
+    assert [r["passed"] for r in results if r["gate"] == gate] == [True]
+    require(results)
 
 
 def test_a_small_catalogue_is_judged_by_the_exact_gates_only():
@@ -69,5 +71,8 @@ def test_what_so_few_items_can_reach_is_the_measure():
 
 def test_a_day_without_a_fit_is_not_judged_by_its_few_new_items():
     day = GOOD | BAD["reconstruction"] | BAD["collision_before"] | {"refit": False}
-    require(judge(day))
-    require(judge(day | {"reconstruction_loss": None}))
+    for report in (day, day | {"reconstruction_loss": None}):
+        results = judge(report)
+        unjudged = {r["gate"] for r in results if r["passed"] is None}
+        assert {"reconstruction", "collision_before"} <= unjudged and not [r for r in results if r["passed"] is False]
+        require(results)
