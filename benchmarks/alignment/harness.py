@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,8 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from benchmarks.machine import REPOSITORY, commit, hardware
+
 One = Callable[[str, int, argparse.Namespace], dict[str, Any]]
 
 
@@ -138,19 +138,3 @@ def table(results: list[dict[str, Any]], variants: Sequence[str], columns: Seque
             cells.append(f"{mean:.{c.digits}f}{spread}" if values else "–")
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def hardware(device: str) -> str:
-    """The processor and, for cuda, the card."""
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
-    card = f", {torch.cuda.get_device_name()}" if device.startswith("cuda") else ""
-    return f"{cpu}, {os.cpu_count()} cores{card}"
-
-
-def commit() -> str:
-    """Short commit of the repository, `-dirty` behind it if files differ; "unknown" outside a repository."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=REPOSITORY, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"

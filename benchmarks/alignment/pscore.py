@@ -13,10 +13,7 @@ import argparse
 import datetime as dt
 import functools
 import multiprocessing
-import os
-import platform
 import shlex
-import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.machine import commit, hardware
 from models.onerec.features import LABELS
 from models.reward.measure import Said, calibrate, predict
 from models.reward.quality import Estimate, auc, auc_gap, calibration, gauc
@@ -73,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         "",
         f"Date {dt.date.today()}, commit `{measured_at}`, seeds {a.seeds}, {len(a.seeds)} x {1 + len(LABELS)} models, "
         f"{a.epochs} epochs over {a.days} days, {time.monotonic() - begun:.0f} s.",
-        f"Hardware: {hardware(a.device)}, {a.workers} at once.",
+        f"Hardware: {hardware(a.device)}, one thread a model, {a.workers} at once; PyTorch {torch.__version__}.",
         "",
         f"    python -m benchmarks.alignment.pscore {shlex.join(sys.argv[1:] if argv is None else argv)}",
         "",
@@ -181,17 +179,6 @@ def gap_cell(estimates: list[Estimate]) -> str:
     value, low, high = (float(np.mean([getattr(e, k) for e in estimates])) for k in ("value", "low", "high"))
     text = f"{value:+.4f} ({low:+.4f}, {high:+.4f})"
     return f"**{text}**" if low > 0 or high < 0 else text
-
-
-def hardware(device: str) -> str:
-    if device != "cpu":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {os.cpu_count()} cores, one thread a model, PyTorch {torch.__version__}"
-
-
-def commit() -> str:
-    said = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return said.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

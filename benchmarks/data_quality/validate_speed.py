@@ -13,7 +13,6 @@ import argparse
 import datetime as dt
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import duckdb
 
+from benchmarks.machine import commit, hardware
 from datasets.contract import LABELS
 from datasets.partitions import MANIFEST, PART, sha256
 
@@ -111,9 +111,8 @@ def measure(rows: int, scratch: Path) -> dict:
 
 
 def table(found: list[dict], command: str) -> str:
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     lines = [
-        f"{platform.machine()}, {os.cpu_count()} cores, {dt.date.today()}, commit {git.stdout.strip() or 'unknown'}.",
+        f"{hardware()}, {dt.date.today()}, commit {commit()}.",
         f"`{command}`",
         "",
         "| impressions | Parquet MiB | checks | seconds | CPU seconds, imports too | peak MiB | load at its start |",

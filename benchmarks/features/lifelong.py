@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.machine import commit, processor
 from feature_repo.lifelong import MAX_EVENTS, compress, group_limit
 
 ITEMS, THEMES = 100_000, 300
@@ -125,22 +124,14 @@ def heading(args: argparse.Namespace) -> list[str]:
     """What ran where."""
     core = f"{processor()}, {torch.get_num_threads()} thread"
     device = torch.cuda.get_device_name() if args.device == "cuda" else core
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     command = f"python -m benchmarks.features.lifelong --device {args.device} --users {args.users}"
     return [
         f"# Lifelong pathway: {args.events:,} events a user, {args.users} users a batch",
         "",
-        f"{device}; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}; commit {git.stdout.strip() or '-'};",
+        f"{device}; torch {torch.__version__}; load {os.getloadavg()[0]:.1f}; commit {commit()};",
         f"{datetime.date.today()}; `{command} --rounds {args.rounds}`; the fastest round but the first.",
         "",
     ]
-
-
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

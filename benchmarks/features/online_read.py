@@ -35,7 +35,7 @@ import pyarrow as pa
 from feast import FeatureStore
 from feast.repo_config import RepoConfig
 
-from benchmarks.features.point_in_time import commit, processor
+from benchmarks.machine import commit, processor
 from datasets.contract import EVENT_FIELDS
 from datasets.partitions import partition_path, write_partition
 from feature_repo.online import OnlineFeatures

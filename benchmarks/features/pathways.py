@@ -26,7 +26,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from benchmarks.features.lifelong import processor
+from benchmarks.machine import commit, processor
 from datasets import contract
 from datasets.partitions import MANIFEST, partition_path, write_partition
 
@@ -147,13 +147,12 @@ def run_day(lake: Path, memory: str, threads: int) -> dict[str, float]:
 
 def heading(args: argparse.Namespace) -> list[str]:
     """What ran where."""
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     sizes = " ".join(f"{m:g}" for m in args.impressions)
     command = f"python -m benchmarks.features.pathways --impressions {sizes} --memory {args.memory}"
     return [
         "# Pathways of one day",
         "",
-        f"{processor()}, {args.threads} threads; load before {os.getloadavg()[0]:.1f}; commit {git.stdout.strip()};",
+        f"{processor()}, {args.threads} threads; load before {os.getloadavg()[0]:.1f}; commit {commit()};",
         f"{datetime.date.today()}; `{command}`.",
         "",
     ]

@@ -31,6 +31,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.machine import commit, processor
+
 START = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 DAYS = 30
 WIDTH = 4
@@ -188,15 +190,6 @@ def _line(rows: int, contender: str, found: dict | None, base: dict | None) -> s
         f"| {rows:,} | {contender} | {found['seconds']:.2f} | {found['cpu']:.2f} | {ratio} | {found['mib']:,.0f}"
         f" | {found['rows']:,} | {same} |"
     )
-
-
-def processor() -> str:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].split(":")[1].strip() if names else "unknown processor"
-
-
-def commit() -> str:
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import scipy.sparse as sp
 import torch
 
 from benchmarks.quality.data import Sequences
-from benchmarks.quality.rq_vae import fit_rq_vae
+from benchmarks.rq_vae import train_rq_vae
 from models.tokenizer import rq_kmeans
 from models.tokenizer.refresh import LEVELS, codebook_size_for
 from models.tokenizer.representation import Representation, RepresentationConfig
@@ -68,7 +68,10 @@ def vectors(text_NF: np.ndarray, sequences: Sequences, weight: float, seed: int)
 def semantic_ids(vectors_ND: np.ndarray, codebook_size: int, seed: int, vae: bool = False) -> tuple[np.ndarray, float]:
     """Unique tuples [N, 3] by RQ-Kmeans or RQ-VAE, and the share of items that shared their nearest tuple before."""
     if vae:
-        nearest, vectors_ND, centroids = fit_rq_vae(vectors_ND, LEVELS, codebook_size, seed)
+        x_ND = torch.from_numpy(vectors_ND / vectors_ND.std()).float()
+        model = train_rq_vae(x_ND, codes=codebook_size, seed=seed, epochs=200, latent=32, batch=1024, revive=True)
+        nearest, vectors_ND = (t.numpy() for t in model.encode(x_ND))
+        centroids = [book_KE.detach().numpy() for book_KE in model.codebook]
     else:
         books = rq_kmeans.fit(torch.from_numpy(vectors_ND), LEVELS, codebook_size, seed)
         nearest = rq_kmeans.encode(torch.from_numpy(vectors_ND), books).numpy()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from benchmarks.machine import commit
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -19,11 +20,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def footer(results: Sequence[dict[str, Any]], module: str) -> str:
     """Hardware, command, commit and date."""
     devices = ", ".join(sorted({r["device"] for r in results})) or "CPU"
-    here = Path(__file__).resolve().parent
-    command = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
-    commit = command.stdout.strip() or "unknown"
     asked = " ".join(
         Path(a).name if "/" in a else a for a in sys.argv[1:]
     )  # folders by name: whose disk does not matter
     when = datetime.now(UTC).date().isoformat()
-    return f"Device: {devices}. Commit {commit}, {when}. Command: `python -m benchmarks.quality.{module} {asked}`\n"
+    return f"Device: {devices}. Commit {commit()}, {when}. Command: `python -m benchmarks.quality.{module} {asked}`\n"

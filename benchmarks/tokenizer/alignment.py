@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.alignment.harness import Column, commit, hardware, table
+from benchmarks.alignment.harness import Column, table
+from benchmarks.machine import commit, hardware
 from models.tokenizer import rq_kmeans
 from models.tokenizer.alignment import AlignmentConfig, ItemInputs, align, aligned_vectors
 from models.tokenizer.content.encoder import Tokens

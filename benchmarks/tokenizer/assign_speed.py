@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.machine import commit
 from models.tokenizer import rq_kmeans
 from models.tokenizer.assign import assign, decide, squared_norms
 from models.tokenizer.vectors import chunk_rows
@@ -201,13 +201,6 @@ def whole_fit(n: int, k: int, d: int, iterations: int, device: torch.device, rat
 
 def peak(device: torch.device) -> str:
     return f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else "not measured on a CPU"
-
-
-def commit() -> str:
-    try:
-        return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    except OSError:
-        return ""
 
 
 def main() -> None:

@@ -2,84 +2,24 @@
 
     python -m benchmarks.tokenizer.rqvae --beauty DATA/amazon14/beauty --kuairand DATA/kuairand-pure
 
-The RQ-VAE is the usual one (Lee 2022 as TIGER uses it): an MLP down to a latent, residual quantisation of the latent
-with straight-through gradients, codebooks started by K-means on a batch, reconstruction + codebook + 0.25 x commitment
-loss. Both are measured in the space of the vectors, by the share of their variance that the codes lose.
+The RQ-VAE is TIGER's (benchmarks/rq_vae.py), without revival of unused codes. Both are measured in the space of the
+vectors, by the share of their variance that the codes lose.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
+from benchmarks.rq_vae import HIDDEN, train_rq_vae
 from benchmarks.tokenizer.data import beauty_vectors, kuairand
 from benchmarks.tokenizer.page import heading
 from models.tokenizer import metrics, rq_kmeans
-from models.tokenizer.kmeans import kmeans
-from models.tokenizer.vectors import InMemory
 
-LEVELS, SEEDS = 3, (1, 2, 3)
-HIDDEN, LATENT, BATCH, RATE, COMMITMENT = (256, 128), 64, 512, 1e-3, 0.25
-
-
-class RQVAE(nn.Module):
-    """Legend: B batch, D dimensions, E latent, K codes."""
-
-    def __init__(self, dim: int, k: int) -> None:
-        super().__init__()
-        widths = [dim, *HIDDEN, LATENT]
-        self.encoder, self.decoder = _mlp(widths), _mlp(widths[::-1])
-        self.codebook = nn.ParameterList(nn.Parameter(torch.zeros(k, LATENT)) for _ in range(LEVELS))
-
-    def quantise(self, z_BE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The sum of codes, the code tuples [B, 3], and the codebook + commitment loss."""
-        residual, total, loss, codes = z_BE, torch.zeros_like(z_BE), z_BE.new_zeros(()), []
-        for book_KE in self.codebook:
-            code = torch.cdist(residual.detach(), book_KE.detach()).argmin(1)
-            chosen = book_KE[code]
-            loss = loss + (chosen - residual.detach()).square().mean()
-            loss = loss + COMMITMENT * (residual - chosen.detach()).square().mean()
-            total, residual = total + chosen, residual - chosen.detach()
-            codes.append(code)
-        return z_BE + (total - z_BE).detach(), torch.stack(codes, 1), loss
-
-    @torch.no_grad()
-    def start(self, x_BD: Tensor, seed: int) -> None:
-        residual = self.encoder(x_BD)
-        for level, book_KE in enumerate(self.codebook):
-            centroid, code = kmeans(InMemory(residual), len(book_KE), seed + level, iterations=10)
-            book_KE.copy_(centroid)
-            residual = residual - centroid[code.long()]
-
-
-def _mlp(widths: list[int]) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def train_rqvae(x_ND: Tensor, k: int, seed: int, epochs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes [N, 3] and reconstruction [N, D]."""
-    torch.manual_seed(seed)
-    model = RQVAE(x_ND.shape[1], k)
-    model.start(x_ND[torch.randperm(len(x_ND))[: 8 * k]], seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(x_ND)).split(BATCH):
-            z, _, loss = model.quantise(model.encoder(x_ND[rows]))
-            loss = loss + (model.decoder(z) - x_ND[rows]).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    with torch.no_grad():
-        z, codes, _ = model.quantise(model.encoder(x_ND))
-        return codes.numpy(), model.decoder(z).numpy()
+LEVELS, SEEDS, LATENT = 3, (1, 2, 3), 64
 
 
 def rows(name: str, x: np.ndarray, k: int, epochs: int) -> list[str]:
@@ -91,7 +31,11 @@ def rows(name: str, x: np.ndarray, k: int, epochs: int) -> list[str]:
         found = []
         for seed in SEEDS:
             if way == "RQ-VAE":
-                codes, rebuilt = train_rqvae(x_ND, k, seed, epochs)
+                model = train_rq_vae(x_ND, codes=k, seed=seed, epochs=epochs, levels=LEVELS, latent=LATENT)
+                code_NL, z_NE = model.encode(x_ND)
+                codes = code_NL.numpy()
+                with torch.no_grad():
+                    rebuilt = model.decoder(model.quantise(z_NE)[0]).numpy()
             else:
                 variant = "balanced" if "balanced" in way else "plain"
                 books = rq_kmeans.fit(x_ND, LEVELS, k, seed, variant=variant)

@@ -27,7 +27,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.alignment.harness import REPOSITORY, commit, hardware
+from benchmarks.machine import REPOSITORY, commit, hardware
 from models.tokenizer.swing import SwingConfig, swing
 
 

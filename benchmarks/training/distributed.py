@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.alignment.harness import REPOSITORY, commit, hardware
+from benchmarks.machine import REPOSITORY, commit, hardware
 
 LAYOUTS = ((1, 4, 1), (2, 2, 1), (4, 1, 1), (4, 1, 2))  # processes, micro-batches each, replicas
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.alignment.harness import commit, hardware
+from benchmarks.machine import commit, hardware
 from models.onerec.config import onerec_laptop
 from models.onerec.model import OneRec
 from models.training.checkpoint import Tokenizer

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from benchmarks.machine import processor
 from models.onerec.config import OneRecConfig
 from models.onerec.embedding import Table
 from models.onerec.features import DURATION_BUCKETS, GAP_BUCKETS, LABEL_STATES, PLAY_BUCKETS
@@ -292,7 +292,7 @@ def main() -> None:
 
 def about(device: str) -> str:
     """Hardware, version, commit and time, for a table."""
-    hardware = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    hardware = torch.cuda.get_device_name() if device == "cuda" else processor()
     done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
     commit = done.stdout.strip() or "unknown"
     return f"{hardware}, torch {torch.__version__}, commit {commit}, {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"

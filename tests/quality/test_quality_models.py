@@ -13,9 +13,9 @@ from benchmarks.quality.data import MAX_HISTORY, Sequences
 from benchmarks.quality.onerec import OneRecSequences, SequenceOneRec
 from benchmarks.quality.prepare import semantic_ids
 from benchmarks.quality.protocol import means
-from benchmarks.quality.rq_vae import fit_rq_vae
 from benchmarks.quality.sasrec import SASRec, SASRecConfig, sampled_softmax, train_sasrec
 from benchmarks.quality.train import Training, losses, rank_onerec, rate, train_onerec, windows
+from benchmarks.rq_vae import train_rq_vae
 
 torch.set_num_threads(1)
 CPU, CODES = torch.device("cpu"), 8
@@ -199,7 +199,10 @@ def test_rq_vae_uses_its_codes_and_rebuilds_clusters() -> None:
     rng = np.random.default_rng(0)
     label = rng.integers(4, size=400)
     x = (np.eye(4, 12)[label] * 5 + rng.normal(size=(400, 12)) * 0.1).astype(np.float32)
-    codes, latents, books = fit_rq_vae(x, levels=2, codes=4, seed=1, epochs=150, batch=100)
+    scaled = torch.from_numpy(x / x.std())
+    model = train_rq_vae(scaled, codes=4, seed=1, epochs=150, levels=2, latent=32, batch=100, revive=True)
+    codes, latents = (t.numpy() for t in model.encode(scaled))
+    books = [book.detach().numpy() for book in model.codebook]
     assert len({(c, label_) for c, label_ in zip(codes[:, 0].tolist(), label.tolist())}) == 4
     rebuilt = books[0][codes[:, 0]] + books[1][codes[:, 1]]
     assert np.square(latents - rebuilt).mean() < 0.2 * latents.var()
