@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from sklearn.utils.extmath import randomized_svd
 
+from models.tokenizer.ppmi import ppmi
 from models.tokenizer.swing import SwingConfig, swing
 
 COLLABORATIVE_DIM = 64
@@ -42,8 +43,6 @@ class PairConfig:
 
 def collaborative_vectors(users: np.ndarray, items: np.ndarray, num_items: int, seed: int) -> np.ndarray:
     """Unit PPMI-SVD vectors [num_items, at most 64]; items without a common user have a zero row."""
-    from models.tokenizer.representation import ppmi  # it imports this module
-
     dim = max(1, min(COLLABORATIVE_DIM, num_items - 1))
     association = ppmi(users, items, num_items) if len(users) else None
     if association is None or not association.nnz:

@@ -38,10 +38,8 @@ from models.training.checkpoint import LEVEL_COLUMNS, sid_digest
 
 LEVELS = len(LEVEL_COLUMNS)
 MIN_CODEBOOK, MAX_CODEBOOK = 16, 8192
-HELD_OUT, MIN_TO_HOLD = (
-    0.05,
-    1000,
-)  # share of the items kept out of a fit to measure drift by; none of a small catalogue
+HELD_OUT = 0.05  # share of the items kept out of a fit to measure drift by,
+MIN_TO_HOLD = 1000  # but none of a smaller catalogue
 SHOWN = 20_000  # items that the code tree and the neighbour quality look at
 
 
@@ -151,9 +149,7 @@ def refresh_tokenizer(
     source: list[np.ndarray] = [np.arange(len(b)) for b in before.books] if before is not None else []
     if reason is not None:
         progress(f"fitting codebooks on {len(ids):,} items ({reason})")
-        tokens, named, source = _fit(
-            before, items, ids, digest, training_sets, seed, config.variant, config.representation
-        )
+        tokens, named, source = _fit(before, items, ids, digest, training_sets, seed, config, progress)
     tokens.save(out, seed)
     report = _measure(before, tokens, named, items, ids, training_sets if reason else [], out, seed)
     report |= {"refit": reason is not None, "refit_reason": reason, "drift": None if reason else tokens.drift}
@@ -218,13 +214,16 @@ def _fit(
     digest: np.ndarray,
     training_sets: list[Path],
     seed: int,
-    variant: str,
-    kind: str,
+    config: RefreshConfig,
+    progress: Callable[[str], None],
 ) -> tuple[Tokens, dict, list[np.ndarray]]:
     """Representation and codebooks of all items; labels of the day before are kept, and its items keep their places."""
     table = read_rows(items)
     users, liked = _positives(training_sets, ids)
-    representation, vectors = represent(table, config=named_config(kind), users=users, liked=liked, seed=seed)
+    variant = config.variant
+    representation, vectors = represent(
+        table, config=named_config(config.representation), users=users, liked=liked, seed=seed, progress=progress
+    )
     size = max(codebook_size_for(len(ids)), len(before.books[0]) if before is not None else 0)
     held = np.random.default_rng(seed).random(len(ids)) < (HELD_OUT if len(ids) >= MIN_TO_HOLD else 0)
     source: list[np.ndarray] = []

@@ -28,6 +28,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from models.tokenizer.aligned import ABOUT, AlignedConfig, AlignedRepresentation, aligned_small
 from models.tokenizer.content.items import TEXT_FIELDS, read_items
+from models.tokenizer.ppmi import ppmi
 
 CONTENT_BUCKETS = 4096
 _WORD = re.compile(r"\w+", re.UNICODE)
@@ -105,24 +106,6 @@ def content_matrix(tags: list[list[int]], authors: np.ndarray, texts: list[str])
     x = sp.csr_matrix((values, (rows, cols)), shape=(len(tags), CONTENT_BUCKETS), dtype=np.float64)
     norm = np.sqrt(np.asarray(x.multiply(x).sum(1)).ravel())
     return sp.diags(1.0 / np.maximum(norm, 1e-12)) @ x
-
-
-def ppmi(users: np.ndarray, items: np.ndarray, num_items: int) -> sp.csr_matrix:
-    """Positive pointwise mutual information of items that share a user [N, N]. One vote a (user, item) pair.
-
-    Users are weighted 1/(number of items), so that a heavy user does not decide.
-    """
-    pairs = np.unique(np.stack([users, items], 1), axis=0)
-    users, items = np.unique(pairs[:, 0], return_inverse=True)[1], pairs[:, 1]
-    x = sp.csr_matrix((np.ones(len(items)), (users, items)), shape=(users.max() + 1 if len(users) else 0, num_items))
-    degree = np.maximum(np.asarray(x.sum(1)).ravel(), 1.0)
-    co = (x.T @ sp.diags(1.0 / degree) @ x).tocoo()
-    keep = co.row != co.col
-    row, col, value = co.row[keep], co.col[keep], co.data[keep]
-    marginal = np.bincount(row, value, num_items)
-    information = np.log(value * marginal.sum() / (marginal[row] * marginal[col]))
-    positive = information > 0
-    return sp.csr_matrix((information[positive], (row[positive], col[positive])), shape=(num_items, num_items))
 
 
 class Representation:

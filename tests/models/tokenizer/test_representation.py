@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.tokenizer.representation import Representation, RepresentationConfig, content_matrix, ppmi
+from models.tokenizer.ppmi import ppmi
+from models.tokenizer.representation import Representation, RepresentationConfig, content_matrix
 
 
 def test_content_rows_have_unit_norm_or_are_empty():
