@@ -91,7 +91,15 @@ class PretrainConfig:
             raise ValueError(f"precision is {self.precision!r}; choose auto, bf16 or float32")
         if unknown := set(self.inputs) - set(INPUTS):
             raise ValueError(f"inputs {sorted(unknown)} are no pathways; choose from {', '.join(INPUTS)}")
-        for name in ("batch_size", "accumulate", "max_targets", "pool_rows", "replicas", "checkpoint_every"):
+        for name in (
+            "batch_size",
+            "max_epochs",
+            "accumulate",
+            "max_targets",
+            "pool_rows",
+            "replicas",
+            "checkpoint_every",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.balance_loss and self.recompute:

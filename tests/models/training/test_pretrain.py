@@ -162,6 +162,7 @@ def test_compiled_training_is_the_same_training(world, tmp_path):
         ({"precision": "fp8"}, "precision is 'fp8'; choose auto, bf16 or float32"),
         ({"inputs": ("short", "dreams")}, r"inputs \['dreams'\] are no pathways"),
         ({"accumulate": 0}, "accumulate is 0; it must be at least 1"),
+        ({"max_epochs": 0}, "max_epochs is 0; it must be at least 1"),
         ({"balance_loss": 0.1, "recompute": True}, "leave one of them out"),
     ],
 )
