@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 MAX_HISTORY = 50
+LENGTHS = (4, 6, 8, 11, 16, 24, 36, 51)  # a batch is as long as the shortest of these that holds its longest row
+IGNORED = -100  # a place without a target
 HELD_OUT = {"validation": 2, "test": 1}  # place of the target, from the end
 
 
@@ -87,25 +89,29 @@ def padded(rows: list[np.ndarray], length: int, padding: int) -> np.ndarray:
 
 
 class Batches:
-    """Right-aligned rows on one device; a batch is cut to its longest row."""
+    """Right-aligned rows on one device, behind them one that is all padding."""
 
     def __init__(
         self, rows: list[np.ndarray], padding: int, device: torch.device, length: int = MAX_HISTORY + 1
     ) -> None:
         self.length_U = np.minimum([len(r) for r in rows], length)
-        self.rows_UT = torch.from_numpy(padded(rows, int(self.length_U.max()), padding)).to(device)
+        blank = np.zeros(0, np.int64)
+        self.rows_UT = torch.from_numpy(padded([*rows, blank], int(self.length_U.max()), padding)).to(device)
 
     def epoch(self, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
-        """Every user once, [B, T] a batch: rows of like length, so that little is padding, batches in random order.
+        """Every user once, [size, T] a batch: rows of like length, so that little is padding, batches in random order.
 
-        Batches hold different numbers of events; a loss must be a sum over `targets`, not a mean over the batch, or
-        the events of long rows would count for less.
+        Shapes are few (LENGTHS), the last batch is filled with padding. Batches hold different numbers of events; a
+        loss must be a sum over `targets`, not a mean over the batch, or the events of long rows would count for less.
         """
         order = np.argsort(self.length_U + 2 * rng.random(len(self.length_U)), kind="stable")
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
-        for i in rng.permutation(len(batches)):
-            longest = int(self.length_U[batches[i]].max())
-            yield self.rows_UT[torch.from_numpy(batches[i]).to(self.rows_UT.device), -longest:]
+        order = np.append(order, np.full(-len(order) % size, len(order)))
+        longest = np.append(self.length_U, 0)[order].reshape(-1, size).max(1)
+        order_CB = torch.from_numpy(order.reshape(-1, size)).to(self.rows_UT.device)
+        width = self.rows_UT.shape[1]
+        for i in rng.permutation(len(longest)):
+            fitting = [n for n in LENGTHS if longest[i] <= n < width]
+            yield self.rows_UT[order_CB[i], -min([*fitting, width]) :]
 
     def targets(self, size: int) -> float:
         """Mean number of next-item targets in a batch of `epoch`."""

@@ -22,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.quality.data import MAX_HISTORY, Batches, Sequences
+from benchmarks.quality.data import IGNORED, MAX_HISTORY, Batches, Sequences
 from benchmarks.quality.protocol import Selection, autocast, rank_next
+from benchmarks.quality.steps import Steps, adam
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,7 @@ class SASRec(nn.Module):
 def sampled_softmax(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negatives: int) -> Tensor:
     """Summed cross-entropy of targets against `negatives` uniform draws of each position; 0: against all items [N].
 
-    A draw that is the target itself is left in, as in the published code: it costs a constant at most.
+    A target of IGNORED counts nothing. A draw that is the target itself is left in, as in the published code: it costs a constant at most.
     """
     state_PD, table_ND = state_PD.float(), table_ND.float()
     with torch.autocast(state_PD.device.type, enabled=False):
@@ -130,17 +131,19 @@ def sampled_softmax(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negati
 
 def _contrast(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negatives: int) -> Tensor:
     if not negatives:
-        return F.cross_entropy(F.linear(state_PD, table_ND), target_P, reduction="sum")
+        return F.cross_entropy(F.linear(state_PD, table_ND), target_P, reduction="sum", ignore_index=IGNORED)
     drawn_PR = torch.randint(len(table_ND), (len(target_P), negatives), device=state_PD.device)
+    item_P1 = target_P[:, None].clamp_min(0)
     if state_PD.is_cuda or len(table_ND) < 8 * negatives:
         logits_PN = F.linear(state_PD, table_ND)  # one dense product is faster than gathering P x R rows
         negative_PR = logits_PN.gather(1, drawn_PR)
-        positive_P = logits_PN.gather(1, target_P[:, None])
+        positive_P1 = logits_PN.gather(1, item_P1)
     else:
         negative_PR = torch.einsum("pd,prd->pr", state_PD, F.embedding(drawn_PR, table_ND))
-        positive_P = (state_PD * F.embedding(target_P, table_ND)).sum(1, keepdim=True)
-    logits = torch.cat([positive_P, negative_PR], 1)
-    return F.cross_entropy(logits, torch.zeros_like(target_P), reduction="sum")
+        positive_P1 = (state_PD * F.embedding(item_P1[:, 0], table_ND)).sum(1, keepdim=True)
+    logits = torch.cat([positive_P1, negative_PR], 1)
+    first_P = torch.where(target_P == IGNORED, IGNORED, 0)
+    return F.cross_entropy(logits, first_P, reduction="sum", ignore_index=IGNORED)
 
 
 def train_sasrec(
@@ -156,26 +159,27 @@ def train_sasrec(
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = SASRec(config, sequences.num_items).to(device)
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), fused=device.type == "cuda"
-    )
-    data = Batches(sequences.training(), sequences.num_items, device)
+    optimizer = adam(model.parameters(), rate=config.learning_rate, weight_decay=0.0, decoupled=False, device=device)
+    data = Batches([r for r in sequences.training() if len(r) > 1], sequences.num_items, device)
     targets = data.targets(config.batch)
+
+    def step(rows_BT: Tensor) -> None:
+        items_BT, next_BT = rows_BT[:, :-1], rows_BT[:, 1:]
+        target_P = torch.where(items_BT < sequences.num_items, next_BT, IGNORED).flatten()
+        with autocast(device):
+            table = model.table()
+            state_PD = model(items_BT, table)[:, -items_BT.shape[1] :].flatten(0, 1)
+            loss = sampled_softmax(state_PD, target_P, table[:-1], config.negatives) / targets
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    run = Steps(step, device)
     selection = Selection(model, patience=config.patience, seconds=seconds, progress=progress)
     for epoch in range(config.epochs):
         model.train()
         for rows_BT in data.epoch(config.batch, rng):
-            if rows_BT.shape[1] < 2:
-                continue
-            items_BT, next_BT = rows_BT[:, :-1], rows_BT[:, 1:]
-            real_BT = items_BT < sequences.num_items
-            with autocast(device):
-                table = model.table()
-                state_PD = model(items_BT, table)[:, -items_BT.shape[1] :][real_BT]
-                loss = sampled_softmax(state_PD, next_BT[real_BT], table[:-1], config.negatives) / targets
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            run(rows_BT)
         if selection.due(epoch):
             validation = rank_next(model.eval().scores, sequences, "validation", device)
             if selection.stop(epoch, validation):

@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.quality.data import MAX_HISTORY, Batches, Sequences
+from benchmarks.quality.data import IGNORED, MAX_HISTORY, Batches, Sequences
 from benchmarks.quality.follows import Follows
 from benchmarks.quality.onerec import OneRecSequences, SequenceOneRec
 from benchmarks.quality.protocol import PLACES, Selection, autocast
 from benchmarks.quality.sasrec import sampled_softmax
+from benchmarks.quality.steps import Steps, adam, set_rate
 from models.evaluation.metrics import next_item_metrics
 
 Weights = tuple[float, float]  # of the item-level score (inf: without the beam's) and of co-occurrence
@@ -49,31 +50,32 @@ class Training:
 
 def losses(model: SequenceOneRec, rows_BT: Tensor) -> Tensor:
     """Next-token loss of every position's target plus the item-level head's, weighted; summed over targets."""
-    o = model.options
+    o, items = model.options, model.config.items
     items_BT, next_BT = rows_BT[:, :-1], rows_BT[:, 1:]
     table_ND = model.table()
     z_BSD, mask_BS = model.context(items_BT, table_ND)
-    target_BT = items_BT < model.config.items
+    z_BTD = z_BSD[:, 1:]
     if not o.causal:  # a window trains its last position only
-        target_BT[:, :-1] = False
-    target_P = next_BT[target_BT]
+        items_BT, next_BT, z_BTD = items_BT[:, -1:], next_BT[:, -1:], z_BTD[:, -1:]
+    counts_P = (items_BT < items).flatten()  # else there is no event before the target; shapes never depend on it
+    target_P = torch.where(counts_P, next_BT.flatten(), IGNORED)
     total = z_BSD.new_zeros(())
     if o.item_loss > 0:
-        state_PD = model.item_states(z_BSD[:, 1:][target_BT])
+        state_PD = model.item_states(z_BTD).flatten(0, 1)
         total = total + o.item_loss * sampled_softmax(state_PD, target_P, table_ND[:-1], o.negatives)
     if o.token_loss > 0:
         codes_BTL = model.sid_NL[next_BT].clamp_max(model.config.codebook_size - 1)
         if o.causal:
-            hidden_PLD = model.token_states(codes_BTL, z_BSD, mask_BS)[target_BT]
+            hidden_BTLD = model.token_states(codes_BTL, z_BSD, mask_BS)
         else:
-            codes_B1L = codes_BTL[:, -1:]
-            hidden_PLD = model.decode(codes_B1L[..., :-1], model.context_kv(z_BSD), mask_BS)[:, 0]
-        codes_PL = model.sid_NL[target_P]
+            hidden_BTLD = model.decode(codes_BTL[..., :-1], model.context_kv(z_BSD), mask_BS)
+        code_PL = torch.where(counts_P[:, None], codes_BTL.flatten(0, 1), IGNORED)
+        item_P = target_P.clamp_min(0)
         for level in range(model.config.levels):
-            logp = model.level_logp(hidden_PLD[:, level], level, target_P)
-            nll = F.nll_loss(logp, codes_PL[:, level], reduction="sum")
+            logp = model.level_logp(hidden_BTLD[:, :, level].flatten(0, 1), level, item_P)
+            nll = F.nll_loss(logp, code_PL[:, level], reduction="sum", ignore_index=IGNORED)
             if o.smoothing:
-                share_PK = model.siblings()[level][target_P]
+                share_PK = model.siblings()[level][item_P] * counts_P[:, None]
                 spread = -torch.where(share_PK > 0, logp * share_PK, 0.0).sum()
                 nll = (1 - o.smoothing) * nll + o.smoothing * spread
             total = total + o.token_loss * nll
@@ -110,29 +112,33 @@ def train_onerec(
     model = SequenceOneRec(options, sid_NL, content_NF, codebook_size).to(device)
     rows = sequences.training() if options.causal else windows(sequences.training())
     data = Batches([r for r in rows if len(r) > 1], sequences.num_items, device)
-    optimizer = torch.optim.AdamW(
+    optimizer = adam(
         model.parameters(),
-        lr=training.learning_rate,
-        betas=(0.9, 0.98),
+        rate=training.learning_rate,
         weight_decay=training.weight_decay,
-        fused=device.type == "cuda",
+        decoupled=True,
+        device=device,
     )
     targets = data.targets(training.batch) if options.causal else float(training.batch)
+
+    def step(rows_BT: Tensor) -> None:
+        with autocast(device):
+            loss = losses(model, rows_BT) / targets
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    run = Steps(step, device)
     steps = training.epochs * math.ceil(len(data.length_U) / training.batch)
-    selection, step = Selection(model, patience=training.patience, seconds=training.seconds, progress=progress), 0
+    selection, done = Selection(model, patience=training.patience, seconds=training.seconds, progress=progress), 0
     for epoch in range(training.epochs):
         model.train()
         for rows_BT in data.epoch(training.batch, rng):
-            with autocast(device):
-                loss = losses(model, rows_BT) / targets
-            done = max(step / steps, selection.spent / training.seconds)
-            for group in optimizer.param_groups:
-                group["lr"] = training.learning_rate * rate(done, training.warmup)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            step += 1
+            share = max(done / steps, selection.spent / training.seconds)
+            set_rate(optimizer, training.learning_rate * rate(share, training.warmup))
+            run(rows_BT)
+            done += 1
         if selection.due(epoch):
             found = rank_onerec(model, sequences, "validation", device, weights=(training.select,))
             if selection.stop(epoch, found[training.select]):

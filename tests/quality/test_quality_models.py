@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality.data import MAX_HISTORY, Sequences
+from benchmarks.quality.data import IGNORED, MAX_HISTORY, Sequences
 from benchmarks.quality.onerec import OneRecSequences, SequenceOneRec
 from benchmarks.quality.prepare import semantic_ids
 from benchmarks.quality.protocol import means
 from benchmarks.quality.sasrec import SASRec, SASRecConfig, sampled_softmax, train_sasrec
+from benchmarks.quality.steps import WARM, Steps, adam, set_rate
 from benchmarks.quality.train import Training, losses, rank_onerec, rate, train_onerec, windows
 from benchmarks.rq_vae import train_rq_vae
 
@@ -165,6 +166,19 @@ def test_the_loss_is_the_sum_of_both_heads(sid: np.ndarray, ring_vectors: np.nda
     assert both == pytest.approx(item + token, rel=1e-5)
 
 
+@pytest.mark.parametrize("changed", [{}, {"smoothing": 0.1}, {"legal": True}, {"causal": False}, {"negatives": 16}])
+def test_padding_adds_no_loss(sid: np.ndarray, ring_vectors: np.ndarray, changed: dict) -> None:
+    """Longer rows and rows of padding alone, which give batches their few shapes, count nothing."""
+    model, N = small_model(sid, ring_vectors, **changed), len(sid)
+    wide = torch.tensor([[N, N, 4, 7, 9], [N, N, N, 3, 5], [N] * 5])
+    alone = (wide[:1, 2:], wide[1:2, 3:])
+    torch.manual_seed(3)
+    found = float(losses(model, wide).detach())
+    if not changed.get("negatives"):  # draws differ with the shape
+        assert found == pytest.approx(sum(float(losses(model, row).detach()) for row in alone), rel=1e-5)
+    assert math.isfinite(found) and float(losses(model, wide[2:]).detach()) == 0
+
+
 def test_sampled_softmax_agrees_on_both_ways_of_computing_it() -> None:
     """Gathering rows and one dense product draw the same negatives and give the same loss; 0 is the full softmax."""
     state, table, target = torch.randn(6, 4), torch.randn(200, 4), torch.arange(6)
@@ -176,6 +190,11 @@ def test_sampled_softmax_agrees_on_both_ways_of_computing_it() -> None:
     assert float(gathered) == pytest.approx(float(-torch.log_softmax(logits, 1)[:, 0].sum()), rel=1e-5)
     full = torch.nn.functional.cross_entropy(state @ table.T, target, reduction="sum")
     assert float(sampled_softmax(state, target, table, 0)) == pytest.approx(float(full), rel=1e-6)
+    some = torch.tensor([0, IGNORED, 2, IGNORED, 4, 5])
+    kept = torch.nn.functional.cross_entropy(state[some >= 0] @ table.T, some[some >= 0], reduction="sum")
+    assert float(sampled_softmax(state, some, table, 0)) == pytest.approx(float(kept), rel=1e-6)
+    for rows in (200, 100):  # both ways of computing it
+        assert float(sampled_softmax(state, torch.full((6,), IGNORED), table[:rows], 20)) == 0
 
 
 def test_the_learning_rate_warms_up_and_falls_to_a_tenth() -> None:
@@ -206,3 +225,35 @@ def test_rq_vae_uses_its_codes_and_rebuilds_clusters() -> None:
     assert len({(c, label_) for c, label_ in zip(codes[:, 0].tolist(), label.tolist())}) == 4
     rebuilt = books[0][codes[:, 0]] + books[1][codes[:, 1]]
     assert np.square(latents - rebuilt).mean() < 0.2 * latents.var()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_replayed_steps_equal_plain_ones() -> None:
+    device, found = torch.device("cuda"), []
+    for graphs in (False, True):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(8, 8).to(device)
+        optimizer = adam(layer.parameters(), rate=0.1, weight_decay=0.0, decoupled=True, device=device)
+
+        def step(x: torch.Tensor) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            layer(x).square().sum().backward()
+            optimizer.step()
+
+        run = Steps(step, device) if graphs else step
+        for i in range(3 * WARM):
+            set_rate(optimizer, 0.1 / (1 + i))
+            run(torch.full((2 + i % 2, 8), float(i), device=device))
+        found.append(layer.weight.detach().cpu())
+    torch.testing.assert_close(*found)
+
+
+def test_on_a_cpu_a_step_is_called_as_it_is() -> None:
+    seen: list[int] = []
+    run = Steps(lambda x: seen.append(len(x)), CPU)
+    for size in (2, 3, 2, 2, 2, 2):
+        run(torch.zeros(size, 1))
+    assert seen == [2, 3, 2, 2, 2, 2]
+    optimizer = adam([torch.nn.Parameter(torch.ones(1))], rate=0.1, weight_decay=0.0, decoupled=False, device=CPU)
+    set_rate(optimizer, 0.5)
+    assert optimizer.param_groups[0]["lr"] == 0.5
