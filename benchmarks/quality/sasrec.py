@@ -122,7 +122,8 @@ class SASRec(nn.Module):
 def sampled_softmax(state_PD: Tensor, target_P: Tensor, table_ND: Tensor, negatives: int) -> Tensor:
     """Summed cross-entropy of targets against `negatives` uniform draws of each position; 0: against all items [N].
 
-    A target of IGNORED counts nothing. A draw that is the target itself is left in, as in the published code: it costs a constant at most.
+    A target of IGNORED counts nothing. A draw that is the target itself is left in, as in the published code: it costs
+    a constant at most.
     """
     state_PD, table_ND = state_PD.float(), table_ND.float()
     with torch.autocast(state_PD.device.type, enabled=False):
