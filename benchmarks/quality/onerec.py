@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from benchmarks.quality.data import MAX_HISTORY
 from models.onerec.beam_search import beam_search
 from models.onerec.config import OneRecConfig
-from models.onerec.layers import EncoderLayer, FeedForward
+from models.onerec.layers import Attention, EncoderLayer, FeedForward
 from models.onerec.model import OneRec
 from models.onerec.rows import Layout
 from models.tokenizer.trie import Trie
@@ -35,11 +35,12 @@ from models.tokenizer.trie import Trie
 class OneRecSequences:
     """Levers of the table, each with the value that was chosen on validation; sizes of the data are derived.
 
-    codes, content, own: what an event is made of. table_dropout: of the item vectors themselves, drawn once a step for
-    history and item-level head alike. item_loss: weight of the item-level head's loss (0: no head);
-    negatives: how many uniform items it is contrasted with (0: all). token_loss: weight of the next-token loss (0: the
-    item-level head alone). smoothing: share of a code's probability spread over its legal siblings. legal: the codes'
-    probabilities are over legal siblings alone, in training and in the joint score (the beam proposes as ever).
+    codes, content, own: what an event is made of. dropout: of the encoder; decoder_dropout: of the decoder;
+    table_dropout: of the item vectors themselves, drawn once a step for history and item-level head alike. item_loss:
+    weight of the item-level head's loss (0: no head); negatives: how many uniform items it is contrasted with (0: all).
+    token_loss: weight of the next-token loss (0: the item-level head alone). smoothing: share of a code's probability
+    spread over its legal siblings. legal: the codes' probabilities are over legal siblings alone, in training and in
+    the joint score (the beam proposes as ever).
     """
 
     d_model: int = 256
@@ -48,6 +49,7 @@ class OneRecSequences:
     heads: int = 4
     ffn_factor: int = 2
     dropout: float = 0.2
+    decoder_dropout: float = 0.2
     table_dropout: float = 0.2
     codes: bool = True
     content: bool = True
@@ -118,7 +120,12 @@ class SequenceOneRec(OneRec):
         self.content_proj = nn.Linear(content.shape[1], d, bias=False)
         nn.init.normal_(self.content_proj.weight, std=d**-0.5)
         for layer in self.decoder:  # one expert is a dense layer: without the routing it needs no sorting of tokens
-            layer.ffn = FeedForward(d, options.ffn_factor * d, d, options.dropout)  # type: ignore[assignment]
+            layer.ffn = FeedForward(d, options.ffn_factor * d, d, options.decoder_dropout)  # type: ignore[assignment]
+        for module in self.decoder.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = options.decoder_dropout
+            elif isinstance(module, Attention):
+                module.dropout = options.decoder_dropout
         self.drop_table = nn.Dropout(options.table_dropout)
         self.own = nn.Embedding(len(sid_NL) + 1, d)
         nn.init.normal_(self.own.weight, std=d**-0.5)
