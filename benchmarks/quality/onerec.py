@@ -50,7 +50,7 @@ class OneRecSequences:
     ffn_factor: int = 2
     dropout: float = 0.2
     decoder_dropout: float = 0.2
-    table_dropout: float = 0.2
+    table_dropout: float = 0.4
     codes: bool = True
     content: bool = True
     own: bool = True

@@ -54,6 +54,8 @@ def parts_of_score(found: list[dict], variant: str = "onerec") -> str:
         return ""
     names = {"0 0": "beam", "inf 0": "item-level head", "1 0": "beam + item-level head"}
     names |= {"1 1": "beam + item-level head + log co-occurrence", "inf 1": "item-level head + log co-occurrence"}
+    item, co = VARIANTS[variant].weight
+    names[f"{item:g} {co:g}"] = f"beam + {item:g} x item-level head + {co:g} x log co-occurrence: OneRec"
     lines = [[title, *(f"{np.mean([r[pair][m] for r in mine]):.4f}" for m in ORDER)] for pair, title in names.items()]
     return table(["OneRec's score", *ORDER], lines)
 

@@ -41,27 +41,26 @@ class Variant:
     weight: Weights = (1.0, 0.0)
 
 
-ONEREC = Variant(title="OneRec")
+ONEREC = Variant(title="OneRec", weight=(2.0, 4.0))
+FIRST = Variant(title="first configuration", options=OneRecSequences(table_dropout=0.2), weight=(1.0, 0.0))
 TIGER = Variant(
     title="TIGER-style (RQ-VAE IDs of the text, our decoder)",
-    options=OneRecSequences(content=False, own=False, item_loss=0.0),
+    options=OneRecSequences(content=False, own=False, item_loss=0.0, table_dropout=0.2),
     ids="rqvae",
     weight=(0.0, 0.0),
 )
 
 
-def _with(
-    title: str, *, base: Variant = ONEREC, ids: str | None = None, weight: Weights | None = None, **changed
-) -> Variant:
-    """OneRec with some levers moved; each keyword belongs to the options or to the training."""
+def _with(title: str, *, ids: str | None = None, weight: Weights | None = None, **changed) -> Variant:
+    """The first configuration with some levers moved; each keyword belongs to the options or to the training."""
     own = {f.name for f in dataclasses.fields(OneRecSequences)}
     return dataclasses.replace(
-        base,
+        FIRST,
         title=title,
-        options=dataclasses.replace(base.options, **{k: v for k, v in changed.items() if k in own}),
-        training=dataclasses.replace(base.training, **{k: v for k, v in changed.items() if k not in own}),
-        ids=ids or base.ids,
-        weight=base.weight if weight is None else weight,
+        options=dataclasses.replace(FIRST.options, **{k: v for k, v in changed.items() if k in own}),
+        training=dataclasses.replace(FIRST.training, **{k: v for k, v in changed.items() if k not in own}),
+        ids=ids or FIRST.ids,
+        weight=FIRST.weight if weight is None else weight,
     )
 
 
@@ -71,7 +70,8 @@ VARIANTS: dict[str, Variant] = {
     "sasrec_full": Variant(title="SASRec, full softmax", sasrec=SASRecConfig(negatives=0)),
     "tiger": TIGER,
     "onerec": ONEREC,
-    # ablations of OneRec, one lever each
+    # the search: one lever each, moved from the first configuration
+    "first": FIRST,
     "no_item_head": _with("without the item-level head", item_loss=0.0, weight=(0.0, 0.0)),
     "item_head_only": _with("the item-level head alone, no decoder", token_loss=0.0, weight=(math.inf, 0.0)),
     "text_ids": _with("IDs from the text alone", ids="text"),
