@@ -1,0 +1,192 @@
+"""KuaiRand-Pure: SASRec and a two-tower model on the positives, in the protocol of `kuairand.py`.
+
+    python -m benchmarks.quality.kuairand_trained --data LOGS/kuairand-pure --prepared build/quality/kuairand     # once
+    python -m benchmarks.quality.kuairand_trained --prepared build/quality/kuairand --device cuda
+
+The first writes, for the last two days of the log, each user's positives before the day in their order, and what is
+wanted of the day (.npz); the second needs PyTorch, NumPy, SciPy and PyArrow alone. The number of epochs is chosen on
+the day before (`--choose`, recall@50 there); a second model then trains for as long on everything before the day.
+Three seeds. Every position of a user predicts the next positive against all items. The two-tower model's user is the
+mean of the item vectors so far, newer ones weighing more, through a feed-forward; its item an embedding through
+another: no order but the weights, and a dot product, so that an index can serve it.
+
+Legend: U users, B users of a batch, T events, D width, N items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.quality.data import IGNORED, MAX_HISTORY, Batches, padded
+from benchmarks.quality.kuairand import COLUMNS, HISTORY, LOG, POSITIVE, TOP, read_day
+from benchmarks.quality.protocol import autocast
+from benchmarks.quality.report import footer, table
+from benchmarks.quality.sasrec import SASRec, SASRecConfig, sampled_softmax
+from benchmarks.quality.steps import Steps, adam
+from models.evaluation.metrics import ranking_metrics
+
+DAYS = {"choose": 20220505, "test": 20220506}
+WIDTH, DROPOUT, RATE, BATCH, MOST_EPOCHS, DECAY = 128, 0.3, 1e-3, 128, 30, 0.9
+HERE = Path(__file__).resolve().parent
+
+
+class TwoTower(nn.Module):
+    """User vectors of every position of a history, and item vectors; item N is the padding."""
+
+    def __init__(self, num_items: int) -> None:
+        super().__init__()
+        self.num_items = num_items
+        self.item = nn.Embedding(num_items + 1, WIDTH)
+        nn.init.normal_(self.item.weight, std=WIDTH**-0.5)
+        self.user_tower, self.item_tower = (
+            nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(2 * WIDTH, WIDTH))
+            for _ in range(2)
+        )
+        self.drop = nn.Dropout(DROPOUT)
+
+    def table(self) -> Tensor:
+        """The item tower's vectors [N + 1, D]."""
+        x = self.drop(self.item.weight)
+        return x + self.item_tower(x)
+
+    def forward(self, items_BT: Tensor, table_ND: Tensor) -> Tensor:
+        """[B, T, D]: at t the mean of the events up to t, an event one place older weighing DECAY times as much."""
+        real_BT1 = (items_BT < self.num_items)[..., None].to(table_ND.dtype)
+        T = items_BT.shape[1]
+        back_TT = torch.arange(T, device=items_BT.device)[:, None] - torch.arange(T, device=items_BT.device)
+        weight_TT = torch.where(back_TT >= 0, DECAY ** back_TT.clamp_min(0).float(), 0.0).to(table_ND.dtype)
+        sums = torch.einsum("ts,bsd->btd", weight_TT, self.drop(self.item(items_BT)) * real_BT1)
+        mean = sums / torch.einsum("ts,bsd->btd", weight_TT, real_BT1).clamp_min(1e-6)
+        return mean + self.user_tower(mean)
+
+
+def prepare(data: Path, out: Path) -> None:
+    """One .npz a day: items, offsets (positives end to end), rows, and seen and wanted of each row, end to end."""
+    import pyarrow.csv as pc
+    import pyarrow.parquet as pq
+
+    out.mkdir(parents=True, exist_ok=True)
+    log = pc.read_csv(data / LOG).to_pandas().drop_duplicates().sort_values("time_ms", kind="stable")
+    old = pq.read_table(data / HISTORY).to_pandas().sort_values(["user_id", "pos"], kind="stable")
+    users = np.unique(np.concatenate([log["user_id"], old["user_id"]]))
+    for day in DAYS.values():
+        known = read_day(data, day)
+        new = log[(log["date"] < day) & log[list(POSITIVE)].any(axis=1)]
+        old_good = old[(old["long_view"] > 0) | (old["is_like"] > 0)]
+        user = np.searchsorted(users, np.concatenate([old_good["user_id"], new["user_id"]]))
+        item = np.searchsorted(known.items, np.concatenate([old_good["video_id"], new["video_id"]]))
+        order = np.argsort(user, kind="stable")  # the history before the log, each in its order
+        flat = {name: (getattr(known, name)) for name in ("seen", "wanted")}
+        ends = {f"{name}_ends": np.cumsum([len(x) for x in lists]) for name, lists in flat.items()}
+        np.savez(
+            out / f"{day}.npz",
+            items=item[order].astype(np.int32),
+            offsets=np.append(0, np.cumsum(np.bincount(user, minlength=len(users)))),
+            num_items=len(known.items),
+            rows=known.rows,
+            **{name: np.concatenate(lists).astype(np.int32) for name, lists in flat.items()},
+            **ends,
+        )
+
+
+def train(
+    kind: str, day: dict[str, np.ndarray], *, epochs: int, seed: int, device: torch.device, every: int = 0
+) -> tuple[dict[str, float], list[tuple[int, float]]]:
+    """Metrics of the day after `epochs`; with `every` also recall@50 after each so many epochs (the curve)."""
+    torch.manual_seed(seed)
+    rng, num_items = np.random.default_rng(seed), int(day["num_items"])
+    config = SASRecConfig(d_model=WIDTH, blocks=2, heads=2, dropout=DROPOUT)
+    model = (SASRec(config, num_items) if kind == "SASRec" else TwoTower(num_items)).to(device)
+    optimizer = adam(model.parameters(), rate=RATE, weight_decay=0.01, decoupled=True, device=device)
+    sequences = np.split(day["items"].astype(np.int64), day["offsets"][1:-1])
+    data = Batches([s for s in sequences if len(s) > 1], num_items, device)
+    targets = data.targets(BATCH)
+
+    def step(rows_BT: Tensor) -> None:
+        items_BT, next_BT = rows_BT[:, :-1], rows_BT[:, 1:]
+        target_P = torch.where(items_BT < num_items, next_BT, IGNORED).flatten()
+        with autocast(device):
+            table_ND = model.table()
+            state = model(items_BT, table_ND)[:, -items_BT.shape[1] :].flatten(0, 1)
+            loss = sampled_softmax(state, target_P, table_ND[:-1], 0) / targets
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    run, curve, found = Steps(step, device), [], {}
+    for epoch in range(1, epochs + 1):
+        model.train()
+        for rows_BT in data.epoch(BATCH, rng):
+            run(rows_BT)
+        if epoch == epochs or (every and epoch % every == 0):
+            found = evaluate(model.eval(), day, sequences, device)
+            curve.append((epoch, found["recall@50"]))
+    return found, curve
+
+
+@torch.no_grad()
+def evaluate(
+    model: SASRec | TwoTower, day: dict[str, np.ndarray], sequences: list[np.ndarray], device: torch.device
+) -> dict[str, float]:
+    """Means over the day's users of the table's columns; what was seen before the day is left out."""
+    num_items, rows = int(day["num_items"]), day["rows"]
+    seen = np.split(day["seen"], day["seen_ends"][:-1])
+    wanted = np.split(day["wanted"], day["wanted_ends"][:-1])
+    table_ND, ranked = model.table(), []
+    for start in range(0, len(rows), 512):
+        part = slice(start, start + 512)
+        items_BT = torch.from_numpy(padded([sequences[u] for u in rows[part]], MAX_HISTORY, num_items)).to(device)
+        score = F.linear(model(items_BT, table_ND)[:, -1].float(), table_ND[:-1].float()).cpu().numpy()
+        for line, out in zip(score, seen[part]):
+            line[out] = -np.inf
+        best = np.argsort(-score, axis=1, kind="stable")[:, :TOP]
+        ranked.append(np.where(np.take_along_axis(score, best, 1) == -np.inf, -1, best))
+    values = ranking_metrics(np.concatenate(ranked), wanted)
+    return {name: float(values[name].mean()) for name in COLUMNS}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, help="folder of KuaiRand-Pure: prepare, train nothing")
+    p.add_argument("--prepared", type=Path, required=True)
+    p.add_argument("--models", nargs="+", default=["SASRec", "two-tower"], choices=["SASRec", "two-tower"])
+    p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    p.add_argument("--epochs", type=int, default=MOST_EPOCHS, help="most epochs while choosing")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--out", type=Path, default=HERE / "kuairand_trained.md")
+    args = p.parse_args()
+    if args.data:
+        prepare(args.data, args.prepared)
+        return
+    device = torch.device(args.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    days = {key: dict(np.load(args.prepared / f"{day}.npz", allow_pickle=False).items()) for key, day in DAYS.items()}
+    rows, results = [], []
+    for kind in args.models:
+        begun = time.monotonic()
+        _, curve = train(kind, days["choose"], epochs=args.epochs, seed=args.seeds[0], device=device, every=2)
+        best, _ = max(curve, key=lambda point: point[1])
+        print(f"{time.monotonic() - begun:6.1f} s  {kind}: {best} epochs, chosen on {curve}", flush=True)
+        found = [train(kind, days["test"], epochs=best, seed=seed, device=device)[0] for seed in args.seeds]
+        print(f"{time.monotonic() - begun:6.1f} s  {kind}: {json.dumps(found)}", flush=True)
+        mean = [np.mean([f[c] for f in found]) for c in COLUMNS]
+        spread = [np.std([f[c] for f in found], ddof=1) if len(found) > 1 else 0.0 for c in COLUMNS]
+        rows.append([kind, *(f"{m:.4f} ± {s:.4f}" for m, s in zip(mean, spread)), str(best)])
+        results.append({"device": name})
+        args.out.write_text(
+            f"# KuaiRand-Pure, unseen positives of {DAYS['test']}: trained baselines, {len(days['test']['rows']):,} "
+            f"users\n\n{table(['model', *COLUMNS, 'epochs'], rows)}\nMean and standard deviation of {len(args.seeds)} "
+            f"seeds; epochs chosen on {DAYS['choose']}.\n\n{footer(results, 'kuairand_trained')}"
+        )
+
+
+if __name__ == "__main__":
+    main()
