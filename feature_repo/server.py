@@ -4,9 +4,9 @@
     curl -s localhost:6566/get-online-features -H 'content-type: application/json' \\
         -d '{"feature_service": "onerec_v1", "entities": {"user_id": [42]}}'
 
-Feast's own server (`feast serve`) also writes: /push, /write-to-online-store, /materialize, a chat page. Whoever reaches it
-could fill the store that recommendations are made from, so only /get-online-features and /health are served here; rows
-are written by the materialize step and by `onerec features push`. The profile comes from the environment
+Feast's own server (`feast serve`) also writes: /push, /write-to-online-store, /materialize, a chat page. Whoever
+reaches it could fill the store that recommendations are made from, so only /get-online-features and /health are served
+here; rows are written by the materialize step and by `onerec features push`. The profile comes from the environment
 (feature_repo/profiles.py).
 """
 
@@ -27,7 +27,7 @@ SERVED = {("/get-online-features", "POST"), ("/health", "GET")}
 
 
 def read_only_app(feature_store: Path, profile: Profile | None = None) -> FastAPI:
-    """Feast's application without every route that is not in SERVED. Raises DataError when the store was never applied."""
+    """Feast's application with the routes of SERVED alone. Raises DataError when the store was never applied."""
     from feast.feature_server import get_app
     from feast.permissions.server.utils import AuthManagerType, ServerType, init_auth_manager, init_security_manager
 

@@ -10,7 +10,8 @@ from typing import Any
 import promql_parser
 import pytest
 import yaml
-from conftest import K8S, REPOSITORY
+
+from tests.k8s.manifests import K8S, REPOSITORY
 
 # Who exports a metric, by how its name begins. What is ours must stand in serving/ (below).
 EXPORTERS = {

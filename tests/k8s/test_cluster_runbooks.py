@@ -8,18 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import K8S, REPOSITORY, named, rendered
 
 from cli.main import parser
+from tests.k8s.manifests import K8S, REPOSITORY, named, rendered
 
 RUNBOOKS = REPOSITORY / "docs" / "runbooks"
-OURS = sorted(
-    RUNBOOKS / f"{name}.md"
-    for name in (
-        "day_late expired_credentials feature_store_down feature_store_full gpu_out_of_memory scheduler_down"
-        " serving_degraded serving_down training_waits volume_full"
-    ).split()
+NAMES = (
+    *("day_late", "expired_credentials", "feature_store_down", "feature_store_full", "gpu_out_of_memory"),
+    *("scheduler_down", "serving_degraded", "serving_down", "training_waits", "volume_full"),
 )
+OURS = sorted(RUNBOOKS / f"{name}.md" for name in NAMES)
 KINDS = {"pvc": "PersistentVolumeClaim", "hpa": "HorizontalPodAutoscaler"}
 CHART = {"deployment/airflow-scheduler", "deployment/airflow-dag-processor"}  # made by Airflow's chart
 OTHERS = {"pods", "events", "nodes", "workloads", "localqueues,workloads", "trainjobs", "trainjob"}

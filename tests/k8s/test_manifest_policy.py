@@ -1,4 +1,4 @@
-"""House rules of `k8s/`: the restricted Pod Security Standard, least privilege, limits, probes, pinned images, no secrets."""
+"""House rules of `k8s/`: the restricted Pod Security Standard, least privilege, limits, probes, pinned images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import K8S, WORKLOADS, named, of_kind, pods, rendered
+
+from tests.k8s.manifests import K8S, WORKLOADS, named, of_kind, pods, rendered
 
 TALKS_TO_KUBERNETES = {"pipeline-runner", "airflow-scheduler"}  # the only accounts whose pods get a token
 NAMESPACES = ("onerec", "onerec-serving", "airflow")

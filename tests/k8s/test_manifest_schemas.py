@@ -10,10 +10,10 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from conftest import K8S, named, of_kind, rendered
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainingRuntime, TrainerV1alpha1TrainJob
 
 from kfp_components.train_job.manifest import TrainJob, training_runtime
+from tests.k8s.manifests import K8S, named, of_kind, rendered
 
 VERSION = "1.32"
 CUSTOM = {
