@@ -1,5 +1,6 @@
 # make daily [DATA=<folder> DATE=<day> FROM=<step>]   set up, then run one day     make test   set up, then run the tests
-# make up / make down                                 local Airflow UI and Triton  make lint   ruff and mypy
+# make up / make down                                 local Airflow UI, Triton and Feast   make lint   ruff, mypy, bandit
+# make bench [BENCH=<module> ARGS=...]                the benchmarks: list them, run one
 # make lock   resolve the environments anew           make clean   caches only: var/ holds releases and is left alone
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -8,7 +9,7 @@ ML := .venv/ml
 ORCH := .venv/orchestrate
 INSTALL = $(1)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes $(2)
 
-.PHONY: daily test lint lock up down setup clean
+.PHONY: daily test lint lock up down bench setup clean
 .DELETE_ON_ERROR:
 
 ROOT ?= var
@@ -28,6 +29,7 @@ test: setup
 lint: setup
 	@$(ML)/bin/ruff check . && $(ML)/bin/ruff format --check .
 	@$(ML)/bin/mypy $(ROOMS)
+	@$(ML)/bin/bandit -q -ll -c pyproject.toml -r $(ROOMS) dags
 	@MYPYPATH=dags $(ORCH)/bin/mypy dags
 
 up: setup
@@ -35,6 +37,10 @@ up: setup
 
 down:
 	@test ! -x $(ML)/bin/python || $(ML)/bin/python -m cli.local down --root $(ROOT)
+
+# One command a table; BENCH=<module> runs it with the arguments in ARGS, nothing lists them.
+bench: setup
+	@$(if $(BENCH),PYTHONPATH=. $(ML)/bin/python -m $(BENCH) $(ARGS),PYTHONPATH=. $(ML)/bin/python -m benchmarks)
 
 lock:
 	@locks/lock.sh

@@ -1,8 +1,8 @@
-"""Airflow's UI and Triton in the background on this machine: `make up`, `make down`.
+"""Airflow's UI, Triton and Feast in the background on this machine: `make up`, `make down`.
 
     python -m cli.local up --root var            python -m cli.local down --root var
 
-Both listen on free ports of 127.0.0.1 only. A pid file a process lies in <root>/up; `down` ends the whole trees.
+All listen on free ports of 127.0.0.1 only. A pid file a process lies in <root>/up; `down` ends the whole trees.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def up(root: Path) -> None:
-    """Start what is not running yet; returns when both answer."""
+    """Start what is not running yet; returns when all answer."""
     home = prepare(root)
     if running(root, "airflow") is None:
         port = free_port()
@@ -64,6 +64,13 @@ def up(root: Path) -> None:
     if (found := production(root)) is None:
         print("triton   not started: no source has a production release yet; run `make daily`")
         return
+    if running(root, "feast") is None:
+        port = free_port()
+        store = str(found[0].feature_store)
+        command = [sys.executable, "-m", "feature_repo.server", "--feature-store", store, "--port", str(port)]
+        launch(root, "feast", command, dict(os.environ), {"url": f"http://127.0.0.1:{port}"})
+        wait(root, "feast", f"http://127.0.0.1:{port}/health")
+    print(f"feast    {state_of(root, 'feast')['url']}/get-online-features")
     if running(root, "triton") is None:
         http, grpc = free_port(), free_port()
         env = os.environ | {"ONEREC_HTTP_PORT": str(http), "ONEREC_GRPC_PORT": str(grpc)}
@@ -76,7 +83,7 @@ def up(root: Path) -> None:
 
 def down(root: Path) -> None:
     """End what `up` started."""
-    for name in ("triton", "airflow"):
+    for name in ("triton", "feast", "airflow"):
         if (state := running(root, name)) is None:
             print(f"{name:<8} is not running")
         else:

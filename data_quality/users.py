@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from data_quality import CRITICAL, WARNING
 from data_quality.rules import Rule, never, unique, within
+from datasets.contract import identifier
 
 MAX_VALUES = 8190
 """A static feature is coded as 0..8191, two of them for missing and unknown; more values than that share codes."""
@@ -27,7 +28,7 @@ def suite(features: list[str], rows_before: int | None = None) -> list[Rule]:
         low = int(rows_before * KEPT)
         found.append(within(None, "count(*)", "the users have not become fewer", WARNING, low=low))
     for name in features:
-        column = f'"{name}"'
+        column = identifier(name)
         found.append(
             within(name, f"count(DISTINCT {column})", f"{name} is a category, not an id", WARNING, high=MAX_VALUES)
         )

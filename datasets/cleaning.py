@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 
-from datasets.contract import HISTORY, IMPRESSIONS, LABELS
+from datasets.contract import HISTORY, IMPRESSIONS, LABELS, identifier
 from datasets.errors import DataError
 
 TOLERANCE = timedelta(hours=6)
@@ -155,7 +155,7 @@ def split_entities(con: duckdb.DuckDBPyConnection, query: str, table: str, key: 
     """Create the table `table` (items or users), one row an id; return a query of the quarantined rows, and counts."""
     con.execute(f"CREATE OR REPLACE TEMP TABLE {table}_read AS SELECT * FROM ({query})")
     types = {name: kind for name, kind, *_ in con.execute(f"DESCRIBE {table}_read").fetchall()}
-    names = ", ".join(f'"{name}"' for name in types)
+    names = ", ".join(identifier(name) for name in types)
     con.execute(
         f"""CREATE OR REPLACE TEMP TABLE {table}_judged AS SELECT *, CASE
             WHEN {key} IS NULL OR {key} < 0 THEN 'no_id'

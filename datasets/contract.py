@@ -98,3 +98,8 @@ def positive(prefix: str = "") -> str:
 
 def _bits() -> list[tuple[int, str]]:
     return list(enumerate(LABELS))
+
+
+def identifier(name: str) -> str:
+    """The name of a column as SQL, whatever a source wrote into it."""
+    return '"' + name.replace('"', '""') + '"'

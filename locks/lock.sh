@@ -39,4 +39,4 @@ write(pathlib.Path("ml.txt"), ml)
 write(pathlib.Path("cuda.txt"), {n: p for n, p in cuda.items() if n not in ml})
 PY
 uv pip compile "${opts[@]}" -c orchestrate.txt dev.in -o dev-orchestrate.txt
-uv pip compile "${opts[@]}" "${local_wheels[@]}" -c ml.txt dev.in -o dev-ml.txt
+uv pip compile "${opts[@]}" "${local_wheels[@]}" -c ml.txt dev.in dev-kube.in -o dev-ml.txt

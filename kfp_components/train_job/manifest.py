@@ -84,7 +84,8 @@ class TrainJob:
 def training_runtime(*, claim: str, mount: str, namespace: str = "onerec", name: str = RUNTIME) -> dict[str, Any]:
     """The runtime of all TrainJobs: pods without privileges that see the workspace volume where the pipeline sees it.
 
-    Kept in the cluster by whoever applies k8s/; the ancestor label tells the trainer which job is the workers'.
+    k8s/base/training/runtime.yaml is what this gives (a test compares). The ancestor label tells the trainer which job
+    is the workers'.
     """
     container = {
         "name": NODE,
@@ -100,13 +101,22 @@ def training_runtime(*, claim: str, mount: str, namespace: str = "onerec", name:
         ],
     }
     pod = {
+        "serviceAccountName": "trainer",
         "automountServiceAccountToken": False,
-        "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": 1000,
+            "runAsGroup": 1000,
+            "fsGroup": 1000,
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
         "containers": [container],
         "volumes": [
             {"name": "workspace", "persistentVolumeClaim": {"claimName": claim}},
-            {"name": "tmp", "emptyDir": {}},
-            {"name": "shm", "emptyDir": {"medium": "Memory"}},  # NCCL's shared memory
+            {"name": "tmp", "emptyDir": {"sizeLimit": "16Gi"}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}},  # NCCL's shared memory
         ],
     }
     job = {
