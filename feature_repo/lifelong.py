@@ -32,7 +32,7 @@ ITERATIONS = 4
 SAMPLE = 32
 GRID = 2048.0
 CELLS = {"cpu": 1 << 20, "cuda": 1 << 28}  # numbers in a padded batch: what fits the cache, what fills the device
-WASTE = 1.25  # a batch holds groups whose sizes differ by at most this factor
+WASTE = {"cpu": 1.25, "cuda": 2.0}  # sizes in a batch differ by at most this factor; a GPU waits for launches, not sums
 
 
 def group_limit(events: np.ndarray | int) -> np.ndarray:
@@ -63,7 +63,7 @@ def compress(
     limit_G = group_limit(size_G)
     while (big := np.flatnonzero(size_G > limit_G)).size:
         part_N = torch.zeros(len(order_N), dtype=torch.int64, device=device)
-        for batch in _batches(size_G, big, _sample(size_G) * grid.width, CELLS[device]):
+        for batch in _batches(size_G, big, _sample(size_G) * grid.width, device):
             _split(part_N, grid, row_N, order_N, start_G[batch], size_G[batch])
         group_N = torch.repeat_interleave(torch.as_tensor(size_G, device=device))
         key_N = group_N * 64 + part_N
@@ -74,7 +74,7 @@ def compress(
         size_G, limit_G = count_G.cpu().numpy(), limit_G[parent_G.cpu().numpy()]
         start_G = np.cumsum(size_G) - size_G
     representative_G = torch.empty(len(size_G), dtype=torch.int64, device=device)
-    for batch in _batches(size_G, np.arange(len(size_G)), size_G * grid.width, CELLS[device]):
+    for batch in _batches(size_G, np.arange(len(size_G)), size_G * grid.width, device):
         at_GS, mask_GS = _slots(start_G[batch], size_G[batch], 0, int(size_G[batch].max()), device)
         row_GS = row_N[order_N[at_GS]]
         x_GSD = grid.rows(row_GS)
@@ -171,13 +171,13 @@ def _sample(size_G: np.ndarray) -> np.ndarray:
     return np.minimum(size_G, SAMPLE * _split_into(size_G))
 
 
-def _batches(size_G: np.ndarray, wanted: np.ndarray, cells_G: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """The wanted groups in batches of similar size (see `WASTE`), at most so many cells, smallest groups first."""
+def _batches(size_G: np.ndarray, wanted: np.ndarray, cells_G: np.ndarray, device: str) -> Iterator[np.ndarray]:
+    """The wanted groups in batches of similar size (see `WASTE`), at most `CELLS` of them, smallest first."""
     ordered = wanted[np.argsort(size_G[wanted], kind="stable")]
     sizes, low = size_G[ordered], 0
     while low < len(ordered):
-        high = int(np.searchsorted(sizes, max(sizes[low] * WASTE, sizes[low] + 1), side="right"))
-        high = low + max(1, min(high - low, most // int(cells_G[ordered[high - 1]])))
+        high = int(np.searchsorted(sizes, max(sizes[low] * WASTE[device], sizes[low] + 1), side="right"))
+        high = low + max(1, min(high - low, CELLS[device] // int(cells_G[ordered[high - 1]])))
         yield ordered[low:high]
         low = high
 
