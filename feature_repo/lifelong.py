@@ -63,7 +63,7 @@ def compress(
     limit_G = group_limit(size_G)
     while (big := np.flatnonzero(size_G > limit_G)).size:
         part_N = torch.zeros(len(order_N), dtype=torch.int64, device=device)
-        for batch in _batches(size_G, big, _sample(size_G) * grid.width, device):
+        for batch in _batches(size_G, big, _sample(size_G) * grid.width, grid.device):
             _split(part_N, grid, row_N, order_N, start_G[batch], size_G[batch])
         group_N = torch.repeat_interleave(torch.as_tensor(size_G, device=device))
         key_N = group_N * 64 + part_N
@@ -74,7 +74,7 @@ def compress(
         size_G, limit_G = count_G.cpu().numpy(), limit_G[parent_G.cpu().numpy()]
         start_G = np.cumsum(size_G) - size_G
     representative_G = torch.empty(len(size_G), dtype=torch.int64, device=device)
-    for batch in _batches(size_G, np.arange(len(size_G)), size_G * grid.width, device):
+    for batch in _batches(size_G, np.arange(len(size_G)), size_G * grid.width, grid.device):
         at_GS, mask_GS = _slots(start_G[batch], size_G[batch], 0, int(size_G[batch].max()), device)
         row_GS = row_N[order_N[at_GS]]
         x_GSD = grid.rows(row_GS)
