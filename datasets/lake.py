@@ -132,7 +132,7 @@ class Lake:
     ) -> int:
         """Write a partition from two queries, the rows and the quarantined ones; return the number of rows."""
         extra = {QUARANTINE: self._stream(bad)} if self._count(f"SELECT count(*) FROM ({bad})") else None
-        fields = {"sources": sources, "timezone": self.zone} if sources else {}
+        fields: dict[str, Any] = {"sources": sources, "timezone": self.zone} if sources else {}
         content = self._stream(rows, schema)
         manifest = write_partition(self.lake / name, content, counts=counts, extra_files=extra, **fields)
         self.tables[name] = {key: manifest[key] for key in ("rows", "digest", "counts")}

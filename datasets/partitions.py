@@ -32,7 +32,6 @@ MANIFEST = "_manifest.json"
 PART = "part-0.parquet"
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_GROUP = 1 << 17
 
 
 def partition_path(table: Path, day: date) -> Path:
@@ -52,13 +51,15 @@ def write_partition(
     *,
     counts: Mapping[str, int] | None = None,
     extra_files: Mapping[str, pa.Table | Iterable[pa.Table]] | None = None,
+    group_rows: int = 1 << 17,
     **fields: Any,
 ) -> dict[str, Any]:
     """Write `table` as the partition at `path`, replacing the one that is there, and return its manifest.
 
     A table too large for memory may come in pieces of one schema, one at least, asked for as they are written.
-    counts: what the writer counted. extra_files: further Parquet files of the partition, by name (quarantined rows).
-    fields: further JSON-able manifest entries; they and the counts are not part of the digest, the files are.
+    counts: what the writer counted, looked at when the last piece is written. extra_files: further Parquet files of the
+    partition, by name (quarantined rows). group_rows: of a row group. fields: further JSON-able manifest entries; they
+    and the counts are not part of the digest, the files are.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_leftovers(path)
@@ -68,7 +69,7 @@ def write_partition(
         files = []
         for name, content in {PART: table, **(extra_files or {})}.items():
             file = staged / name
-            rows = _write_parquet([content] if isinstance(content, pa.Table) else content, file)
+            rows = _write_parquet([content] if isinstance(content, pa.Table) else content, file, group_rows)
             _flush(file)
             files.append({"path": name, "rows": rows, "size": file.stat().st_size, "sha256": sha256(file)})
         digest = hashlib.sha256("".join(f"{f['path']} {f['sha256']}\n" for f in files).encode()).hexdigest()
@@ -83,7 +84,7 @@ def write_partition(
     return manifest
 
 
-def _write_parquet(pieces: Iterable[pa.Table], file: Path) -> int:
+def _write_parquet(pieces: Iterable[pa.Table], file: Path, group_rows: int) -> int:
     """Write the pieces one behind the other; return how many rows they have. Row groups do not depend on the pieces."""
     rows, held, writer = 0, None, None
     try:
@@ -91,12 +92,12 @@ def _write_parquet(pieces: Iterable[pa.Table], file: Path) -> int:
             writer = writer or pq.ParquetWriter(file, piece.schema, compression="zstd", store_schema=True)
             held = piece if held is None else pa.concat_tables([held, piece])
             rows += piece.num_rows
-            if (whole := len(held) // _GROUP * _GROUP) > 0:
-                writer.write_table(held.slice(0, whole), row_group_size=_GROUP)
+            if (whole := len(held) // group_rows * group_rows) > 0:
+                writer.write_table(held.slice(0, whole), row_group_size=group_rows)
                 held = held.slice(whole)
         assert writer is not None and held is not None, f"{file}: no piece, so no schema"
         if len(held) or not rows:
-            writer.write_table(held, row_group_size=_GROUP)
+            writer.write_table(held, row_group_size=group_rows)
     finally:
         if writer is not None:
             writer.close()

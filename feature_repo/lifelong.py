@@ -11,6 +11,7 @@ every sum, product and distance is a whole number of at most 2^24, which float32
 does not depend on the machine, the number of threads, the device, or the users that are clustered together (tested).
 There is no randomness: K-means starts from the newest event and, again and again, the event farthest from those chosen.
 A group larger than `SAMPLE` events a centre learns its centres from so many, evenly spread over its time.
+A vector lies in memory as int16, half the bytes, and becomes float32 when its batch is gathered.
 
 Needs numpy and torch only. Legend: N events of all users, I items, D content dimensions, G groups, S slots of a padded
 group, K centres of a group.
@@ -31,7 +32,7 @@ ITERATIONS = 4
 SAMPLE = 32
 GRID = 2048.0
 CELLS = {"cpu": 1 << 20, "cuda": 1 << 28}  # numbers in a padded batch: what fits the cache, what fills the device
-WASTE = 1.25  # a batch holds groups whose sizes differ by at most this factor
+WASTE = {"cpu": 1.25, "cuda": 2.0}  # sizes in a batch differ by at most this factor; a GPU waits for launches, not sums
 
 
 def group_limit(events: np.ndarray | int) -> np.ndarray:
@@ -54,14 +55,17 @@ def compress(
     start_G, size_G = _runs(user_N)
     if (longest := int(size_G.max())) > MAX_EVENTS:
         raise ValueError(f"a user has {longest} events; give the newest {MAX_EVENTS} of each")
-    grid_ID = _on_grid(torch.as_tensor(vector_ID, device=device))
-    row_N, order_N = torch.tensor(item_N, device=device), torch.arange(len(user_N), device=device)
+    vector_ID, row_N = torch.as_tensor(vector_ID, device=device).float(), torch.tensor(item_N, device=device)
+    used_I = torch.zeros(len(vector_ID), dtype=torch.bool, device=device)
+    used_I[row_N] = True
+    grid, row_N = _Grid(vector_ID, torch.nonzero(used_I)[:, 0]), (torch.cumsum(used_I, 0) - 1)[row_N]
+    order_N = torch.arange(len(user_N), device=device)
     limit_G = group_limit(size_G)
     while (big := np.flatnonzero(size_G > limit_G)).size:
         part_N = torch.zeros(len(order_N), dtype=torch.int64, device=device)
-        for batch in _batches(size_G, big, grid_ID.shape[1], CELLS[grid_ID.device.type]):
-            _split(part_N, grid_ID, row_N, order_N, start_G[batch], size_G[batch])
-        group_N = torch.as_tensor(np.repeat(np.arange(len(size_G)), size_G), device=device)
+        for batch in _batches(size_G, big, _sample(size_G) * grid.width, grid.device):
+            _split(part_N, grid, row_N, order_N, start_G[batch], size_G[batch])
+        group_N = torch.repeat_interleave(torch.as_tensor(size_G, device=device))
         key_N = group_N * 64 + part_N
         key_N, place_N = torch.sort(key_N, stable=True)
         order_N = order_N[place_N]
@@ -70,40 +74,45 @@ def compress(
         size_G, limit_G = count_G.cpu().numpy(), limit_G[parent_G.cpu().numpy()]
         start_G = np.cumsum(size_G) - size_G
     representative_G = torch.empty(len(size_G), dtype=torch.int64, device=device)
-    for batch in _batches(size_G, np.arange(len(size_G)), grid_ID.shape[1], CELLS[grid_ID.device.type]):
+    for batch in _batches(size_G, np.arange(len(size_G)), size_G * grid.width, grid.device):
         at_GS, mask_GS = _slots(start_G[batch], size_G[batch], 0, int(size_G[batch].max()), device)
-        x_GSD = _rows(grid_ID, row_N[order_N[at_GS]]) * mask_GS[..., None]
-        centre_GD = torch.trunc(x_GSD.sum(1) / mask_GS.sum(1, keepdim=True))
-        distance_GS = torch.square(x_GSD - centre_GD[:, None]).sum(2).masked_fill(~mask_GS, torch.inf)
+        row_GS = row_N[order_N[at_GS]]
+        x_GSD = grid.rows(row_GS)
+        count_G11 = mask_GS.sum(1)[:, None, None]
+        centre_G1D = torch.trunc(torch.bmm(mask_GS.float()[:, None], x_GSD) / count_G11)
+        # |x|^2 - 2 x c: the distance without the |c|^2 that all events of a group share
+        product_GS = torch.bmm(centre_G1D, x_GSD.transpose(1, 2))[:, 0]
+        distance_GS = (grid.norm_U[row_GS] - 2 * product_GS).masked_fill(~mask_GS, torch.inf)
         # Of equals the latest; the slots of a group are in order of time.
-        best_G = distance_GS.shape[1] - 1 - distance_GS.flip(1).argmin(1)
+        best_G = distance_GS.shape[1] - 1 - distance_GS.flip(1).min(1).indices
         chosen_G = order_N[at_GS.gather(1, best_G[:, None])[:, 0]]
         representative_G[torch.as_tensor(batch, device=device)] = chosen_G
     group_N = torch.empty_like(order_N)
-    group_N[order_N] = torch.as_tensor(np.repeat(np.arange(len(size_G)), size_G), device=device)
+    group_N[order_N] = torch.repeat_interleave(torch.as_tensor(size_G, device=device))
     return group_N.cpu().numpy(), representative_G.cpu().numpy()
 
 
 def _split(
-    part_N: Tensor, grid_ID: Tensor, row_N: Tensor, order_N: Tensor, start_G: np.ndarray, size_G: np.ndarray
+    part_N: Tensor, grid: _Grid, row_N: Tensor, order_N: Tensor, start_G: np.ndarray, size_G: np.ndarray
 ) -> None:
     """One K-means of each group of a batch: writes the cluster of each of their events, by place, into `part_N`."""
-    device, D = grid_ID.device.type, grid_ID.shape[1]
-    k_G = np.maximum(2, np.floor(np.cbrt(size_G) + 1e-9).astype(np.int64))
-    centre_GKD, live_GK = _centres(grid_ID, row_N, order_N, start_G, size_G, k_G)
+    device, D = grid.device, grid.width
+    k_G = _split_into(size_G)
+    centre_GKD, live_GK = _centres(grid, row_N, order_N, start_G, size_G, k_G)
     # |c|^2 - 2 x c: the distance without the |x|^2 that all centres share
     norm_GK1 = torch.square(centre_GKD).sum(2, keepdim=True).masked_fill(~live_GK[..., None], torch.inf)
     turned_GKD = -2 * centre_GKD
     lowest_G = torch.full((len(size_G),), 64, device=device)
-    highest_G = torch.full((len(size_G),), -1, device=device)
+    highest_G = torch.zeros_like(lowest_G)
     step, longest = max(1, CELLS[device] // (len(size_G) * D)), int(size_G.max())
     for low in range(0, longest, step):
-        at_GS, mask_GS = _slots(start_G, size_G, low, min(longest, low + step), device)
-        x_GSD = _rows(grid_ID, row_N[order_N[at_GS]])
-        found_GS = torch.baddbmm(norm_GK1, turned_GKD, x_GSD.transpose(1, 2)).argmin(1)
-        lowest_G = torch.minimum(lowest_G, found_GS.masked_fill(~mask_GS, 64).amin(1))
-        highest_G = torch.maximum(highest_G, found_GS.masked_fill(~mask_GS, -1).amax(1))
-        part_N[at_GS[mask_GS]] = found_GS[mask_GS]
+        # No mask: the slots behind a group hold its last event again, which gets its cluster again.
+        at_GS, _ = _slots(start_G, size_G, low, min(longest, low + step), device)
+        x_GSD = grid.rows(row_N[order_N[at_GS]])
+        found_GS = torch.baddbmm(norm_GK1, turned_GKD, x_GSD.transpose(1, 2)).min(1).indices
+        lowest_G = torch.minimum(lowest_G, found_GS.amin(1))
+        highest_G = torch.maximum(highest_G, found_GS.amax(1))
+        part_N[at_GS] = found_GS
     # A group that K-means left whole (equal vectors) is cut by time, or it would never end.
     for g in torch.nonzero(lowest_G == highest_G)[:, 0].tolist():
         n = int(size_G[g])
@@ -112,33 +121,35 @@ def _split(
 
 
 def _centres(
-    grid_ID: Tensor, row_N: Tensor, order_N: Tensor, start_G: np.ndarray, size_G: np.ndarray, k_G: np.ndarray
+    grid: _Grid, row_N: Tensor, order_N: Tensor, start_G: np.ndarray, size_G: np.ndarray, k_G: np.ndarray
 ) -> tuple[Tensor, Tensor]:
     """Centres [G, K, D] of each group of a batch after `ITERATIONS` of Lloyd, and which of them exist [G, K]."""
-    device, K = grid_ID.device.type, int(k_G.max())
-    taken_G = np.minimum(size_G, SAMPLE * k_G)
+    device, K = grid.device, int(k_G.max())
+    taken_G = _sample(size_G)
     slot_S = np.arange(int(taken_G.max()))
     # The (i+1) n / s - 1-th of n events, i < s: evenly spread, and the newest is always among them.
     spread_GS = np.minimum((slot_S + 1) * size_G[:, None] // taken_G[:, None], size_G[:, None]) - 1
     at_GS = torch.as_tensor(start_G[:, None] + spread_GS, device=device)
     mask_GS = torch.as_tensor(slot_S < taken_G[:, None], device=device)
-    x_GSD = _rows(grid_ID, row_N[order_N[at_GS]])
+    row_GS = row_N[order_N[at_GS]]
+    x_GSD, norm_GS = grid.rows(row_GS), grid.norm_U[row_GS]
     G, rows_G = len(size_G), torch.arange(len(size_G), device=device)
-    centre_GKD = torch.empty(G, K, grid_ID.shape[1], device=device)
-    norm_GS = torch.square(x_GSD).sum(2)
-    nearest_GS = torch.where(mask_GS, torch.inf, -1.0)
+    centre_GKD = torch.empty(G, K, grid.width, device=device)
+    live_GK = torch.arange(K, device=device) < torch.as_tensor(k_G, device=device)[:, None]
+    nearest_GS, found_GS = torch.where(mask_GS, torch.inf, -1.0), torch.zeros_like(at_GS)  # slots behind a group: never
     chosen_G = torch.as_tensor(taken_G - 1, device=device)
     for k in range(K):
         centre_GKD[:, k] = x_GSD[rows_G, chosen_G]
         # Centre by events, here and below: MKL is three to ten times slower the other way round.
         product_GS = torch.bmm(centre_GKD[:, None, k], x_GSD.transpose(1, 2))[:, 0]
         far_GS = norm_GS + norm_GS[rows_G, chosen_G][:, None] - 2 * product_GS
-        nearest_GS = torch.where(mask_GS, torch.minimum(nearest_GS, far_GS), -1.0)
+        found_GS = torch.where((far_GS < nearest_GS) & live_GK[:, k, None], k, found_GS)
+        nearest_GS = torch.minimum(nearest_GS, far_GS)
         chosen_G = nearest_GS.argmax(1)
-    live_GK = torch.arange(K, device=device) < torch.as_tensor(k_G, device=device)[:, None]
-    for _ in range(ITERATIONS):
-        norm_GK1 = torch.square(centre_GKD).sum(2, keepdim=True).masked_fill(~live_GK[..., None], torch.inf)
-        found_GS = torch.baddbmm(norm_GK1, -2 * centre_GKD, x_GSD.transpose(1, 2)).argmin(1)
+    for iteration in range(ITERATIONS):
+        if iteration:  # the first clusters are known from the choice of the centres
+            norm_GK1 = torch.square(centre_GKD).sum(2, keepdim=True).masked_fill(~live_GK[..., None], torch.inf)
+            found_GS = torch.baddbmm(norm_GK1, -2 * centre_GKD, x_GSD.transpose(1, 2)).min(1).indices
         member_GSK = torch.zeros(*found_GS.shape, K, device=device).scatter_(2, found_GS[..., None], 1.0)
         member_GSK *= mask_GS[..., None]
         count_GK = member_GSK.sum(1)
@@ -150,13 +161,23 @@ def _centres(
     return centre_GKD, live_GK
 
 
-def _batches(size_G: np.ndarray, wanted: np.ndarray, width: int, cells: int) -> Iterator[np.ndarray]:
-    """The wanted groups in batches of similar size (see `WASTE`) that fit `cells` numbers, smallest groups first."""
+def _split_into(size_G: np.ndarray) -> np.ndarray:
+    """Clusters that groups of so many events split into."""
+    return np.maximum(2, np.floor(np.cbrt(size_G) + 1e-9).astype(np.int64))
+
+
+def _sample(size_G: np.ndarray) -> np.ndarray:
+    """Events that groups of so many events learn their centres from."""
+    return np.minimum(size_G, SAMPLE * _split_into(size_G))
+
+
+def _batches(size_G: np.ndarray, wanted: np.ndarray, cells_G: np.ndarray, device: str) -> Iterator[np.ndarray]:
+    """The wanted groups in batches of similar size (see `WASTE`), at most `CELLS` of them, smallest first."""
     ordered = wanted[np.argsort(size_G[wanted], kind="stable")]
     sizes, low = size_G[ordered], 0
     while low < len(ordered):
-        high = int(np.searchsorted(sizes, max(sizes[low] * WASTE, sizes[low] + 1), side="right"))
-        high = low + max(1, min(high - low, cells // (int(sizes[high - 1]) * width)))
+        high = int(np.searchsorted(sizes, max(sizes[low] * WASTE[device], sizes[low] + 1), side="right"))
+        high = low + max(1, min(high - low, CELLS[device] // int(cells_G[ordered[high - 1]])))
         yield ordered[low:high]
         low = high
 
@@ -174,13 +195,37 @@ def _runs(user_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return start_G, np.diff(np.append(start_G, len(user_N)))
 
 
-def _on_grid(vector_ID: Tensor) -> Tensor:
-    """Vectors in whole 1/2048, where float32 sums and products of them are exact."""
-    longest = float(torch.linalg.vector_norm(vector_ID, dim=1).max()) if len(vector_ID) else 0.0
-    if not longest <= 1 + 1e-5:
-        raise ValueError(f"a content vector has length {longest:.4f}; divide each by its length")
-    return vector_ID.float().mul(GRID).trunc_()
+class _Grid:
+    """The vectors of some items U in whole 1/2048 [U, D] (int16), their squared lengths [U] (float32), and room."""
 
+    def __init__(self, vector_ID: Tensor, item_U: Tensor) -> None:
+        """Raises ValueError for a vector longer than 1, whose sums float32 might not hold exactly."""
+        items, self.width = len(item_U), vector_ID.shape[1]
+        self.device = vector_ID.device.type
+        self._value_UD = torch.empty(items, self.width, dtype=torch.int16, device=vector_ID.device)
+        self.norm_U = torch.empty(items, device=vector_ID.device)
+        # Room that is used again and again: fresh pages from the system cost more than the arithmetic.
+        self._whole, self._real = self._value_UD.new_empty(0), self.norm_U.new_empty(0)
+        step = min(items, max(1, CELLS[self.device] // (4 * max(1, self.width))))
+        x_SD, square_SD = self.norm_U.new_empty(2, step, self.width)
+        length_U = torch.empty_like(self.norm_U)
+        for low in range(0, items, step):
+            high = min(items, low + step)
+            x, square = x_SD[: high - low], square_SD[: high - low]
+            torch.index_select(vector_ID, 0, item_U[low:high], out=x)
+            torch.linalg.vector_norm(x, dim=1, out=length_U[low:high])
+            self._value_UD[low:high] = x.mul_(GRID)  # cut towards zero
+            x.copy_(self._value_UD[low:high])
+            torch.sum(torch.mul(x, x, out=square), 1, out=self.norm_U[low:high])
+        if not (longest := float(length_U.max())) <= 1 + 1e-5:
+            raise ValueError(f"a content vector has length {longest:.4f}; divide each by its length")
 
-def _rows(grid_ID: Tensor, row_GS: Tensor) -> Tensor:
-    return grid_ID.index_select(0, row_GS.flatten()).view(*row_GS.shape, grid_ID.shape[1])
+    def rows(self, row_GS: Tensor) -> Tensor:
+        """The vectors of these rows, float32 [G, S, D]; the next call writes over them."""
+        count = row_GS.numel()
+        if len(self._whole) < count:
+            self._whole = self._value_UD.new_empty(count, self.width)
+            self._real = self.norm_U.new_empty(count, self.width)
+        whole, real = self._whole[:count], self._real[:count]
+        torch.index_select(self._value_UD, 0, row_GS.flatten(), out=whole)
+        return real.copy_(whole).view(*row_GS.shape, self.width)

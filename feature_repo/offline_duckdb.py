@@ -34,10 +34,9 @@ from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_
 from feast.infra.registry.base_registry import BaseRegistry
 from pydantic import StrictStr
 
+from feature_repo.parquet_rows import PIECE, PLACE, ParquetRows, quoted
+
 _ROW = "entity_row"
-PIECE = 1 << 18  # rows that one thread gathers at a time
-PLACE = "CAST(file_index AS BIGINT) << 32 | CAST(file_row_number AS BIGINT)"
-"""Where a row lies: rises with file and row, so that the greatest is the last."""
 
 
 class AsofDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
@@ -109,15 +108,15 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
             )  # fmt: skip
 
         def run() -> pa.Table:
-            files = _Files(data_source, [*join_key_columns, timestamp_field])
-            keys = ", ".join(map(_quoted, join_key_columns))
+            rows = ParquetRows(data_source, [*join_key_columns, timestamp_field])
+            keys = ", ".join(map(quoted, join_key_columns))
             with duckdb.connect() as connection:
                 won_W = connection.execute(
-                    f"""SELECT arg_max({PLACE}, {_quoted(timestamp_field)}) AS won FROM {files.keys}
-                    WHERE {_quoted(timestamp_field)} BETWEEN $start AND $end GROUP BY {keys} ORDER BY won""",
-                    {"files": files.paths, "start": start_date, "end": end_date},
+                    f"""SELECT arg_max({PLACE}, {quoted(timestamp_field)}) AS won FROM {rows.keys}
+                    WHERE {quoted(timestamp_field)} BETWEEN $start AND $end GROUP BY {keys} ORDER BY won""",
+                    {"files": rows.paths, "start": start_date, "end": end_date},
                 ).fetchnumpy()["won"]
-            return files.rows(files.numbers(won_W), [*join_key_columns, *feature_name_columns, timestamp_field])
+            return rows.rows(rows.numbers(won_W), [*join_key_columns, *feature_name_columns, timestamp_field])
 
         return ArrowRetrievalJob(run, False, None)
 
@@ -153,47 +152,6 @@ class ArrowRetrievalJob(RetrievalJob):
         pq.write_table(self._run(), path)
 
 
-class _Files:
-    """The Parquet files of a source as one table whose rows are numbered end to end, file by file."""
-
-    def __init__(self, source: DataSource, keys: Sequence[str]) -> None:
-        pattern = Path(source.path)  # type: ignore[attr-defined]
-        root = Path(*pattern.parts[: next((i for i, p in enumerate(pattern.parts) if "*" in p), len(pattern.parts))])
-        found = sorted(root.glob(str(pattern.relative_to(root)))) if root != pattern else [pattern]
-        self.paths = [str(path) for path in found]
-        if not self.paths:
-            raise FileNotFoundError(f"no file matches {pattern}")
-        counts = [pq.read_metadata(path).num_rows for path in found]
-        self._ends = np.cumsum(counts)
-        self._starts = self._ends - counts
-        self.keys = (
-            f"(SELECT {', '.join(map(_quoted, keys))}, file_index, file_row_number"
-            " FROM read_parquet($files, hive_partitioning = false))"
-        )
-
-    def numbers(self, place_W: np.ndarray) -> np.ndarray:
-        """The numbers of rows that a query over `keys` gave as PLACE."""
-        place_W = np.asarray(place_W, np.int64)
-        return self._starts[place_W >> 32] + (place_W & 0xFFFFFFFF)
-
-    @property
-    def count(self) -> int:
-        return int(self._ends[-1])
-
-    def rows(self, row_W: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        """The rows of these numbers, which must rise. Each file is opened once, and only if it holds one of them."""
-        parts = []
-        bound = np.searchsorted(row_W, self._ends)
-        for path, low, high, start in zip(self.paths, np.concatenate([[0], bound]), bound, self._starts):
-            if low < high:
-                table = pq.read_table(path, columns=list(columns), partitioning=None)
-                own_W = row_W[low:high] - start
-                parts.append(table if len(own_W) == len(table) else table.take(pa.array(own_W)))
-        if not parts:
-            return pq.read_schema(self.paths[0]).empty_table().select(list(columns))
-        return pa.concat_tables(parts)
-
-
 def _asof(
     connection: duckdb.DuckDBPyConnection, entity: pa.Table, stamp: str, view: FeatureView, features: Sequence[str]
 ) -> dict[str, pa.ChunkedArray]:
@@ -201,32 +159,29 @@ def _asof(
     source = view.batch_source
     assert source is not None
     names = {e.name: e.name for e in view.entity_columns} | view.projection.join_key_map
-    files = _Files(source, [*names, source.timestamp_field])
+    rows = ParquetRows(source, [*names, source.timestamp_field])
     connection.register("asked", entity.select([*names.values(), stamp]).append_column(_ROW, _numbers(len(entity))))
-    time = _quoted(source.timestamp_field)
-    same = " AND ".join(f"asked.{_quoted(asked)} = k.{_quoted(own)}" for own, asked in names.items())
-    alive = f"AND asked.{_quoted(stamp)} <= k.{time} + INTERVAL {view.ttl.total_seconds()} SECOND" if view.ttl else ""
-    pairs = connection.execute(
-        f"""SELECT {_ROW}, {PLACE} AS won FROM asked ASOF JOIN {files.keys} k
-        ON {same} AND asked.{_quoted(stamp)} >= k.{time} WHERE true {alive}""",
-        {"files": files.paths},
-    ).fetchnumpy()
+    time = quoted(source.timestamp_field)
+    same = " AND ".join(f"asked.{quoted(asked)} = k.{quoted(own)}" for own, asked in names.items())
+    alive = f"AND asked.{quoted(stamp)} <= k.{time} + INTERVAL {view.ttl.total_seconds()} SECOND" if view.ttl else ""
+    connection.execute("SET preserve_insertion_order = false")  # the pairs come in any order
+    pairs: pa.Table = connection.sql(
+        f"""SELECT {_ROW}, {PLACE} AS won FROM asked ASOF JOIN {rows.keys} k
+        ON {same} AND asked.{quoted(stamp)} >= k.{time} WHERE true {alive}""",
+        params={"files": rows.paths},
+    ).to_arrow_table()
     connection.unregister("asked")
-    # Number the rows that won from 0: a table of flags over all rows is cheaper than a sort.
-    won_P = files.numbers(pairs["won"])
-    won_R = np.zeros(files.count, bool)
-    won_R[won_P] = True
-    place_N = np.zeros(len(entity), np.int64)
-    known_N = np.zeros(len(entity), bool)
-    place_N[pairs[_ROW]] = (np.cumsum(won_R) - 1)[won_P]
-    known_N[pairs[_ROW]] = True
-    table = files.rows(np.flatnonzero(won_R), features)
-    place = pa.array(place_N, mask=~known_N)
-    pieces = [place[at : at + PIECE] for at in range(0, len(place), PIECE)]
+    place_N, won_R = np.full(len(entity), -1), np.zeros(len(rows), bool)
+
+    def place(batch: pa.RecordBatch) -> None:
+        number_P = rows.numbers(batch["won"].to_numpy())
+        place_N[batch[_ROW].to_numpy()] = number_P
+        won_R[number_P] = True
+
     with ThreadPoolExecutor(pa.cpu_count()) as pool:
-        columns = {name: table[name].combine_chunks() for name in features}
-        taken = {name: pool.map(column.take, pieces) for name, column in columns.items()}
-        return {name: pa.chunked_array(parts, columns[name].type) for name, parts in taken.items()}
+        list(pool.map(place, pairs.to_batches(PIECE)))
+    del pairs
+    return rows.lists(place_N, won_R, features)
 
 
 def _numbers(count: int) -> pa.Array:
@@ -240,7 +195,3 @@ def _parquet(source: DataSource | None) -> bool:
 def _plain(view: FeatureView) -> bool:
     source = view.batch_source
     return _parquet(source) and not (source.field_mapping or source.created_timestamp_column)  # type: ignore[union-attr]
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

@@ -9,6 +9,7 @@ nothing was known has empty lists, and static codes of zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from feast import FeatureStore
 
 from datasets.errors import DataError
 from datasets.partitions import PART, partition_days, partition_path, write_partition
@@ -26,6 +28,8 @@ from feature_repo.store import open_store, quiet
 from feature_repo.views import VIEW_COLUMNS
 
 LABEL_TABLES = {"training": "labels", "evaluation": "evaluation_labels"}
+GROUP_ROWS = 4096  # of a row group, which is what training reads at a time: benchmarks/features/row_groups.md
+JOIN_ROWS = 1 << 16  # label rows that are joined at a time: their features are in memory
 LABEL_COLUMNS = ("item_id", "label", "label_known", "play_ms", "duration_ms")
 _LIST = pa.list_(pa.int64())
 _KEYS = [pa.field("user_id", pa.int64()), pa.field(TIMESTAMP, pa.timestamp("ms", "UTC"))]
@@ -51,25 +55,44 @@ def build(
     if not (path / PART).is_file():
         raise DataError(f"{path} is missing: run the pathways step of {day} before its {kind} set")
     labels = pq.read_table(path / PART, columns=LABELS_SCHEMA.names).cast(LABELS_SCHEMA)
-    history = _history(labels, features, feature_store, profile) if len(labels) else SCHEMA.empty_table()
-    unknown = history["seen_item_id"].null_count
-    columns = {name: _filled(history[name], 0) for name in FEATURE_COLUMNS if name != "static_codes"}
-    columns["static_codes"] = _filled(history["static_codes"], _static_length(features, day))
-    table = pa.table({**dict(zip(labels.column_names, labels.columns)), **columns}).select(SCHEMA.names).cast(SCHEMA)
-    counts = {"users_without_history": unknown, "impressions": len(labels["item_id"].combine_chunks().flatten())}
-    return write_partition(partition_path(features / kind, day), table, counts=counts)
+    counts = {
+        "users_without_history": 0,
+        "impressions": sum(len(chunk.flatten()) for chunk in labels["item_id"].chunks),
+    }
+    pieces = _pieces(labels, features, feature_store, day, profile, counts)
+    return write_partition(partition_path(features / kind, day), pieces, counts=counts, group_rows=GROUP_ROWS)
 
 
-def _history(labels: pa.Table, features: Path, feature_store: Path, profile: Profile | None = None) -> pa.Table:
+def _pieces(
+    labels: pa.Table, features: Path, feature_store: Path, day: date, profile: Profile | None, counts: dict[str, int]
+) -> Iterator[pa.Table]:
+    """The set in pieces of `GROUP_ROWS`; counts the rows without history as it goes."""
+    store = open_store(features, feature_store, profile) if len(labels) else None
+    if store is None:
+        yield SCHEMA.empty_table()
+        return
+    for low in range(0, len(labels), JOIN_ROWS):
+        asked = labels.slice(low, JOIN_ROWS)
+        history = _history(asked, store)
+        zeros = dict.fromkeys(FEATURE_COLUMNS, 0) | {"static_codes": _static_length(features, day)}
+        counts["users_without_history"] += history["seen_item_id"].null_count
+        for at in range(0, len(asked), GROUP_ROWS):
+            part, own = history.slice(at, GROUP_ROWS), asked.slice(at, GROUP_ROWS)
+            columns = {name: _filled(part[name], count) for name, count in zeros.items()}
+            whole = pa.table({**dict(zip(own.column_names, own.columns)), **columns})
+            yield whole.select(SCHEMA.names).cast(SCHEMA)
+
+
+def _history(labels: pa.Table, store: FeatureStore) -> pa.Table:
     """The feature columns for each label row, in the order of the label rows; null where nothing was known."""
-    store = open_store(features, feature_store, profile)
     keys = labels.select(["user_id", TIMESTAMP]).to_pandas()
     keys["label_row"] = np.arange(len(keys))
     with quiet():
-        job = store.get_historical_features(entity_df=keys, features=store.get_feature_service(SERVICE))
-        found = job.to_arrow().sort_by("label_row")
+        found = store.get_historical_features(entity_df=keys, features=store.get_feature_service(SERVICE)).to_arrow()
+    if not np.array_equal(found["label_row"].to_numpy(), keys["label_row"]):
+        found = found.sort_by("label_row")  # Spark gives any order
     # Feast's offline stores differ in what they do with rows that match nothing; losing one would shift all behind it.
-    assert np.array_equal(found["label_row"].to_numpy(), np.arange(len(labels))), "the join lost or repeated label rows"
+    assert np.array_equal(found["label_row"].to_numpy(), keys["label_row"]), "the join lost or repeated label rows"
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ def run(run: Run, *, tables: Outcome, features: Outcome, refit: bool = False) ->
     """Writes tokenizer.json, codebooks.safetensors, sid_table.parquet, trie.safetensors, and carry.safetensors if known
     items changed their ID. A fit, also one that drift asks for, learns from every day up to this one.
 
+    A killed alignment goes on from <workspace>/checkpoints/<day>/alignment, which is deleted in the end.
     ONEREC_REPRESENTATION: the kind a fit learns, "svd" (default), "aligned" or "aligned_small".
     """
     w, before = run.workspace, release_before(run.workspace, run.day)
     representation = os.environ.get("ONEREC_REPRESENTATION", "svd")
-    history = w.training_sets(run.day, bootstrap=True)
+    history, work = w.training_sets(run.day, bootstrap=True), w.base / "checkpoints" / run.day / "alignment"
 
     def body(out: Path, progress) -> dict[str, Any]:
         from models.tokenizer.gates import require
@@ -33,8 +35,10 @@ def run(run: Run, *, tables: Outcome, features: Outcome, refit: bool = False) ->
             seed=run.seed,
             refit=refit,
             config=RefreshConfig(representation=representation),
+            work=work,
             progress=progress,
         )
+        shutil.rmtree(work, ignore_errors=True)
         require(report["gates"])
         return report
 

@@ -126,11 +126,13 @@ def refresh_tokenizer(
     seed: int,
     refit: bool = False,
     config: RefreshConfig = RefreshConfig(),
+    work: Path | None = None,
     progress: Callable[[str], None] = print,
 ) -> dict:
     """Fit (previous is None), extend, or refit the tokenizer of the day before; returns the metrics for the report.
 
-    training_sets: every day so far; read only for a fit. Among the metrics: `named_items` that got their ID today, new
+    training_sets: every day so far; read only for a fit. work: a folder that outlives a killed run, where the alignment
+    of an "aligned" fit goes on. Among the metrics: `named_items` that got their ID today, new
     or changed, or all at a fit; `collision_rate_before`: share of them whose nearest tuple is taken or shared;
     `reconstruction_loss` of them, None without any; `changed_ids`: known items with another ID than the day before;
     `moved_ids`: those among them that had not changed themselves, outside a refit; `gates`: see gates.py.
@@ -149,7 +151,7 @@ def refresh_tokenizer(
     source: list[np.ndarray] = [np.arange(len(b)) for b in before.books] if before is not None else []
     if reason is not None:
         progress(f"fitting codebooks on {len(ids):,} items ({reason})")
-        tokens, named, source = _fit(before, items, ids, digest, training_sets, seed, config, progress)
+        tokens, named, source = _fit(before, items, ids, digest, training_sets, seed, config, work, progress)
     tokens.save(out, seed)
     report = _measure(before, tokens, named, items, ids, training_sets if reason else [], out, seed)
     report |= {"refit": reason is not None, "refit_reason": reason, "drift": None if reason else tokens.drift}
@@ -215,6 +217,7 @@ def _fit(
     training_sets: list[Path],
     seed: int,
     config: RefreshConfig,
+    work: Path | None,
     progress: Callable[[str], None],
 ) -> tuple[Tokens, dict, list[np.ndarray]]:
     """Representation and codebooks of all items; labels of the day before are kept, and its items keep their places."""
@@ -222,7 +225,13 @@ def _fit(
     users, liked = _positives(training_sets, ids)
     variant = config.variant
     representation, vectors = represent(
-        table, config=named_config(config.representation), users=users, liked=liked, seed=seed, progress=progress
+        table,
+        config=named_config(config.representation),
+        users=users,
+        liked=liked,
+        seed=seed,
+        folder=work,
+        progress=progress,
     )
     size = max(codebook_size_for(len(ids)), len(before.books[0]) if before is not None else 0)
     held = np.random.default_rng(seed).random(len(ids)) < (HELD_OUT if len(ids) >= MIN_TO_HOLD else 0)

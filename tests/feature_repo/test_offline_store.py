@@ -14,6 +14,7 @@ from feast import FeatureStore, FeatureView, Field
 from feast.types import Array, Int64
 
 from datasets.partitions import PART
+from feature_repo import parquet_rows
 from feature_repo.entities import USER
 from feature_repo.offline_duckdb import AsofDuckDBOfflineStore
 from feature_repo.profiles import LocalProfile
@@ -125,3 +126,32 @@ def test_a_saved_result_is_not_overwritten(folders, labels, tmp_path):
         assert pq.read_table(tmp_path / "saved.parquet").equals(job.to_arrow())
         with pytest.raises(SavedDatasetLocationAlreadyExists):
             job.persist(storage)
+
+
+@pytest.mark.parametrize("whole", [0.0, 2.0], ids=["files kept whole", "rows picked"])
+def test_lists_of_more_values_than_32_bits_count(folders, labels, monkeypatch, whole):
+    """At a limit of ten values: the same lists, through 64-bit offsets, whatever the pieces and whatever is picked."""
+    expected, kinds, one = joined(folders, labels.to_pandas()), set(), parquet_rows._one
+
+    def seen(column, pool):
+        array = one(column, pool)
+        kinds.add(array.type.id)
+        return array
+
+    monkeypatch.setattr(parquet_rows, "MOST_VALUES", 10)
+    monkeypatch.setattr(parquet_rows, "PIECE", 7)
+    monkeypatch.setattr(parquet_rows, "WHOLE", whole)
+    monkeypatch.setattr(parquet_rows, "_one", seen)
+    found = joined(folders, labels.to_pandas())
+    assert kinds == {pa.large_list(pa.int64()).id}
+    assert found.schema == expected.schema and found.to_pylist() == expected.to_pylist()
+
+
+def test_lists_with_nulls_are_laid_end_to_end_too():
+    from concurrent.futures import ThreadPoolExecutor
+
+    column = pa.chunked_array([pa.array([[1], None, [2, 3]])[1:], pa.array([[4, None]], pa.list_(pa.int64()))])
+    with ThreadPoolExecutor(1) as pool:
+        assert parquet_rows._one(column, pool).to_pylist() == [None, [2, 3], [4, None]]
+        sliced = pa.chunked_array([pa.array([[1], [9, 8], [2, 3]])[1:], pa.array([[4]])])
+        assert parquet_rows._one(sliced, pool).to_pylist() == [[9, 8], [2, 3], [4]]

@@ -12,6 +12,7 @@ import pytest
 
 from datasets.errors import DataError
 from datasets.partitions import PART, partition_path
+from feature_repo import training_set
 from feature_repo.training_set import FEATURE_COLUMNS, LABEL_COLUMNS, LABEL_TABLES, SCHEMA, build
 from feature_repo.views import VIEW_COLUMNS
 from models.onerec.config import onerec_laptop
@@ -48,6 +49,21 @@ def test_equals_an_asof_join(folders, day, kind):
     assert manifest["rows"] == len(expected)
     assert manifest["counts"]["users_without_history"] == unknown >= len(STRANGERS)
     assert manifest["counts"]["impressions"] == sum(len(row["item_id"]) for row in expected)
+
+
+def test_a_set_joined_in_pieces_is_the_same_set(folders, monkeypatch):
+    features, feature_store = folders
+    whole = build(features=features, feature_store=feature_store, day=DAYS[3])
+    path = partition_path(features / "training", DAYS[3]) / PART
+    expected = pq.read_table(path).to_pylist()
+    monkeypatch.setattr(training_set, "JOIN_ROWS", 7)
+    monkeypatch.setattr(training_set, "GROUP_ROWS", 5)
+    pieces = build(features=features, feature_store=feature_store, day=DAYS[3])
+    assert pq.read_table(path).to_pylist() == expected
+    assert pieces["counts"] == whole["counts"]
+    assert pq.ParquetFile(path).metadata.num_row_groups == -(-len(expected) // 5)
+    monkeypatch.undo()
+    build(features=features, feature_store=feature_store, day=DAYS[3])
 
 
 def test_nothing_known_keeps_the_row(folders):

@@ -63,6 +63,43 @@ def test_a_refit_is_another_day_than_one_without_and_is_asked_of_the_refresh(run
     assert step.run(run, **left, refit=True).reused
 
 
+def test_a_killed_fit_finds_its_alignment_again_and_a_done_one_leaves_none(run, monkeypatch) -> None:
+    found = []
+
+    def killed_once(*, work: Path, **_) -> dict:
+        found.append((work / "checkpoint").exists())
+        work.mkdir(parents=True, exist_ok=True)
+        (work / "checkpoint").touch()
+        if len(found) == 1:
+            raise KeyboardInterrupt
+        return {"gates": []}
+
+    monkeypatch.setattr(refresh, "refresh_tokenizer", killed_once)
+    left = _outcomes(run)
+    with pytest.raises(KeyboardInterrupt):
+        step.run(run, **left)
+    assert (run.workspace.base / "checkpoints" / DAY / "alignment" / "checkpoint").exists()
+    step.run(run, **left)
+    assert found == [False, True] and not (run.workspace.base / "checkpoints" / DAY / "alignment").exists()
+
+
+def test_the_work_folder_of_a_refresh_reaches_the_alignment(tmp_path: Path, monkeypatch) -> None:
+    class Reached(Exception):
+        pass
+
+    def represent(table, *, folder: Path | None, **_):
+        raise Reached(folder)
+
+    monkeypatch.setattr(refresh, "represent", represent)
+    monkeypatch.setattr(refresh, "read_rows", lambda items: None)
+    monkeypatch.setattr(refresh, "read_digests", lambda items: ([1], [2]))
+    monkeypatch.setattr(refresh, "_positives", lambda sets, ids: (None, None))
+    with pytest.raises(Reached, match="work"):
+        refresh.refresh_tokenizer(
+            items=tmp_path, training_sets=[], previous=None, out=tmp_path, seed=0, work=tmp_path / "work"
+        )
+
+
 def test_a_request_to_refit_stays_with_its_day(run) -> None:
     """Whichever DAG runs the day next hands it on; other days know nothing of it."""
     _outcomes(run)
