@@ -83,10 +83,14 @@ class MoE(nn.Module):
         if self.training:
             self.load_E += ends.diff(prepend=ends.new_zeros(1))
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        x_sorted = Permute.apply(x_ND[:, None].expand(-1, self.k, -1).flatten(0, 1), order, place)
+        if torch.is_grad_enabled():
+            x_sorted = Permute.apply(x_ND[:, None].expand(-1, self.k, -1).flatten(0, 1), order, place)
+        else:
+            x_sorted = x_ND.index_select(0, order // self.k)
         hidden = F.silu(_grouped(x_sorted, self.gate_EDF, ends)) * _grouped(x_sorted, self.up_EDF, ends)
         y_sorted = _grouped(hidden, self.down_EFD, ends)
-        y_NKD = Permute.apply(y_sorted, place, order).unflatten(0, gate_NK.shape)
+        y_NKD = Permute.apply(y_sorted, place, order) if torch.is_grad_enabled() else y_sorted.index_select(0, place)
+        y_NKD = y_NKD.unflatten(0, gate_NK.shape)
         y_ND = (y_NKD * gate_NK[..., None].to(y_NKD.dtype)).sum(1)
         if self.shared is not None:
             y_ND = y_ND + self.shared(x_ND)
