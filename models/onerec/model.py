@@ -68,9 +68,9 @@ class OneRec(nn.Module):
     def item_vector(self, index: Tensor) -> Tensor:
         """Catalogue index [...] -> [..., D]: the sum of its three code embeddings.
 
-        More lookups than there are items go through one table of all items.
+        More lookups than there are items go through one table of all items; an exported program has no such branch.
         """
-        if index.numel() > len(self.sid_NL):
+        if not torch.compiler.is_exporting() and index.numel() > len(self.sid_NL):
             return lookup(self._code_sum(self.sid_NL), index)
         return self._code_sum(self.sid_NL[index])
 
@@ -142,7 +142,7 @@ class OneRec(nn.Module):
         Equal to that column of `decode` (tested), at the cost of one token instead of the whole prefix.
         """
         if code_BM is None:
-            d = self.bos_D.expand(len(context_kv[0][0]), past[0][-1][0].shape[1] if past else 1, -1)
+            d = self.bos_D.expand(context_kv[0][0].shape[0], past[0][-1][0].shape[1] if past else 1, -1)
         else:
             d = self._code(place % (self.config.levels + 1) - 1)(code_BM)
         d, cache = d + self.place_PD[place], []

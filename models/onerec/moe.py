@@ -82,7 +82,7 @@ class MoE(nn.Module):
         ends = torch.searchsorted(expert, torch.arange(len(self.bias_E), device=x.device), right=True, out_int32=True)
         if self.training:
             self.load_E += ends.diff(prepend=ends.new_zeros(1))
-        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
         if torch.is_grad_enabled():
             x_sorted = Permute.apply(x_ND[:, None].expand(-1, self.k, -1).flatten(0, 1), order, place)
         else:
@@ -130,8 +130,19 @@ def expert_report(model: nn.Module) -> list[dict[str, Any]]:
     return report
 
 
+@torch.library.custom_op("onerec::grouped_mm", mutates_args=())
+def grouped_mm(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
+    """F.grouped_mm for tracing on a CPU, where it computes float32 but its shape rule takes nothing but bfloat16."""
+    return F.grouped_mm(x_ND, w_EDF, offs=ends)
+
+
+@grouped_mm.register_fake
+def _(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
+    return x_ND.new_empty(x_ND.shape[0], w_EDF.shape[2])
+
+
 def _grouped(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
     """Each run of rows times its expert's matrix; in bfloat16 on CUDA, whose kernel takes nothing else."""
     if not x_ND.is_cuda:
-        return F.grouped_mm(x_ND, w_EDF, offs=ends)
+        return grouped_mm(x_ND, w_EDF, ends) if torch.compiler.is_compiling() and not torch.is_grad_enabled() else F.grouped_mm(x_ND, w_EDF, offs=ends)
     return F.grouped_mm(x_ND.bfloat16(), w_EDF.bfloat16(), offs=ends).to(x_ND.dtype)

@@ -80,7 +80,7 @@ class Pathways(nn.Module):
         A batch without any mask has full histories only; then nothing is masked. Returns packed rows [N, C] and the
         layout of the grid [B, T] that they stand in; without `packs` all rows of the grid.
         """
-        c, B = self.config, len(batch["static"])
+        c, B = self.config, batch["static"].shape[0]
         events_BL7 = [batch[name] for name in HISTORIES]
         masks_BL = [batch.get(f"{name}_mask") for name in HISTORIES]
         if not c.lazy:  # one event more, whose row becomes the slot that always attends
@@ -89,7 +89,7 @@ class Pathways(nn.Module):
         layouts = [Layout.of(B, e.shape[1], mask, packs) for e, mask in zip(events_BL7, masks_BL)]
         packed = [layout.pack(events) for layout, events in zip(layouts, events_BL7)]
         events_E7 = torch.cat(packed)
-        rows_EF = self.event(events_E7, item_vector(events_E7[:, 0])).split([len(p) for p in packed])
+        rows_EF = self.event(events_E7, item_vector(events_E7[:, 0])).split([p.shape[0] for p in packed])
         projections = (self.short_proj, self.positive_proj, self.lifelong_proj)
         short, positive, lifelong = (project(rows) for project, rows in zip(projections, rows_EF))
         if not c.lazy:
