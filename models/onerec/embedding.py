@@ -67,7 +67,12 @@ class Table(nn.Embedding):
 
     def sorts(self) -> bool:
         """Whether the sorted gradient applies: on CUDA, to a weight that is not split over processes."""
-        return torch.is_grad_enabled() and self.sorted_gradient and self.weight.is_cuda and type(self.weight) in (Tensor, nn.Parameter)
+        return (
+            torch.is_grad_enabled()
+            and self.sorted_gradient
+            and self.weight.is_cuda
+            and type(self.weight) in (Tensor, nn.Parameter)
+        )
 
 
 def lookup(table_RD: Tensor, index: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class ServingProgram(nn.Module):
                 f"the model generates lists of {c.session_items} items; only point-wise models (session_items 1) are"
                 " exported, serve this one eagerly through recommend_list"
             )
-        self.model, self.width, self.children = model.eval(), width, trie.max_children
+        self.model, self.width, self.widest = model.eval(), width, trie.max_children
         self.codebook_size = trie.codebook_size
         for level in range(c.levels):
             self.register_buffer(f"first_{level}", trie.first[level])
@@ -105,20 +105,20 @@ class ServingProgram(nn.Module):
         return None, torch.zeros(B, 1, device=device), root, None
 
     def decode(self, level: int, context: Context, beams: Beams) -> tuple[Tensor, list[Cache]]:
-        """Logits [B, M, K] float32 of the next code of every beam, and the grown cache."""
+        """Logits [B, M, K] of the next code of every beam, and the grown cache."""
         hidden, cache = self.model.decode_step(beams[0], level, beams[3], context[0], context[1])
-        return self.model.level_logits(hidden, level).float(), cache
+        return self.model.level_logits(hidden, level), cache
 
     def choose(self, level: int, logits_BMK: Tensor, cache: list[Cache], beams: Beams, beam_B: Tensor) -> Beams:
         """The W best legal continuations of each user's beams."""
         _, logp_BM, node_BM, _ = beams
-        M, C, W = node_BM.shape[1], self.children[level], self.width
+        M, C, W = node_BM.shape[1], self.widest[level], self.width
         first, code_of = self.get_buffer(f"first_{level}"), self.get_buffer(f"code_{level}")
         child_BMC = first[node_BM].long()[..., None] + torch.arange(C, device=node_BM.device)
         real_BMC = child_BMC < first[node_BM + 1].long()[..., None]
         child_BMC = child_BMC.clamp_max(code_of.shape[0] - 1)
         code_BMC = code_of[child_BMC].long()
-        logp_BMC = logits_BMK.gather(2, code_BMC) + (logp_BM - logits_BMK.logsumexp(-1))[..., None]
+        logp_BMC = logits_BMK.gather(2, code_BMC).float() + (logp_BM - logits_BMK.float().logsumexp(-1))[..., None]
         total = logp_BMC.masked_fill(~real_BMC, ILLEGAL).flatten(1)
         if M * C < W:
             total = F.pad(total, (0, W - M * C), value=ILLEGAL)
