@@ -1,8 +1,8 @@
 """Packed rows: the positions of a padded grid that hold something, end to end, and attention between them.
 
 Whatever works row by row (projections, norms, feed-forward, experts) runs on packed rows, so that padding costs
-nothing. An exported program, whose shapes must not depend on the data, keeps all rows of the grid. Attention runs on the packed rows themselves where there is a kernel for that (CUDA, half precision), else on
-the padded grid with a mask.
+nothing. An exported program, whose shapes must not depend on the data, keeps all rows of the grid. Attention runs on
+the packed rows themselves where there is a kernel for that (CUDA, half precision), else on the padded grid with a mask.
 
 Legend: B users, T grid length, N valid rows of the grid, H heads, d head width, D model width.
 """
