@@ -152,7 +152,7 @@ def build_program(model: OneRec, tokenizer: Tokenizer, width: int, device: str, 
         own = OneRec(model.config, model.sid_NL[:-1].cpu())
         own.load_state_dict(model.state_dict())
         model = own.to(device)
-    ids = torch.from_numpy(tokenizer.catalogue.item_ids).to(device)
+    ids = torch.tensor(tokenizer.catalogue.item_ids, device=device)
     return ServingProgram(model, tokenizer.trie.to(device), ids, width, half)
 
 
