@@ -129,7 +129,10 @@ def program_of(release) -> Program:
 def test_the_package_passes_the_gate_and_says_what_it_was_built_by(release) -> None:
     folder, _, _, report = release
     assert report["cpu"]["passed"] and report["cpu"]["top1"] == report["cpu"]["overlap"] == 1
-    assert json.loads((folder / "serving" / "parity.json").read_text()) == report
+    verdict = json.loads((folder / "serving" / "parity.json").read_text())["cpu"]
+    assert verdict.items() <= report["cpu"].items() and not [
+        name for name in verdict if name.endswith(("ms", "seconds"))
+    ]
     written = Signature.load(folder / "serving" / "signature.json")
     assert [(p.device, p.beam, p.torch) for p in written.packages] == [("cpu", 16, torch.__version__)]
 
@@ -141,8 +144,8 @@ def test_the_package_takes_any_batch_and_equals_the_eager_program(release, size)
     program = program_of(release)
     program.warm_up()
     items, scores, sids = program(users, beam=torch.tensor([16, 3, 9, 1, 2])[:size], top_k=12)
-    want_items, want_scores, want_sids = (x[:size, :12] for x in run(eager(model, tokenizer, 16), random_users(model, 3),
-                                          [16, 3, 9, 1, 2]))  # fmt: skip
+    whole = run(eager(model, tokenizer, 16), random_users(model, seed=3), [16, 3, 9, 1, 2])
+    want_items, want_scores, want_sids = (x[:size, :12] for x in whole)
     assert torch.equal(items, want_items) and torch.equal(sids, want_sids)
     torch.testing.assert_close(scores, want_scores, atol=1e-5, rtol=1e-5)
     assert program.describe()["kind"] == "package"
@@ -172,7 +175,7 @@ def test_wrong_tensors_are_refused_by_name(release, change, match) -> None:
 
 @pytest.mark.parametrize(("beam", "top_k"), [(0, 4), (61, 4), (4, 0), (torch.tensor([1, 2, 0, 4, 5]), 4)])
 def test_beams_and_k_outside_the_signature_are_refused(release, beam, top_k) -> None:
-    with pytest.raises(ValueError, match="beam is|top_k is"):
+    with pytest.raises(ValueError, match=r"(beam|top_k) is"):
         program_of(release)(random_users(release[1]), beam=beam, top_k=top_k)
 
 
@@ -205,8 +208,9 @@ def test_where_the_package_does_not_fit_the_eager_program_answers_and_says_why(
     copytree(world.release, folder)
     eager_only = Program.load(folder)
     assert eager_only.kind == "eager" and "no exported program" in eager_only.reason
-    found = package.Package(file="cpu.pt2", device="cpu", beam=128, torch=torch.__version__,
-                            target=package.target_of("cpu"), seconds=1.0)  # fmt: skip
+    found = package.Package(
+        file="cpu.pt2", device="cpu", beam=128, torch=torch.__version__, target=package.target_of("cpu")
+    )
     if change in ("torch", "target"):
         found = dataclasses.replace(found, **{change: "another"})
     monkeypatch.setattr("serving.export.program.load_package", lambda path: eager_only._widths[128])
@@ -261,3 +265,14 @@ def test_how_users_are_cut_into_batches_changes_no_answer() -> None:
     model, tokenizer = small_model(items=60, codebook_size=6)
     program, users = eager(model, tokenizer, 16), random_users(model)
     np.testing.assert_array_equal(answers(program, users, 16, size=2)[0], answers(program, users, 16, size=5)[0])
+
+
+def test_without_a_compiler_the_release_is_served_eagerly(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    model, tokenizer = small_model(items=60, codebook_size=6)
+    told: list[str] = []
+    report = export_release(
+        model=model, tokenizer=tokenizer, users=random_users(model), out=tmp_path, beam=16, progress=told.append
+    )
+    assert report == {"cpu": {"passed": False, "reason": "no C++ compiler"}} and "install g++" in told[0]
+    assert Signature.load(tmp_path / "signature.json").packages == [] and not (tmp_path / "cpu.pt2").exists()
