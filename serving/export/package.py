@@ -96,8 +96,9 @@ def export_release(
 ) -> dict[str, Any]:
     """Compile for each device, compare with the eager float32 model on `users`, keep what passes.
 
-    Returns {device: verdict of the gate with `compile_seconds`, `bytes`, `eager_ms` and `package_ms` of one user}; times
-    stay out of the files, which belong to the release's id. The package for CUDA computes in bfloat16. Raises ValueError for a session-wise model or a beam outside 1..MAX_BEAM.
+    Returns {device: verdict of the gate with `compile_seconds`, `bytes`, `eager_ms` and `package_ms` of one user};
+    times stay out of the files, whose bytes make the release's id. The package for CUDA computes in bfloat16. Raises
+    ValueError for a session-wise model or a beam outside 1..MAX_BEAM.
     """
     if not 1 <= beam <= MAX_BEAM:
         raise ValueError(f"beam is {beam}; export a width of 1 to {MAX_BEAM}")
