@@ -176,8 +176,11 @@ def compile_package(program: ServingProgram, users: dict[str, Tensor], path: Pat
 
 
 def load_package(path: Path) -> Callable[..., tuple[Tensor, ...]]:
-    """The compiled request. It is native code: load it only from a release whose manifest was verified."""
-    return torch._inductor.aoti_load_package(str(path))
+    """The compiled request. It is native code: load it only from a release whose manifest was verified.
+
+    One thread runs it, and without the locks between threads a CUDA graph can capture it.
+    """
+    return torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
 
 
 def _milliseconds(run: Callable, one: dict[str, Tensor], beam: int, device: str = "cpu", repeats: int = 20) -> float:
