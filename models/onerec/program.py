@@ -14,6 +14,7 @@ size, T context tokens, N items, S static features.
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
@@ -78,6 +79,12 @@ class ServingProgram(nn.Module):
                 self.bfloat16()
                 for moe, bias_E in biases:  # its steps are finer than bfloat16's
                     moe.bias_E = bias_E
+
+    def at_width(self, width: int) -> ServingProgram:
+        """The same program with another beam width; weights and trie are shared."""
+        twin = copy.copy(self)
+        twin.width = width
+        return twin
 
     def forward(
         self, static: Tensor, short: Tensor, positive: Tensor, lifelong: Tensor, lengths: Tensor, beam: Tensor

@@ -69,7 +69,9 @@ class Signature:
             raise ValueError(f"{path} is no signature of this version ({error}); export the release again") from None
 
 
-def signature(config: OneRecConfig, items: int, packages: Sequence[Package] = (), max_batch: int = MAX_BATCH):
+def signature(
+    config: OneRecConfig, items: int, packages: Sequence[Package] = (), max_batch: int = MAX_BATCH
+) -> Signature:
     """The signature of a model and catalogue."""
     limit = min(MAX_BEAM, items)
     return Signature(inputs=input_shapes(config), max_batch=max_batch, max_beam=limit, packages=list(packages))

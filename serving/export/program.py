@@ -50,10 +50,10 @@ class Program:
         self.signature, self.reason, self.kind = limits, reason, "package" if package else "eager"
         self.max_beam, self.cuda = limits.max_beam, self.device.type == "cuda"
         self._widths: dict[int, Request] = {}
-        narrow = min(BEAM, self.max_beam)
-        for width in sorted({narrow, self.max_beam}):
-            if package is None or package_beam != width:
-                self._widths[width] = build_program(model, tokenizer, width, device, half=self.cuda)
+        widths = {min(BEAM, self.max_beam), self.max_beam} - ({package_beam} if package else set())
+        if widths:
+            program = build_program(model, tokenizer, max(widths), device, half=self.cuda)
+            self._widths = {width: program.at_width(width) for width in sorted(widths)}
         if package is not None:
             self._widths[package_beam] = load_package(package)
         self.graphs = {w: Graphs(run, CudaRecorder()) for w, run in self._widths.items()} if self.cuda else {}
