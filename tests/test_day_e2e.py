@@ -116,6 +116,8 @@ def test_the_release_is_whole_and_in_both_channels(workspace, release) -> None:
     assert channels["candidate"].release_id == manifest.release_id
     assert (channels["production"] is not None) == decision["passed"]
     assert manifest.parents == [] and manifest.day == DAY and manifest.metrics["evaluation"]["rows"]
+    exported = manifest.metrics["export"]["cpu"]
+    assert exported["passed"] and "serving/cpu.pt2" in {entry.path for entry in manifest.files}
     assert not list((workspace.store / ".staging").glob("*"))
 
 

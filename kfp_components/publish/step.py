@@ -1,8 +1,9 @@
-"""Publish a day: tokenizer, model, reward, items and training state as one immutable release."""
+"""Publish a day: tokenizer, model, its exported program, reward, items and training state as one immutable release."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,18 @@ def run(
     files = {f"{part}/{name}": folders[part] / name for part, names in PARTS.items() for name in names}
 
     def body(out: Path, progress) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            exported = export(Path(folder), tokenizer.path, model.path, w.partition("evaluation", run.day), progress)
+            return publish_with(Path(folder), exported, out, progress)
+
+    def publish_with(serving: Path, exported: Mapping[str, Any], out: Path, progress) -> dict[str, Any]:
+        packed = {f"serving/{file.name}": file for file in serving.iterdir()}
         learned = w.training_sets(run.day, bootstrap=before is None)
         release_id = publish(
             store=store,
             day=run.day,
             source=w.source,
-            files={**files, "items.parquet": items},
+            files={**files, **packed, "items.parquet": items},
             summaries={
                 "feature_service": {"name": FEATURE_SERVICE, "features": features.digest},
                 "tokenizer": scalars(tokenizer.metrics),
@@ -58,6 +65,7 @@ def run(
                 "data_quality_warnings": quality.metrics["warning_failed"]
                 + features.metrics.get("quality", {}).get("warning_failed", 0),
                 "reward": {"p_score_auc": reward.metrics["p_score_auc"]},
+                "export": exported,
             },
             data=partition_digests([items, *learned]),
             parents=[before.release_id] if before else [],
@@ -67,14 +75,33 @@ def run(
         )
         progress(f"release {release_id}")
         (out / "release.json").write_text(json.dumps({"release_id": release_id}) + "\n")
-        return {"release_id": release_id, "parents": [before.release_id] if before else []}
+        return {"release_id": release_id, "parents": [before.release_id] if before else [], "export": exported}
 
     def published(metrics: Mapping[str, Any]) -> list[Path]:
         folder, manifest = load_release(store, metrics["release_id"])
         return [folder / entry.path for entry in manifest.files]
 
     inputs = [tables, quality, features, tokenizer, model, reward, evaluation, before.publish if before else None]
-    return run.step("publish", inputs=inputs, rooms=("releases",), body=body, outside=published)
+    return run.step(
+        "publish", inputs=inputs, rooms=("releases", "serving/export", "models"), body=body, outside=published
+    )
+
+
+def export(out: Path, tokenizer: Path, model: Path, users: Path, progress) -> dict[str, Any]:
+    """The compiled request of the day's model, if it equals the eager one on the evaluation's users.
+
+    Lists of session-wise models are generated eagerly, and the report says so.
+    """
+    from models.training.checkpoint import Tokenizer, load_model
+    from serving.export.package import export_release
+    from serving.export.parity import real_users
+
+    tok = Tokenizer.load(tokenizer)
+    loaded = load_model(model, tok)
+    if loaded.config.session_items > 1:
+        return {"reason": "session-wise models are served eagerly"}
+    found = real_users(users, tok, loaded.config)
+    return export_release(model=loaded, tokenizer=tok, users=found, out=out, progress=progress)
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.onerec.layers import Cache
 from models.onerec.model import OneRec
 from models.tokenizer.trie import Trie
 
@@ -99,13 +100,18 @@ def _search(
         total = (logp[..., None] + score).flatten(1)
         logp, best = total.topk(min(width, total.shape[1]), dim=1)
         beam = best // code.shape[-1]
-        cache = [(_follow(k, beam), _follow(v, beam)) for k, v in cache]
+        cache = follow_cache(cache, beam)
         prefix = torch.cat([_follow(prefix, beam), code.flatten(1).gather(1, best)[..., None]], -1)
         used = _follow(used, beam)
         node = child.flatten(1).gather(1, best)
         if level == L - 1:
             used, node = torch.cat([used, node[..., None]], -1), torch.zeros_like(node)
     return prefix, logp
+
+
+def follow_cache(cache: list[Cache], beam_BW: Tensor) -> list[Cache]:
+    """The keys and values of the kept beams; what all beams of a user share stays one row."""
+    return [[(k, v) if k.shape[1] == 1 else (_follow(k, beam_BW), _follow(v, beam_BW)) for k, v in c] for c in cache]
 
 
 def _follow(x_BM: Tensor, beam_BW: Tensor) -> Tensor:

@@ -67,12 +67,17 @@ class Table(nn.Embedding):
 
     def sorts(self) -> bool:
         """Whether the sorted gradient applies: on CUDA, to a weight that is not split over processes."""
-        return self.sorted_gradient and self.weight.is_cuda and type(self.weight) in (Tensor, nn.Parameter)
+        return (
+            torch.is_grad_enabled()
+            and self.sorted_gradient
+            and self.weight.is_cuda
+            and type(self.weight) in (Tensor, nn.Parameter)
+        )
 
 
 def lookup(table_RD: Tensor, index: Tensor) -> Tensor:
     """F.embedding of a tensor, on CUDA with the sorted gradient."""
-    if Table.sorted_gradient and table_RD.is_cuda:
+    if torch.is_grad_enabled() and Table.sorted_gradient and table_RD.is_cuda:
         return LookupSum.apply(index[..., None], table_RD)
     return F.embedding(index, table_RD)
 

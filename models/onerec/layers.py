@@ -6,6 +6,8 @@ width.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from models.onerec.config import OneRecConfig
 from models.onerec.moe import MoE
 from models.onerec.rows import Layout, attend
+
+Cache = list[tuple[Tensor, Tensor]]  # keys and values of a layer's prefix, place by place
 
 
 class Attention(nn.Module):
@@ -28,7 +32,7 @@ class Attention(nn.Module):
         self.kv = nn.Linear(d_model, 2 * d_model, bias=False) if own_kv else None
         self.out = nn.Linear(d_model, d_model, bias=False)
 
-    def _split_kv(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def split_kv(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, each [..., H, D/H]."""
         assert self.kv is not None
         # Two products: one would have to put the gradients of keys and values side by side first, a copy of both.
@@ -38,7 +42,7 @@ class Attention(nn.Module):
 
     def project_kv(self, x_BSD: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values, each [B, H, S, D/H]."""
-        k, v = self._split_kv(x_BSD)
+        k, v = self.split_kv(x_BSD)
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def forward(
@@ -59,10 +63,21 @@ class Attention(nn.Module):
         )
         return self.out(y.reshape(B, self.heads, T, D // self.heads).transpose(1, 2).reshape(B, T, D))
 
+    def few(self, x_BMD: Tensor, kv: Cache) -> Tensor:
+        """Each row of x attends to a handful of keys of its own, one of each pair: [B, M, D].
+
+        So few keys are read once by plain arithmetic; an attention kernel works in blocks of 64.
+        """
+        q_BMHd = self.q(x_BMD).unflatten(-1, (self.heads, x_BMD.shape[-1] // self.heads)).float()
+        score_PBMH = torch.stack([(q_BMHd * k).sum(-1) for k, _ in kv]) * q_BMHd.shape[-1] ** -0.5
+        p_PBMH = torch.softmax(score_PBMH, 0)
+        y_BMHd = sum(p[..., None] * v for p, (_, v) in zip(p_PBMH, kv))
+        return self.out(cast(Tensor, y_BMHd).flatten(2).to(x_BMD.dtype))
+
     def packed(self, x_ND: Tensor, y_SD: Tensor, of: Layout, to: Layout) -> Tensor:
         """Attend from packed rows x (laid out by `of`) to packed rows y (by `to`): [N, D]."""
         q = self.q(x_ND).unflatten(-1, (self.heads, x_ND.shape[-1] // self.heads))
-        return self.out(attend(q, *self._split_kv(y_SD), of, to, self.dropout if self.training else 0.0).flatten(1))
+        return self.out(attend(q, *self.split_kv(y_SD), of, to, self.dropout if self.training else 0.0).flatten(1))
 
 
 class FeedForward(nn.Module):
@@ -152,20 +167,19 @@ class DecoderLayer(nn.Module):
         return d + self.drop(self.ffn(self.norm_ffn(d)))
 
     def step(
-        self, d_BMD: Tensor, past: tuple[Tensor, Tensor] | None, context_kv: tuple[Tensor, Tensor], mask: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """One new token of every beam against the keys and values of its prefix, each [B, M, H, P, D/H]."""
-        B, M, D = d_BMD.shape
+        self, d_BMD: Tensor, past: Cache, context_kv: tuple[Tensor, Tensor], mask: Tensor | None
+    ) -> tuple[Tensor, Cache]:
+        """One new token of every beam against the keys and values of its prefix, one pair a place.
+
+        Each is [B, M, H, D/H], or [B, 1, H, D/H] where all beams of a user share it.
+        """
         grown = past
 
         def read_prefix(d: Tensor) -> Tensor:
             nonlocal grown
-            x = self.norm_self(d).view(B * M, 1, D)
-            k, v = (t.unflatten(0, (B, M)) for t in self.self_attn.project_kv(x))
-            if past is not None:
-                k, v = torch.cat([past[0], k], 3), torch.cat([past[1], v], 3)
-            grown = k, v
-            return self.self_attn(x, (k.flatten(0, 1), v.flatten(0, 1))).view(B, M, D)
+            x = self.norm_self(d)
+            grown = [*past, self.self_attn.split_kv(x)]
+            return self.self_attn.few(x, grown)
 
         def read_context(d: Tensor) -> Tensor:
             return self.cross_attn(self.norm_cross(d), context_kv, mask)
@@ -173,5 +187,4 @@ class DecoderLayer(nn.Module):
         d = d_BMD
         for read in (read_context, read_prefix) if self.lazy else (read_prefix, read_context):
             d = d + read(d)
-        assert grown is not None
         return d + self.ffn(self.norm_ffn(d)), grown

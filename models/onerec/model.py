@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
 from models.onerec.embedding import HashedItems, Table, lookup, lookup_sum
-from models.onerec.layers import DecoderLayer, EncoderLayer
+from models.onerec.layers import Cache, DecoderLayer, EncoderLayer
 from models.onerec.pathways import Pathways
 from models.onerec.rows import Layout
 
@@ -68,9 +68,9 @@ class OneRec(nn.Module):
     def item_vector(self, index: Tensor) -> Tensor:
         """Catalogue index [...] -> [..., D]: the sum of its three code embeddings.
 
-        More lookups than there are items go through one table of all items.
+        More lookups than there are items go through one table of all items; an exported program has no such branch.
         """
-        if index.numel() > len(self.sid_NL):
+        if not torch.compiler.is_exporting() and index.numel() > len(self.sid_NL):
             return lookup(self._code_sum(self.sid_NL), index)
         return self._code_sum(self.sid_NL[index])
 
@@ -83,9 +83,12 @@ class OneRec(nn.Module):
             return self.hashed_items(index, self.config.items)
         return self.item_vector(index)
 
-    def encode(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Context of each user: z [B, T, C] and its mask [B, T], None if the batch has full histories only."""
-        z_NC, layout = self.pathways(batch, self.history_vector)
+    def encode(self, batch: dict[str, Tensor], packs: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Context of each user: z [B, T, C] and its mask [B, T], None if the batch has full histories only.
+
+        Without `packs` padding is computed too, so that no shape depends on the data; z is then arbitrary there.
+        """
+        z_NC, layout = self.pathways(batch, self.history_vector, packs)
         for layer in self.encoder:
             z_NC = layer(z_NC, layout)
         return layout.pad(self.norm_context(z_NC)), layout.mask_BT
@@ -130,21 +133,21 @@ class OneRec(nn.Module):
         self,
         code_BM: Tensor | None,
         place: int,
-        past: list[tuple[Tensor, Tensor]] | None,
+        past: list[Cache] | None,
         context_kv: list[tuple[Tensor, Tensor]],
         mask_BT: Tensor | None,
-    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    ) -> tuple[Tensor, list[Cache]]:
         """Hidden state [B, M, D] of the decoder token at `place`, and the grown cache. code_BM: its code; None = BOS.
 
         Equal to that column of `decode` (tested), at the cost of one token instead of the whole prefix.
         """
         if code_BM is None:
-            d = self.bos_D.expand(len(context_kv[0][0]), past[0][0].shape[1] if past else 1, -1)
+            d = self.bos_D.expand(context_kv[0][0].shape[0], past[0][-1][0].shape[1] if past else 1, -1)
         else:
             d = self._code(place % (self.config.levels + 1) - 1)(code_BM)
         d, cache = d + self.place_PD[place], []
         for i, (layer, kv) in enumerate(zip(self.decoder, context_kv)):
-            d, grown = cast(DecoderLayer, layer).step(d, past[i] if past else None, kv, _as_keys(mask_BT))
+            d, grown = cast(DecoderLayer, layer).step(d, past[i] if past else [], kv, _as_keys(mask_BT))
             cache.append(grown)
         return self.norm_out(d), cache
 

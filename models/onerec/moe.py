@@ -82,11 +82,15 @@ class MoE(nn.Module):
         ends = torch.searchsorted(expert, torch.arange(len(self.bias_E), device=x.device), right=True, out_int32=True)
         if self.training:
             self.load_E += ends.diff(prepend=ends.new_zeros(1))
-        place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=x.device))
-        x_sorted = Permute.apply(x_ND[:, None].expand(-1, self.k, -1).flatten(0, 1), order, place)
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
+        if torch.is_grad_enabled():
+            x_sorted = Permute.apply(x_ND[:, None].expand(-1, self.k, -1).flatten(0, 1), order, place)
+        else:
+            x_sorted = x_ND.index_select(0, order // self.k)
         hidden = F.silu(_grouped(x_sorted, self.gate_EDF, ends)) * _grouped(x_sorted, self.up_EDF, ends)
         y_sorted = _grouped(hidden, self.down_EFD, ends)
-        y_NKD = Permute.apply(y_sorted, place, order).unflatten(0, gate_NK.shape)
+        y_NKD = Permute.apply(y_sorted, place, order) if torch.is_grad_enabled() else y_sorted.index_select(0, place)
+        y_NKD = y_NKD.unflatten(0, gate_NK.shape)
         y_ND = (y_NKD * gate_NK[..., None].to(y_NKD.dtype)).sum(1)
         if self.shared is not None:
             y_ND = y_ND + self.shared(x_ND)
@@ -126,8 +130,23 @@ def expert_report(model: nn.Module) -> list[dict[str, Any]]:
     return report
 
 
+@torch.library.custom_op("onerec::grouped_mm", mutates_args=())
+def grouped_mm(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
+    """F.grouped_mm for tracing on a CPU, where it computes float32 but its shape rule takes nothing but bfloat16."""
+    return F.grouped_mm(x_ND, w_EDF, offs=ends)
+
+
+@grouped_mm.register_fake
+def _(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
+    return x_ND.new_empty(x_ND.shape[0], w_EDF.shape[2])
+
+
 def _grouped(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
     """Each run of rows times its expert's matrix; in bfloat16 on CUDA, whose kernel takes nothing else."""
     if not x_ND.is_cuda:
-        return F.grouped_mm(x_ND, w_EDF, offs=ends)
+        return (
+            grouped_mm(x_ND, w_EDF, ends)
+            if torch.compiler.is_compiling() and not torch.is_grad_enabled()
+            else F.grouped_mm(x_ND, w_EDF, offs=ends)
+        )
     return F.grouped_mm(x_ND.bfloat16(), w_EDF.bfloat16(), offs=ends).to(x_ND.dtype)

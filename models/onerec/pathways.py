@@ -72,22 +72,24 @@ class Pathways(nn.Module):
         if not config.lazy:
             self.no_life_D = nn.Parameter(torch.zeros(d))
 
-    def forward(self, batch: dict[str, Tensor], item_vector: Callable[[Tensor], Tensor]) -> tuple[Tensor, Layout]:
+    def forward(
+        self, batch: dict[str, Tensor], item_vector: Callable[[Tensor], Tensor], packs: bool = True
+    ) -> tuple[Tensor, Layout]:
         """batch: static [B, S]; short, positive, lifelong [B, L, 7], `*_mask` [B, L]. item_vector: index -> [.., D].
 
         A batch without any mask has full histories only; then nothing is masked. Returns packed rows [N, C] and the
-        layout of the grid [B, T] that they stand in.
+        layout of the grid [B, T] that they stand in; without `packs` all rows of the grid.
         """
-        c, B = self.config, len(batch["static"])
+        c, B = self.config, batch["static"].shape[0]
         events_BL7 = [batch[name] for name in HISTORIES]
         masks_BL = [batch.get(f"{name}_mask") for name in HISTORIES]
         if not c.lazy:  # one event more, whose row becomes the slot that always attends
             events_BL7[2] = F.pad(events_BL7[2], (0, 0, 1, 0))
             masks_BL[2] = None if masks_BL[2] is None else F.pad(masks_BL[2], (1, 0), value=True)
-        layouts = [Layout.of(B, e.shape[1], mask) for e, mask in zip(events_BL7, masks_BL)]
+        layouts = [Layout.of(B, e.shape[1], mask, packs) for e, mask in zip(events_BL7, masks_BL)]
         packed = [layout.pack(events) for layout, events in zip(layouts, events_BL7)]
         events_E7 = torch.cat(packed)
-        rows_EF = self.event(events_E7, item_vector(events_E7[:, 0])).split([len(p) for p in packed])
+        rows_EF = self.event(events_E7, item_vector(events_E7[:, 0])).split([p.shape[0] for p in packed])
         projections = (self.short_proj, self.positive_proj, self.lifelong_proj)
         short, positive, lifelong = (project(rows) for project, rows in zip(projections, rows_EF))
         if not c.lazy:
@@ -105,7 +107,7 @@ class Pathways(nn.Module):
             queries = always.expand(B, c.lifelong_queries)
             tail = [masks_BL[0], masks_BL[1], masks_BL[2] if c.lazy else queries]
             mask_BT = torch.cat([always, *(cast(Tensor, mask) for mask in tail)], 1)
-        layout = Layout.of(B, sum(part.shape[1] for part in parts), mask_BT)
+        layout = Layout.of(B, sum(part.shape[1] for part in parts), mask_BT, packs)
         return layout.pack(torch.cat(placed, 1)), layout
 
     def _lifelong(self, to: Layout, rows_SD: Tensor) -> tuple[Layout, Tensor]:

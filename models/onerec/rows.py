@@ -1,8 +1,8 @@
 """Packed rows: the positions of a padded grid that hold something, end to end, and attention between them.
 
 Whatever works row by row (projections, norms, feed-forward, experts) runs on packed rows, so that padding costs
-nothing. Attention runs on the packed rows themselves where there is a kernel for that (CUDA, half precision), else on
-the padded grid with a mask.
+nothing. An exported program, whose shapes must not depend on the data, keeps all rows of the grid. Attention runs on
+the packed rows themselves where there is a kernel for that (CUDA, half precision), else on the padded grid with a mask.
 
 Legend: B users, T grid length, N valid rows of the grid, H heads, d head width, D model width.
 """
@@ -19,7 +19,10 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The grid [B, T] and its valid positions. `mask_BT` None: all are valid, and packing is only a view."""
+    """The grid [B, T] and its valid positions. `mask_BT` None: all are valid, and packing is only a view.
+
+    `index_N` None beside a mask: all rows are kept, and only attention leaves out the invalid ones.
+    """
 
     batch: int
     length: int
@@ -27,8 +30,8 @@ class Layout:
     index_N: Tensor | None = None  # of the flattened grid
 
     @classmethod
-    def of(cls, batch: int, length: int, mask_BT: Tensor | None) -> Layout:
-        index = None if mask_BT is None else mask_BT.flatten().nonzero()[:, 0]
+    def of(cls, batch: int, length: int, mask_BT: Tensor | None, packs: bool = True) -> Layout:
+        index = None if mask_BT is None or not packs else mask_BT.flatten().nonzero()[:, 0]
         return cls(batch, length, mask_BT, index)
 
     def pack(self, x_BT: Tensor) -> Tensor:
@@ -45,14 +48,14 @@ class Layout:
 
     def starts(self, device: torch.device) -> Tensor:
         """Where each user's rows begin, and the end of the last: int32 [B + 1]."""
-        if self.mask_BT is None:
+        if self.mask_BT is None or self.index_N is None:
             return torch.arange(0, (self.batch + 1) * self.length, self.length, dtype=torch.int32, device=device)
         return F.pad(self.mask_BT.sum(1).cumsum(0), (1, 0)).int()
 
 
 def attend(q_NHd: Tensor, k_SHd: Tensor, v_SHd: Tensor, of: Layout, to: Layout, dropout: float = 0.0) -> Tensor:
     """Each user's queries (laid out by `of`) attend to that user's keys (by `to`): [N, H, d]."""
-    if to.mask_BT is not None and not dropout and varlen_runs(q_NHd):
+    if to.index_N is not None and not dropout and varlen_runs(q_NHd):
         return _varlen(q_NHd, k_SHd, v_SHd, of, to)
     q, k, v = of.pad(q_NHd).transpose(1, 2), to.pad(k_SHd).transpose(1, 2), to.pad(v_SHd).transpose(1, 2)
     mask = None if to.mask_BT is None else to.mask_BT[:, None, None]

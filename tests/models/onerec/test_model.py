@@ -97,7 +97,6 @@ def test_decode_step_equals_decode():
     whole = model.decode(codes, kv, mask)
     hidden, past = model.decode_step(None, 0, None, kv, mask)
     torch.testing.assert_close(hidden.expand(-1, 5, -1), whole[:, :, 0], rtol=1e-4, atol=1e-5)
-    past = [tuple(t.expand(-1, 5, -1, -1, -1) for t in pair) for pair in past]
     for level in (1, 2):
         hidden, past = model.decode_step(codes[..., level - 1], level, past, kv, mask)
         torch.testing.assert_close(hidden, whole[:, :, level], rtol=1e-4, atol=1e-5)
