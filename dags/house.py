@@ -1,0 +1,62 @@
+"""What all DAGs share: owner, retries, timeouts, pools, deadlines, and what a failure says. Wiring only.
+
+    @dag(dag_id="onerec_features", doc_md=__doc__, params=day_params(), **house(Tag.TIER_1, deadline=hours(6)))
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from typing import Any
+
+from airflow.sdk import CronDataIntervalTimetable, DeadlineAlert, DeadlineReference, SyncCallback
+from alerts import deadline_missed, task_failed
+from tags import Tag
+
+OWNER = "recommender"
+POOL, LIGHT_POOL = "onerec_pipelines", "onerec_light"
+POOLS = {
+    POOL: (2, "pipelines: one for the live day, one for a backfill"),
+    LIGHT_POOL: (4, "waiting, rollback, housekeeping"),
+}
+SIMPLE_PARAMS = ("root", "source")
+
+
+def hours(number: float) -> dt.timedelta:
+    return dt.timedelta(hours=number)
+
+
+def daily(at: str = "0 0 * * *") -> CronDataIntervalTimetable:
+    """A run a calendar day (UTC), started when the day is over."""
+    return CronDataIntervalTimetable(at, timezone="UTC")
+
+
+def house(tier: Tag, rerun: Tag, *, deadline: dt.timedelta, timeout: dt.timedelta, retries: int = 2) -> dict[str, Any]:
+    """Arguments of every DAG. `deadline`: from queued to done, then an alert; `timeout`: then the run is failed.
+
+    A retry is for a machine that went away: what a pipeline finished is reused, and what is wrong with the data fails
+    again at once. Steps never start twice at a time, since each day has one run and runs do not overlap.
+    """
+    local = not os.environ.get("ONEREC_KFP_HOST")
+    return {
+        "start_date": dt.datetime(2022, 1, 1, tzinfo=dt.UTC),
+        "catchup": False,
+        "max_active_runs": 1,
+        "dagrun_timeout": timeout,
+        "tags": [tier, rerun],
+        "deadline": DeadlineAlert(
+            reference=DeadlineReference.DAGRUN_QUEUED_AT,
+            interval=deadline,
+            callback=SyncCallback(deadline_missed, kwargs={"hours": deadline / hours(1)}),
+        ),
+        "default_args": {
+            "owner": OWNER,
+            # On one machine a step that failed once fails again, and a second try would hide it for hours.
+            "retries": 0 if local else retries,
+            "retry_delay": dt.timedelta(minutes=2),
+            "retry_exponential_backoff": True,
+            "max_retry_delay": dt.timedelta(minutes=30),
+            "execution_timeout": timeout,
+            "on_failure_callback": task_failed,
+        },
+    }
