@@ -1,6 +1,6 @@
 """What all DAGs share: owner, retries, timeouts, pools, deadlines, and what a failure says. Wiring only.
 
-    @dag(dag_id="onerec_features", doc_md=__doc__, params=day_params(), **house(Tag.TIER_1, deadline=hours(6)))
+@dag(dag_id="onerec_features", doc_md=__doc__, params=day_params(), **house(Tag.TIER_1, deadline=hours(6)))
 """
 
 from __future__ import annotations
@@ -14,12 +14,7 @@ from alerts import deadline_missed, task_failed
 from tags import Tag
 
 OWNER = "recommender"
-POOL, LIGHT_POOL = "onerec_pipelines", "onerec_light"
-POOLS = {
-    POOL: (2, "pipelines: one for the live day, one for a backfill"),
-    LIGHT_POOL: (4, "waiting, rollback, housekeeping"),
-}
-SIMPLE_PARAMS = ("root", "source")
+POOL, LIGHT_POOL = "onerec_pipelines", "onerec_light"  # their slots: pools.json, which `airflow pools import` reads
 
 
 def hours(number: float) -> dt.timedelta:

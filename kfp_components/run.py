@@ -21,21 +21,7 @@ from kfp_components.digest import data_fingerprint, digest_value
 from kfp_components.ending import end_with_reader
 from kfp_components.lock import held
 from kfp_components.step import Outcome
-from kfp_components.workspace import PIPELINES, STEPS, Workspace
-
-# Parameters `<name>_uri` and `<name>_digest` of a pipeline, and the earlier step whose outcome they name.
-IMPORTS: dict[str, dict[str, str]] = {
-    "features": {},
-    "tokenizer": {"tables": "ingest", "features": "pathways"},
-    "training": {"tables": "ingest", "quality": "validate", "features": "pathways", "tokenizer": "tokenize"},
-    "release": {
-        "release": "publish",
-        "quality": "validate",
-        "features": "pathways",
-        "online": "materialize",
-        "evaluation": "evaluate",
-    },
-}
+from kfp_components.workspace import IMPORTS, PIPELINES, STEPS, Workspace
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,13 @@ class KfpApi:
                 return sorted(found, key=lambda run: (run.get("created_at", ""), run["run_id"]))
 
     def submit_once(
-        self, *, name: str, package: Path, parameters: dict[str, Any], patience_s: float = PATIENCE_S, poll_s: float = 5.0
+        self,
+        *,
+        name: str,
+        package: Path,
+        parameters: dict[str, Any],
+        patience_s: float = PATIENCE_S,
+        poll_s: float = 5.0,
     ) -> dict[str, Any]:
         """The run of that name that lives or has succeeded; else a new one. Survives an API that comes and goes."""
         deadline, wait = time.monotonic() + patience_s, poll_s
@@ -80,7 +87,11 @@ class KfpApi:
     def _create(self, name: str, package: Path, parameters: dict[str, Any]) -> dict[str, Any]:
         documents = list(yaml.safe_load_all(package.read_text()))
         spec = {"pipeline_spec": documents[0]} | ({"platform_spec": documents[1]} if len(documents) > 1 else {})
-        body: dict[str, Any] = {"display_name": name, "pipeline_spec": spec, "runtime_config": {"parameters": parameters}}
+        body: dict[str, Any] = {
+            "display_name": name,
+            "pipeline_spec": spec,
+            "runtime_config": {"parameters": parameters},
+        }
         if account := os.environ.get("ONEREC_KFP_SERVICE_ACCOUNT"):
             body["service_account"] = account
         return self._call("POST", "/runs", body)
@@ -106,7 +117,7 @@ class KfpApi:
             if error.code in (401, 408, 429) or error.code >= 500:
                 raise KfpUnavailable(text) from None
             raise KfpRefused(text) from None
-        except (OSError, ValueError) as error:  # refused, reset, timed out, half an answer
+        except (OSError, HTTPException, ValueError) as error:  # refused, reset, timed out, half an answer
             raise KfpUnavailable(f"{method} {path.partition('?')[0]}: {error}") from None
         if not isinstance(found, dict):
             raise KfpUnavailable(f"{method} {path.partition('?')[0]}: answered {type(found).__name__}, not an object")

@@ -18,13 +18,15 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from operators.process import REPOSITORY
+
 OUTCOME = "_outcome.json"
 POLL_S = 15.0
 
 
 def outcome(root: str, source: str, day: str, step: str) -> Path:
-    """Where the outcome of a step of a day lies (kfp_components/workspace.py; a test holds the two together)."""
-    return Path(root) / source / "days" / day / step / OUTCOME
+    """Where the outcome of a step of a day lies (as kfp_components/workspace.py says). A relative root is the repository's."""
+    return REPOSITORY / root / source / "days" / day / step / OUTCOME
 
 
 class StepTrigger(BaseTrigger):

@@ -10,13 +10,13 @@ from typing import Any
 
 from kfp_components.context import Run
 from kfp_components.digest import data_fingerprint
-from kfp_components.lineage import release_before
+from kfp_components.lineage import features_before
 from kfp_components.step import Outcome
 
 
 def run(run: Run, *, data: str) -> Outcome:
     """On a first day all log days up to it, later the day alone. Writes ingest.json (days, rows, counts by rule)."""
-    bootstrap = release_before(run.workspace, run.day) is None
+    bootstrap = features_before(run.workspace, run.day) is None
     source, lake = Path(data), run.workspace.lake
 
     def body(out: Path, progress) -> dict[str, Any]:

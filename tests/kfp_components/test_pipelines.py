@@ -14,8 +14,8 @@ import yaml
 from kfp_components.compile import COMPILED, compile_pipeline
 from kfp_components.context import Run
 from kfp_components.digest import REPOSITORY
-from kfp_components.run import IMPORTS, arguments, main
-from kfp_components.workspace import PIPELINES, STEPS, Workspace
+from kfp_components.run import arguments, main
+from kfp_components.workspace import IMPORTS, PIPELINES, STEPS, Workspace
 
 HEAVY = ("torch", "feast", "great_expectations", "duckdb", "pyarrow", "tritonclient")
 CACHED = {"tokenize", "pretrain", "reward", "align", "evaluate"}
