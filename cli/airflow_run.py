@@ -73,6 +73,19 @@ def prepare(root: Path) -> Path:
     return home
 
 
+def import_pools(home: Path) -> None:
+    """The pools of the DAGs into Airflow's database, once for a version of their file."""
+    pools = REPOSITORY / "dags" / "pools.json"
+    wanted, stamp = digest_file(pools), home / ".pools"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    command = [str(airflow()), "pools", "import", str(pools)]
+    done = subprocess.run(command, env=settings(home), capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"airflow pools import {pools} failed:\n{done.stdout}{done.stderr}")
+    stamp.write_text(wanted)
+
+
 def day_command(day: str, conf: Mapping[str, Any]) -> list[str]:
     """The DAGs of a day in a row, in one process of the `orchestrate` environment."""
     python = airflow().with_name("python")
@@ -80,14 +93,14 @@ def day_command(day: str, conf: Mapping[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def start(home: Path, command: list[str], log: Path) -> Iterator[subprocess.Popen]:
-    """A command of the orchestrate environment with its output in `log`. However the block ends, its tree ends with it."""
+def start(home: Path, command: list[str], log: Path, more: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen]:
+    """A command of the orchestrate environment, output in `log`. However the block ends, its whole tree ends with it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as output:
         process = subprocess.Popen(
             command,
             cwd=REPOSITORY,
-            env=settings(home),
+            env={**settings(home), **(more or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

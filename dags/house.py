@@ -32,9 +32,11 @@ def house(tier: Tag, rerun: Tag, *, deadline: dt.timedelta, timeout: dt.timedelt
     A retry is for a machine that went away: what a pipeline finished is reused, and what is wrong with the data fails
     again at once. Steps never start twice at a time, since each day has one run and runs do not overlap.
     """
+    until = os.environ.get("ONEREC_SCHEDULE_UNTIL")  # a scheduler that is there for a backfill schedules nothing else
     local = not os.environ.get("ONEREC_KFP_HOST")
     return {
         "start_date": dt.datetime(2022, 1, 1, tzinfo=dt.UTC),
+        "end_date": dt.datetime.fromisoformat(f"{until}T00:00+00:00") if until else None,
         "catchup": False,
         "max_active_runs": 1,
         "dagrun_timeout": timeout,

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     try:
-        with held(workspace.base / ".pipeline.lock", f"pipeline {args.pipeline} of {args.day}"):
+        with held(workspace.base / ".pipeline.lock", f"pipeline {args.pipeline} of {args.day}", wait_s=args.wait_s):
             if args.refit:
                 workspace.request_refit(args.day)
             execute(args.pipeline, arguments(run, args.pipeline, args.data))
@@ -96,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--refit", action="store_true", help="fit the codebooks anew on this day, now and in every rerun"
+    )
+    parser.add_argument(
+        "--wait-s", type=float, default=0.0, help="how long to wait for another pipeline of this workspace (default: 0)"
     )
     parser.add_argument("--fresh-from", default="", choices=("", *STEPS), help="from this step on reuse nothing")
     return parser

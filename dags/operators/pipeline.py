@@ -23,7 +23,7 @@ from operators.process import Process
 class RunPipelineOperator(BaseOperator):
     """Fails when the pipeline does, with the step's log and the next command. Safe to run again at any time."""
 
-    template_fields: Sequence[str] = ("day", "root", "source", "data", "seed", "fresh_from", "refit")
+    template_fields: Sequence[str] = ("day", "root", "source", "data", "seed", "fresh_from", "refit", "wait_hours")
 
     def __init__(
         self,
@@ -36,12 +36,14 @@ class RunPipelineOperator(BaseOperator):
         seed: str | int = 0,
         fresh_from: str = "",
         refit: str | bool = False,
+        wait_hours: str | float = 0,
         poll_s: float = POLL_S,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.pipeline, self.day, self.root, self.source = pipeline, day, root, source
         self.data, self.seed, self.fresh_from, self.refit, self.poll_s = data, seed, fresh_from, refit, poll_s
+        self.wait_hours = wait_hours
         self._process, self._run_id = Process(), ""
 
     def execute(self, context) -> None:
@@ -55,6 +57,7 @@ class RunPipelineOperator(BaseOperator):
         found = ["-m", "kfp_components.run", "--pipeline", self.pipeline, "--day", self.day]
         found += ["--root", self.root, "--source", self.source, "--seed", str(self.seed)]
         found += ["--data", self.data] if self.data else []
+        found += ["--wait-s", str(round(3600 * hours))] if (hours := float(self.wait_hours)) else []
         found += ["--refit"] if self._refit() else []
         return found + (["--fresh-from", self.fresh_from] if self.fresh_from else [])
 
