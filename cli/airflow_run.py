@@ -39,7 +39,7 @@ def settings(home: Path) -> dict[str, str]:
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW__API__HOST": "127.0.0.1",
-        "ONEREC_ML_PYTHON": sys.executable,
+        "ONEREC_ML_PYTHON": os.environ.get("ONEREC_ML_PYTHON", sys.executable),
         "PYTHONPATH": str(REPOSITORY / "dags"),  # the triggerer and the callbacks import our operators too
     }
     binaries = f"{airflow().parent}:{os.environ.get('PATH', '')}"

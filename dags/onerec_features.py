@@ -39,7 +39,7 @@ from tags import Tag
     doc_md=__doc__,
     schedule=daily(),
     params=day_params(),
-    **house(Tag.TIER_1, Tag.RERUN_INTERVAL, deadline=hours(6), timeout=hours(12)),
+    **house(Tag.TIER_1, Tag.RERUN_INTERVAL, deadline=hours(24 + 6), timeout=hours(12)),
 )
 def onerec_features() -> None:
     RunPipelineOperator(task_id="features", pipeline="features", pool=POOL, outlets=[FEATURES], **day_fields())

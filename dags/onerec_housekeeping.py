@@ -29,7 +29,7 @@ from tags import Tag
     doc_md=__doc__,
     schedule=daily("0 3 * * *"),
     params=place_params(),
-    **house(Tag.TIER_3, Tag.RERUN_NOW, deadline=hours(2), timeout=hours(4)),
+    **house(Tag.TIER_3, Tag.RERUN_NOW, deadline=hours(24 + 2), timeout=hours(4)),
 )
 def onerec_housekeeping() -> None:
     place = ["--root", "{{ params.root }}", "--source", "{{ params.source }}"]

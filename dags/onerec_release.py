@@ -41,7 +41,7 @@ from tags import Tag
     doc_md=__doc__,
     schedule=daily(),
     params=day_params(),
-    **house(Tag.TIER_1, Tag.RERUN_INTERVAL, deadline=hours(18), timeout=hours(30)),
+    **house(Tag.TIER_1, Tag.RERUN_INTERVAL, deadline=hours(24 + 18), timeout=hours(30)),
 )
 def onerec_release() -> None:
     ready = WaitForStep(task_id="wait_for_release", step="publish", pool=LIGHT_POOL, **wait_fields())

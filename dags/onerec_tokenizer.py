@@ -45,7 +45,7 @@ from tags import Tag
         **day_params(),
         "refit": Param(False, type="boolean", description="fit the codebooks anew on this day"),
     },
-    **house(Tag.TIER_2, Tag.RERUN_INTERVAL, deadline=hours(9), timeout=hours(24)),
+    **house(Tag.TIER_2, Tag.RERUN_INTERVAL, deadline=hours(24 + 9), timeout=hours(24)),
 )
 def onerec_tokenizer() -> None:
     ready = WaitForStep(

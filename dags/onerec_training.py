@@ -42,7 +42,7 @@ from tags import Tag
     doc_md=__doc__,
     schedule=daily(),
     params=day_params(),
-    **house(Tag.TIER_1, Tag.RERUN_INTERVAL, deadline=hours(16), timeout=hours(30)),
+    **house(Tag.TIER_1, Tag.RERUN_INTERVAL, deadline=hours(24 + 16), timeout=hours(30)),
 )
 def onerec_training() -> None:
     ready = WaitForStep(

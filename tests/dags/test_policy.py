@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk import DeadlineReference
 from conftest import DAGS
 from house import OWNER
 from tags import Tag
@@ -66,9 +67,13 @@ def test_runs_do_not_overlap_catch_up_or_run_for_ever(bag: DagBag) -> None:
 
 
 def test_every_dag_has_a_deadline_before_its_timeout(bag: DagBag) -> None:
+    """A run of a day starts when the day is over; and never DAGRUN_QUEUED_AT, with which no run could be cleared."""
     for dag in bag.dags.values():
         (alert,) = dag.deadline
-        assert alert.interval < dag.dagrun_timeout and alert.callback.path == "alerts.deadline_missed", dag.dag_id
+        late = alert.interval - (dt.timedelta(days=1) if dag.schedule else dt.timedelta())
+        assert dt.timedelta() < late < dag.dagrun_timeout, dag.dag_id
+        assert alert.callback.path == "alerts.deadline_missed"
+        assert alert.reference == DeadlineReference.DAGRUN_LOGICAL_DATE, dag.dag_id
 
 
 def test_every_task_is_in_a_pool_of_the_file(bag: DagBag) -> None:
