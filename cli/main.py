@@ -9,9 +9,9 @@ import argparse
 import os
 import sys
 
-from cli import backfill, daily, data, eval, features, recommend, release, report, scaling, simulate
+from cli import backfill, daily, data, eval, features, forget, housekeeping, recommend, release, report, scaling, simulate
 
-GROUPS = (daily, backfill, release, recommend, features, report, simulate, data, scaling, eval)
+GROUPS = (daily, backfill, release, recommend, features, report, simulate, data, scaling, eval, forget, housekeeping)
 
 
 def main(argv: list[str] | None = None) -> int:
