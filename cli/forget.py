@@ -36,13 +36,11 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Status 1 when the search finds the person afterwards. Safe to run again; a killed run is simply run again."""
-    from feature_repo.forget import forget_online
-
     w = workspace(args)
     if args.user < 0:
         raise ValueError(f"--user {args.user} is no user id: give the number that stands in the logs")
-    with held(w.base / ".pipeline.lock", f"onerec forget --user {args.user}"):
-        found, online = everywhere(w, args.user), forget_online(w.feature_store, args.user, dry_run=True)
+    with held(w.base / ".pipeline.lock", "onerec forget"):
+        found, online = everywhere(w, args.user), online_rows(w, args.user, dry_run=True)
         tell(w, found, online)
         if not args.yes:
             print("nothing was removed; add --yes to remove it")
@@ -53,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
             if path.exists():  # a partition is written as a whole, so one file of it may take others along
                 rewrite(path, args.user)
         vouch(w)
-        forget_online(w.feature_store, args.user)
-        left, online = everywhere(w, args.user), forget_online(w.feature_store, args.user, dry_run=True)
+        online_rows(w, args.user, dry_run=False)
+        left, online = everywhere(w, args.user), online_rows(w, args.user, dry_run=True)
     if left or online:
         tell(w, left, online)
         raise ValueError(f"user {args.user} is still in {len(left)} file(s) and {online} online row(s): run it again")
@@ -69,6 +67,14 @@ def everywhere(w: Workspace, user: int) -> dict[Path, int]:
     logs = (w.base / "logs",)  # simulated logs stand for what came in
     places = [w.base, root / "runs", root / ".backfill"]
     return {path: n for place in places if place.is_dir() for path, n in search(place, user, outside=logs).items()}
+
+
+def online_rows(w: Workspace, user: int, *, dry_run: bool) -> int:
+    """In the online store, and in the copies of a local one that stagings hold."""
+    from feature_repo.forget import forget_online
+
+    stores = [w.feature_store, *(Path(w.root).resolve() / ".backfill").glob(f"*/{w.source}/feature_store")]
+    return sum(forget_online(store, user, dry_run=dry_run) for store in stores)
 
 
 def tell(w: Workspace, found: dict[Path, int], online: int) -> None:
