@@ -24,6 +24,7 @@ class FakeKfp:
         self.bodies: dict[str, dict[str, Any]] = {}
         self.calls: list[str] = []
         self.faults: list[str] = []
+        self.token, self.refused = "", 0  # a bearer token that every call must carry, and how many did not
         self.lock = threading.Lock()
         self.barrier: threading.Barrier | None = None  # two racing submissions meet here before either is created
         self._start(port)
@@ -75,6 +76,9 @@ class FakeKfp:
         with self.lock:
             self.calls.append(f"{method} {path.path.removeprefix('/apis/v2beta1')}")
             fault = self.faults.pop(0) if self.faults else "ok"
+        if self.token and handler.headers.get("Authorization") != f"Bearer {self.token}":
+            self.refused += 1
+            return self._send(handler, 401, {"error": "token expired"})
         if fault == "503":
             return self._send(handler, 503, {"error": "overloaded"})
         if fault == "drop":

@@ -78,7 +78,11 @@ def test_no_ingest_brings_a_forgotten_user_back(files: KuaiRandFiles, tmp_path: 
 
     def users() -> set:
         ingest(source=source, day=DAYS[1], lake=lake, bootstrap=True, progress=lambda _: None)
-        tables = [pq.read_table(f, columns=["user_id"], partitioning=None) for f in lake.rglob("*.parquet") if "items" not in str(f)]
+        tables = [
+            pq.read_table(f, columns=["user_id"], partitioning=None)
+            for f in lake.rglob("*.parquet")
+            if "items" not in str(f)
+        ]
         return {user for table in tables for user in table["user_id"].to_pylist()}
 
     whole = users()

@@ -103,7 +103,9 @@ def test_killed_at_any_point_the_swap_is_finished_by_the_next_call(live, staging
 
 def values_or_none(base: Path) -> list[int]:
     """Of the tables alone: in the middle of a swap they and the outcomes may be of different sides."""
-    return [pq.read_table(f, partitioning=None)["user_id"][0].as_py() for f in sorted(base.glob("lake/*/dt=*/*.parquet"))]
+    return [
+        pq.read_table(f, partitioning=None)["user_id"][0].as_py() for f in sorted(base.glob("lake/*/dt=*/*.parquet"))
+    ]
 
 
 values_of = values_or_none

@@ -56,7 +56,9 @@ def tiny(run: Run, step: str, data: Path) -> None:
         return {"critical_failed": 0, "interval": [f"{run.day}T00:00:00+00:00", f"{run.day}T23:00:00+00:00"]}
 
     outside = (lambda _: [folder / "part-0.parquet"]) if step == "ingest" else None
-    run.step(step, inputs=[], rooms=("datasets/errors.py",), settings={"log": log.read_text()}, body=body, outside=outside)
+    run.step(
+        step, inputs=[], rooms=("datasets/errors.py",), settings={"log": log.read_text()}, body=body, outside=outside
+    )
 
 
 def rows(log: Path, text: str) -> Iterator[pa.Table]:
