@@ -170,5 +170,3 @@ def between(first: str, last: str) -> list[str]:
     if not 1 <= count <= MOST_DAYS:
         raise ValueError(f"--from {first} --to {last} is {count} days; give 1 to {MOST_DAYS}, oldest first")
     return [(start + dt.timedelta(days=i)).isoformat() for i in range(count)]
-
-

@@ -107,5 +107,3 @@ def vouch(w: Workspace) -> None:
 
 def _differs(path: Path, entry: dict) -> bool:
     return path.stat().st_size != entry["size"] or digest_file(path) != entry["sha256"]
-
-

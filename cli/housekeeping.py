@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> None:
 def leftovers(base: Path) -> list[Path]:
     """Hidden temporary files and folders of writes that were killed."""
     patterns = ("lake/*/.*.tmp-*", "lake/.*.tmp-*", "features/*/.*.tmp-*", "days/*/.*", ".lake.ingest-*")
-    return sorted(path for pattern in patterns for path in base.glob(pattern) if _old(path, dt.timedelta(hours=LEFT_HOURS)))
+    return sorted(
+        path for pattern in patterns for path in base.glob(pattern) if _old(path, dt.timedelta(hours=LEFT_HOURS))
+    )
 
 
 def abandoned(stagings: Path) -> list[Path]:

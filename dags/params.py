@@ -28,7 +28,9 @@ def place_params() -> dict[str, Param]:
 
 def day_fields() -> dict[str, Any]:
     """The same params as arguments of RunPipelineOperator."""
-    fields = {name: f"{{{{ params.{name} }}}}" for name in ("root", "source", "data", "seed", "fresh_from", "wait_hours")}
+    fields = {
+        name: f"{{{{ params.{name} }}}}" for name in ("root", "source", "data", "seed", "fresh_from", "wait_hours")
+    }
     return {"day": "{{ ds }}", **fields}
 
 

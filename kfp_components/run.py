@@ -15,6 +15,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import yaml
+
 from kfp_components.artifacts import report_failure
 from kfp_components.context import Run
 from kfp_components.digest import data_fingerprint, digest_value
@@ -83,7 +85,15 @@ def execute(pipeline: str, values: dict[str, str | int | bool]) -> None:
     warnings.filterwarnings("ignore", message="You may be attemping to run a task that uses custom or non-Python")
     with tempfile.TemporaryDirectory(prefix="onerec-kfp-") as folder:
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=folder, raise_on_error=True)
-        components.load_component_from_file(str(compile_pipeline(pipeline, Path(folder))))(**values)
+        components.load_component_from_text(without_retries(compile_pipeline(pipeline, Path(folder))))(**values)
+
+
+def without_retries(package: Path) -> str:
+    """The pipeline as it runs on one machine: a step that failed here fails again, and waiting would hide it."""
+    spec = next(yaml.safe_load_all(package.read_text()))
+    for task in spec["root"]["dag"]["tasks"].values():
+        task.pop("retryPolicy", None)
+    return yaml.safe_dump(spec)
 
 
 def _parser() -> argparse.ArgumentParser:

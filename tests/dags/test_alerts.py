@@ -33,7 +33,11 @@ def test_an_alert_reaches_log_and_webhook_with_the_next_step(monkeypatch, caplog
     server.server_close()
     alerts.deadline_missed(hours=30.0, context={"dag_run": {"dag_id": "d", "run_id": "backfill__2022-05-06"}})
     assert taken[0]["alert"] == "deadline_missed" and taken[0]["dag_id"] == "onerec_features"
-    assert "30 h after" in taken[0]["text"] and "next:" in taken[0]["text"] and caplog.text.count("ALERT deadline_missed") == 1
+    assert (
+        "30 h after" in taken[0]["text"]
+        and "next:" in taken[0]["text"]
+        and caplog.text.count("ALERT deadline_missed") == 1
+    )
 
 
 def test_a_failed_task_is_an_alert_and_a_dead_webhook_fails_nothing(monkeypatch, caplog) -> None:
