@@ -20,12 +20,9 @@ from cli.backfill_plan import ONLY, Plan, make_plan, whole
 from cli.daily import simulated, terminations
 from cli.options import add_data, command, day, source_of
 from cli.scheduler import scheduler
-from datasets.staging import KEPT_DAYS, stage, swap, undo, units_changed
-from kfp_components.lineage import open_store
 from kfp_components.lock import held
 from kfp_components.step import Outcome
 from kfp_components.workspace import PIPELINES, Workspace
-from releases.manifest import load_release
 
 MOST_DAYS = 366
 WAIT_HOURS = 20
@@ -50,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     live = Workspace(root=str(root), source=source_of(args.data, args.source))
     now = dt.datetime.now(dt.UTC)
     if args.undo:
+        from datasets.staging import undo
+
         with held(live.base / ".pipeline.lock", f"onerec backfill --undo {args.undo}"):
             units = undo(live.base, live.base / ".replaced" / Path(args.undo).name, now=now)
         print(f"{len(units)} partition(s) are as they were before {args.undo}")
@@ -78,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
 def prepare_staging(live: Workspace, staging: Workspace, plan: Plan) -> None:
     """A copy of the workspace (hard links) without the outcomes that are rebuilt, so that an outcome means done."""
+    from datasets.staging import stage
+
     stage(live.base, staging.base)
     for date in plan.rebuilt:
         for step in (step for p in plan.pipelines for step in PIPELINES[p]):
@@ -105,6 +106,8 @@ def todo(staging: Workspace, plan: Plan, pipeline: str) -> list[str]:
 
 def finish(live: Workspace, staging: Workspace, plan: Plan, name: str, now: dt.datetime) -> None:
     """Check what was made, swap it in, and bring the online store and the channels up to it."""
+    from datasets.staging import KEPT_DAYS, swap, units_changed
+
     problems = [problem for date in plan.rebuilt or plan.days for problem in check(staging, date, plan.pipelines)]
     if problems:
         raise ValueError(f"nothing was swapped: {'; '.join(problems)} (staging: {staging.root})")
@@ -123,6 +126,9 @@ def finish(live: Workspace, staging: Workspace, plan: Plan, name: str, now: dt.d
 
 def check(staging: Workspace, date: str, pipelines: Sequence[str]) -> list[str]:
     """What is wrong with a day in the staging, in words."""
+    from kfp_components.lineage import open_store
+    from releases.manifest import load_release
+
     found = [f"{p} of {date} is not whole" for p in pipelines if not whole(staging, date, p)]
     if not found and "features" in pipelines:
         quality = Outcome.read(staging.step_dir(date, "validate")).metrics
@@ -144,6 +150,7 @@ def fill_online(live: Workspace, days: Sequence[str]) -> None:
 
 def move_channels(live: Workspace, date: str) -> None:
     """What the gates decided in the staging, on the live channels: forward only, never back to an earlier day."""
+    from kfp_components.lineage import open_store
     from kfp_components.promote.step import advance
 
     decision, store = Outcome.read(live.step_dir(date, "promote")).metrics, open_store(live)

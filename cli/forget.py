@@ -13,7 +13,6 @@ import os
 from pathlib import Path
 
 from cli.options import add_workspace, command, workspace
-from datasets.forget import rewrite, search
 from datasets.tombstones import Tombstones
 from kfp_components.digest import digest_file
 from kfp_components.lock import held
@@ -36,6 +35,8 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Status 1 when the search finds the person afterwards. Safe to run again; a killed run is simply run again."""
+    from datasets.forget import rewrite
+
     w = workspace(args)
     if args.user < 0:
         raise ValueError(f"--user {args.user} is no user id: give the number that stands in the logs")
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
 def everywhere(w: Workspace, user: int) -> dict[Path, int]:
     """What the workspace holds: its source's folder, the runs of its days, and copies of both in stagings."""
+    from datasets.forget import search
+
     root = Path(w.root).resolve()
     logs = (w.base / "logs",)  # simulated logs stand for what came in
     places = [w.base, root / "runs", root / ".backfill"]

@@ -1,4 +1,4 @@
-"""`onerec housekeeping`: remove what is kept for a time and whose time is over. Knows nothing of releases (`onerec release`).
+"""`onerec housekeeping`: remove what was kept for a time that is over. Releases are not its business.
 
 onerec housekeeping --dry-run
 """
@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from cli.options import add_workspace, command, workspace
-from datasets.staging import KEPT_DAYS, expired
 from kfp_components.lock import held
 
 LEFT_HOURS = 24
@@ -27,12 +26,16 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Names what it removes. Waits for nobody: where a pipeline or a backfill works, its leftovers are left alone."""
+    from datasets.staging import KEPT_DAYS, expired
+
     w = workspace(args)
     now = dt.datetime.now(dt.UTC)
     with held(w.base / ".pipeline.lock", "onerec housekeeping"), held(Path(w.root) / ".backfill.lock", "housekeeping"):
         found = [(path, f"replaced over {KEPT_DAYS} days ago") for path in expired(w.base / ".replaced", now=now)]
         found += [(path, f"a killed write's, over {LEFT_HOURS} h old") for path in leftovers(w.base)]
-        found += [(path, f"not resumed for {KEPT_DAYS} days") for path in abandoned(Path(w.root) / ".backfill")]
+        found += [
+            (path, f"not resumed for {KEPT_DAYS} days") for path in abandoned(Path(w.root) / ".backfill", KEPT_DAYS)
+        ]
         for path, why in found:
             print(f"{'would remove' if args.dry_run else 'removing'} {path}: {why}")
             if not args.dry_run:
@@ -48,8 +51,8 @@ def leftovers(base: Path) -> list[Path]:
     )
 
 
-def abandoned(stagings: Path) -> list[Path]:
-    return sorted(path for path in stagings.glob("*") if _old(path, dt.timedelta(days=KEPT_DAYS)))
+def abandoned(stagings: Path, days: int) -> list[Path]:
+    return sorted(path for path in stagings.glob("*") if _old(path, dt.timedelta(days=days)))
 
 
 def _old(path: Path, age: dt.timedelta) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 from cli.airflow_run import airflow, import_pools, start
 from cli.local import free_port, running
 
-READY_S, POLL_S = 240.0, 1.5
+READY_S, POLL_S, TRIES = 240.0, 1.5, 20
 ENDED = ("success", "failed")
 
 
@@ -92,7 +92,7 @@ class Airflow:
                     "reprocess_behavior": "completed",
                     "max_active_runs": 1,
                 }
-                made[dag] = self.call("POST", "/backfills", body)["id"]
+                made[dag] = self._create(dag, days, body)
             for dag in paused:
                 self.call("PATCH", f"/dags/{dag}", {"is_paused": False})
             return self._follow(dags, made, progress)
@@ -100,6 +100,18 @@ class Airflow:
             with contextlib.suppress(OSError, ValueError):
                 for dag in paused:
                     self.call("PATCH", f"/dags/{dag}", {"is_paused": True})
+
+    def _create(self, dag: str, days: list[str], body: dict[str, Any]) -> int:
+        """A new backfill. SQLite refuses while another part of Airflow writes: then again, without what was half made."""
+        for left in range(TRIES, -1, -1):
+            try:
+                return self.call("POST", "/backfills", body)["id"]
+            except ValueError as error:
+                if not left or "locked" not in str(error):
+                    raise
+                time.sleep(2 * POLL_S)
+                self.clear_the_way(dag, days)
+        raise AssertionError("the last try returns or raises")
 
     def _follow(self, dags: dict[str, list[str]], made: dict[str, int], progress: Callable[[str], None]) -> str:
         told: dict[tuple[str, str], str] = {}

@@ -1,25 +1,25 @@
 """
 ### OneRec: the features of a day
 
-**What it does** The KFP pipeline *features*: ingest the logs of the day, validate them (Great Expectations), build the
-four user pathways, and `feast materialize` exactly the day's interval into the online store.
+**What it does** The KFP pipeline *features*: ingest the logs of the day, validate them (Great Expectations), build
+the four user pathways, and `feast materialize` exactly the day's interval into the online store.
 
-**Inputs** the logs of the day (`data`). **Outputs** partitions `dt=<day>` of the lake and the feature tables, the online
-store, the outcomes `ingest`, `validate`, `pathways`, `materialize`; the asset `onerec_features`.
+**Inputs** the logs of the day (`data`). **Outputs** partitions `dt=<day>` of the lake and the feature tables, the
+online store, the outcomes `ingest`, `validate`, `pathways`, `materialize`; the asset `onerec_features`.
 
 **When it fails** nothing after it starts for that day; users are served yesterday's features and the release in
 production. The last `failed` event in `<root>/runs/<day>/progress.jsonl` names the step and its error.
 
 | symptom | do |
 |---|---|
-| *validate* failed | the logs are bad: read `<root>/runs/<day>/quality`, have them mended, clear the task (runbook bad_data) |
+| *validate* failed | the logs are bad: read `<root>/runs/<day>/quality`; runbook bad_data, then clear the task |
 | "starts from the features of ..." | days are missing: `onerec backfill --from DAY --to DAY` |
 | "No space left on device" | runbook disk_full, then clear the task |
 | "... is at work here" | another run holds the workspace: wait for it, then clear the task |
 | bad recommendations since that day | `onerec release rollback` (moves a pointer, under a second, retrains nothing) |
 
-**Running it again** (`rerun/interval`) is safe: clear the failed task or trigger the day. Finished steps are reused while
-inputs, settings and code are unchanged; partitions are exchanged whole.
+**Running it again** (`rerun/interval`) is safe: clear the failed task or trigger the day. Finished steps are reused
+while inputs, settings and code are unchanged; partitions are exchanged whole.
 
 The day is the logical date, 00:00 UTC; the schedule starts it when it is over.
 """

@@ -1,19 +1,20 @@
 """
 ### OneRec: roll production back
 
-**What it does** Moves the channel `production` to the release before, by compare-and-swap: a pointer, under a second, no
-retraining. The same as `onerec release rollback` on a machine with the workspace; here for whoever has only Airflow.
+**What it does** Moves the channel `production` to the release before, by compare-and-swap: a pointer, under a second,
+no retraining. The same as `onerec release rollback` on a machine with the workspace; here for whoever has only
+Airflow.
 
 **Inputs** `root`, `source`. **Outputs** the channel; the asset `onerec_production`.
 
 **When it fails** the channel is as it was. "has no release before it": there is nothing to go back to; promote a good
 release with `onerec release promote RELEASE`. The command and its error stand in the task's log.
 
-**Running it again** (`rerun/now`) goes ONE FURTHER back: look at `onerec release show RELEASE` of what production names
-before you trigger it twice. Nothing is retried by itself.
+**Running it again** (`rerun/now`) goes ONE FURTHER back: look at `onerec release show RELEASE` of what production
+names before you trigger it twice. Nothing is retried by itself.
 
-Not scheduled. Days that production missed meanwhile: `onerec backfill --from DAY --to DAY`; what each day did stands in
-`<root>/runs/<day>/progress.jsonl`.
+Not scheduled. Days that production missed meanwhile: `onerec backfill --from DAY --to DAY`; what each day did stands
+in `<root>/runs/<day>/progress.jsonl`.
 """
 
 from __future__ import annotations

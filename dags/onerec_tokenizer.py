@@ -7,12 +7,13 @@
 **Inputs** the outcomes `ingest` and `pathways` of the day, the tokenizer of the day before. **Outputs** the outcome
 `tokenize` (codebooks, SID table, trie); the asset `onerec_tokenizer`.
 
-To **refit** the codebooks trigger it for a day with `{"refit": true}` before `onerec_training` runs that day, or clear
-that day there afterwards. Labels keep their meaning and the model goes on from its code embeddings. The request stays
-with the day (`<root>/<source>/refits/<day>`; remove the file to take it back). Drift asks for a refit by itself.
+To **refit** the codebooks trigger it for a day with `{"refit": true}` before `onerec_training` runs that day, or
+clear that day there afterwards. Labels keep their meaning and the model goes on from its code embeddings. The request
+stays with the day (`<root>/<source>/refits/<day>`; remove the file to take it back). Drift asks for a refit by
+itself.
 
-**When it fails** the release in production keeps its tokenizer; new items wait for their ID. The last `failed` event in
-`<root>/runs/<day>/progress.jsonl` names the step and its error; its trace is in `logs/<step>.log`.
+**When it fails** the release in production keeps its tokenizer; new items wait for their ID. The last `failed` event
+in `<root>/runs/<day>/progress.jsonl` names the step and its error; its trace is in `logs/<step>.log`.
 
 | symptom | do |
 |---|---|

@@ -32,9 +32,9 @@ def search(root: Path, user: int, *, outside: tuple[Path, ...] = ()) -> dict[Pat
     """Every file below the root that holds the user, with the number of rows or mentions. `outside`: folders left out."""
     found = {}
     for path in sorted(root.rglob("*")):
-        if path.is_file() and not path.is_symlink() and not any(path.is_relative_to(o) for o in outside):
-            if count := mentions(path, user):
-                found[path] = count
+        left_out = path.is_symlink() or any(path.is_relative_to(o) for o in outside)
+        if path.is_file() and not left_out and (count := mentions(path, user)):
+            found[path] = count
     return found
 
 
@@ -51,8 +51,10 @@ def mentions(path: Path, user: int) -> int:
     if text is None:
         return 0
     parsed = _parse(path, text)
-    return _objects(parsed, user) + len(_mention(user).findall(text)) if parsed is not None else len(
-        _mention(user).findall(text)
+    return (
+        _objects(parsed, user) + len(_mention(user).findall(text))
+        if parsed is not None
+        else len(_mention(user).findall(text))
     )
 
 
@@ -138,7 +140,7 @@ def _without(value: Any, user: int) -> Any:
 
 
 def _mention(user: int) -> re.Pattern[str]:
-    """"user 42", "user_id: 42", "user=42"; not "42 users", nor "user 421"."""
+    """ "user 42", "user_id: 42", "user=42"; not "42 users", nor "user 421"."""
     return re.compile(rf"(\buser(?:[_ ]?id)?[\"']?(?:\s|&nbsp;|[:=(])+[\"']?){user}(?![\w.]?\d|\w)", re.IGNORECASE)
 
 

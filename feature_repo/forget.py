@@ -1,6 +1,6 @@
 """Take a user out of the online store, whichever it is.
 
-    forget_online(features, feature_store, 42)       deletes every row of the user; returns how many views had one
+forget_online(features, feature_store, 42)       deletes every row of the user; returns how many views had one
 """
 
 from __future__ import annotations

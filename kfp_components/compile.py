@@ -1,4 +1,4 @@
-"""Compile the pipelines to YAML, as a cluster takes them; the packages in kfp_components/compiled are what Airflow submits.
+"""Compile the pipelines to YAML; the packages in kfp_components/compiled are what Airflow submits to a cluster.
 
     python -m kfp_components.compile            write kfp_components/compiled anew, after a change
     python -m kfp_components.compile --check    status 1 and the names when a package is not what the code compiles to

@@ -25,7 +25,7 @@ POLL_S = 15.0
 
 
 def outcome(root: str, source: str, day: str, step: str) -> Path:
-    """Where the outcome of a step of a day lies (as kfp_components/workspace.py says). A relative root is the repository's."""
+    """Where the outcome of a step of a day lies (kfp_components/workspace.py). A relative root is the repository's."""
     return REPOSITORY / root / source / "days" / day / step / OUTCOME
 
 
@@ -46,7 +46,7 @@ class StepTrigger(BaseTrigger):
 
 
 class WaitForStep(BaseOperator):
-    """Until `step` of the day is done; `yesterday`: and that step of the day before, if that day has features at all."""
+    """Until `step` of the day is done; `yesterday`: and that one of the day before, if that day has features."""
 
     template_fields: Sequence[str] = ("day", "root", "source", "wait_hours")
 

@@ -1,4 +1,4 @@
-"""The operator on Kubeflow Pipelines, against a real HTTP server: one run a day and code, found again, followed, ended."""
+"""The operator on Kubeflow Pipelines, against a real HTTP server: one run a day and code, found again, ended."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_refusals_are_told_at_once_and_silence_after_its_time(kfp, root) -> None
     with pytest.raises(KfpRefused, match="404"):
         KfpApi(kfp.url).get("none")
     kfp.faults += ["503"] * 50
-    with pytest.raises(KfpUnavailable, match="no answer from .* for 0 s: GET /runs: 503"):
+    with pytest.raises(KfpUnavailable, match=r"no answer from .* for 0 s: GET /runs: 503"):
         KfpApi(kfp.url).submit_once(name="n", package=package("tokenizer"), parameters={}, patience_s=0.2, poll_s=0.01)
 
 

@@ -92,7 +92,12 @@ def test_every_step_has_limits_a_timeout_and_what_its_gpus_need(tmp_path) -> Non
             assert placed["activeDeadlineSeconds"] == str(wanted.timeout_s)
             assert task.get("retryPolicy", {}).get("maxRetryCount", 0) == wanted.retries, step
             assert {m["mountPath"] for m in placed["emptyDirMounts"]} == {"/tmp", *(["/dev/shm"] * wanted.gpus)}
-            assert ("accelerator" in limits) == ("nodeSelector" in placed) == ("tolerations" in placed) == bool(wanted.gpus)
+            assert (
+                ("accelerator" in limits)
+                == ("nodeSelector" in placed)
+                == ("tolerations" in placed)
+                == bool(wanted.gpus)
+            )
             assert placed["secretAsEnv"][0]["optional"]
 
 
