@@ -96,7 +96,7 @@ def day_command(day: str, conf: Mapping[str, Any]) -> list[str]:
 def start(
     home: Path, command: list[str], log: Path, more: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen]:
-    """A command of the orchestrate environment, output in `log`. However the block ends, its whole tree ends with it."""
+    """A command of the orchestrate environment, output in `log`. However the block ends, its tree ends too."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as output:
         process = subprocess.Popen(

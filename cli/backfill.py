@@ -1,4 +1,4 @@
-"""`onerec backfill`: make days again, oldest first, beside the live workspace, and swap them in when all of them are good.
+"""`onerec backfill`: make days again, oldest first, beside the live workspace; swap them in when all are good.
 
 onerec backfill --data logs/kuairand-pure --from 2022-05-03 --to 2022-05-05 --dry-run
 onerec backfill --undo 2022-05-03_2022-05-05_features

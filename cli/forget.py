@@ -19,9 +19,9 @@ from kfp_components.lock import held
 from kfp_components.workspace import OUTCOME, Workspace
 
 NOT_OURS = (
-    "not in reach of this command: the logs that came in (delete them where they are made; the tombstone keeps them out"
-    " of every ingest), the caches of running servers (they expire), and weights: models learned from the rows until the"
-    " next bootstrap"
+    "not in reach of this command: the logs that came in (delete them where they are made; the tombstone keeps them"
+    " of every ingest), the caches of running servers (they expire), and weights: models learned from the rows until"
+    " the next bootstrap"
 )
 
 

@@ -102,7 +102,7 @@ class Airflow:
                     self.call("PATCH", f"/dags/{dag}", {"is_paused": True})
 
     def _create(self, dag: str, days: list[str], body: dict[str, Any]) -> int:
-        """A new backfill. SQLite refuses while another part of Airflow writes: then again, without what was half made."""
+        """A new backfill. SQLite refuses while another part of Airflow writes: then again, from anew."""
         for left in range(TRIES, -1, -1):
             try:
                 return self.call("POST", "/backfills", body)["id"]

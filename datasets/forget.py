@@ -29,7 +29,7 @@ _GROUP = 1 << 17
 
 
 def search(root: Path, user: int, *, outside: tuple[Path, ...] = ()) -> dict[Path, int]:
-    """Every file below the root that holds the user, with the number of rows or mentions. `outside`: folders left out."""
+    """Every file below the root that holds the user, and how many rows or mentions. `outside`: folders left out."""
     found = {}
     for path in sorted(root.rglob("*")):
         left_out = path.is_symlink() or any(path.is_relative_to(o) for o in outside)

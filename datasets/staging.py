@@ -4,8 +4,8 @@
     changed = units_changed(live, staging)          the partitions, step outcomes and releases that became others
     swap(live, staging, changed, kept)              each exchanged in one system call; the old ones are kept
 
-A unit is a folder (a partition, the outcome of a step, a release) or a file that is only ever replaced as a whole. A swap
-that was killed goes on: the journal holds the inode of each new unit, so that it is known on which side it lies.
+A unit is a folder (a partition, the outcome of a step, a release) or a file that is only ever replaced as a whole. A
+swap that was killed goes on: the journal holds the inode of each new unit, so that it is known on which side it lies.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Tombstones:
 
     @classmethod
     def read(cls, base: Path) -> Tombstones:
-        """Of a workspace; none when nobody was forgotten. DataError when the file is damaged: never ingest without it."""
+        """Of a workspace; none when nobody was forgotten. DataError when damaged: never ingest without it."""
         file = base / FILE
         try:
             return cls(**json.loads(file.read_text()))
@@ -71,7 +71,7 @@ class Tombstones:
         return hashlib.sha256("".join(sorted(self.hashes)).encode()).hexdigest() if self.hashes else ""
 
     def without(self, query: str) -> str:
-        """The query's rows without those of forgotten users (DuckDB; rows without a user id stay, for the quarantine)."""
+        """The query's rows without those of forgotten users (DuckDB; rows without a user id stay: quarantine)."""
         if not self.hashes:
             return query
         known = ", ".join(f"'{value}'" for value in sorted(self.hashes))
