@@ -1,19 +1,21 @@
 """Airflow for one run on this machine: its home with SQLite, its settings, and a process tree that can be ended.
 
 home = prepare(Path("var"))
-with start(home, ["dags", "test", "onerec_daily", "2022-05-05"], log) as process: ...
+with start(home, day_command("2022-05-05", conf), log) as process: ...
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -21,6 +23,7 @@ from kfp_components.digest import REPOSITORY, digest_file
 from kfp_components.ending import end_tree
 
 AIRFLOW = "ONEREC_AIRFLOW"  # environment variable: the airflow command, if it is not the one in .venv/orchestrate
+DAY_DAGS = ("onerec_features", "onerec_tokenizer", "onerec_training", "onerec_release")
 _PR_SET_PDEATHSIG = 1
 
 
@@ -36,7 +39,8 @@ def settings(home: Path) -> dict[str, str]:
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "AIRFLOW__API__HOST": "127.0.0.1",
-        "ONEREC_ML_PYTHON": sys.executable,
+        "ONEREC_ML_PYTHON": os.environ.get("ONEREC_ML_PYTHON", sys.executable),
+        "PYTHONPATH": str(REPOSITORY / "dags"),  # the triggerer and the callbacks import our operators too
     }
     binaries = f"{airflow().parent}:{os.environ.get('PATH', '')}"
     kept = {
@@ -69,15 +73,36 @@ def prepare(root: Path) -> Path:
     return home
 
 
+def import_pools(home: Path) -> None:
+    """The pools of the DAGs into Airflow's database, once for a version of their file."""
+    pools = REPOSITORY / "dags" / "pools.json"
+    wanted, stamp = digest_file(pools), home / ".pools"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    command = [str(airflow()), "pools", "import", str(pools)]
+    done = subprocess.run(command, env=settings(home), capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"airflow pools import {pools} failed:\n{done.stdout}{done.stderr}")
+    stamp.write_text(wanted)
+
+
+def day_command(day: str, conf: Mapping[str, Any]) -> list[str]:
+    """The DAGs of a day in a row, in one process of the `orchestrate` environment."""
+    python = airflow().with_name("python")
+    return [str(python), str(REPOSITORY / "cli" / "airflow_day.py"), day, *DAY_DAGS, "--conf", json.dumps(conf)]
+
+
 @contextlib.contextmanager
-def start(home: Path, arguments: list[str], log: Path) -> Iterator[subprocess.Popen]:
-    """An airflow command with its output in `log`. However the block ends, the whole process tree ends with it."""
+def start(
+    home: Path, command: list[str], log: Path, more: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen]:
+    """A command of the orchestrate environment, output in `log`. However the block ends, its tree ends too."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "wb") as output:
         process = subprocess.Popen(
-            [str(airflow()), *arguments],
+            command,
             cwd=REPOSITORY,
-            env=settings(home),
+            env={**settings(home), **(more or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

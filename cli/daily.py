@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
-import json
 import shlex
 import signal
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cli.airflow_run import prepare, start, tree_memory
+from cli.airflow_run import day_command, prepare, start, tree_memory
 from cli.follow import Failure, Follower, clock
 from cli.options import SIMULATED, add_data, command, day, source_of
 from cli.summary import print_summary, shown
@@ -48,17 +47,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_day(*, root: Path, source: str, data: Path, date: str, seed: int, fresh_from: str = "") -> int:
-    """Run the DAG for a day, follow it, and print the outcome. The caller holds the lock."""
+    """Run the DAGs of a day, follow them, and print the outcome. The caller holds the lock."""
     if not data.is_dir():
         raise ValueError(f"{data} is no folder; give --data <folder with logs in a known layout>")
     workspace = Workspace(root=str(root), source=source)
     home = prepare(root)
     conf: dict[str, str | int] = {"data": str(data.resolve()), "root": str(root.resolve()), "source": source}
-    conf |= {"seed": seed, "fresh_from": fresh_from}
+    conf |= {"seed": seed, "fresh_from": fresh_from, "wait_hours": 0}  # what is missing is told at once
     log = workspace.run_dir(date) / "logs" / "airflow.log"
     print(f"day {date} of {source}, seed {seed}; logs in {log.parent}", flush=True)
     follower, begun, peak = Follower(workspace.progress(date)), time.monotonic(), 0
-    with start(home, ["dags", "test", "onerec_daily", date, "--conf", json.dumps(conf)], log) as process:
+    with start(home, day_command(date, conf), log) as process:
         sampled = 0.0
         while process.poll() is None:
             follower.poll()

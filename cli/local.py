@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from cli.airflow_run import airflow, prepare, settings
+from cli.airflow_run import airflow, import_pools, prepare, settings
 from cli.options import SIMULATED
 from kfp_components.digest import REPOSITORY
 from kfp_components.ending import end_tree
@@ -50,6 +50,7 @@ def up(root: Path) -> None:
     """Start what is not running yet; returns when all answer."""
     home = prepare(root)
     if running(root, "airflow") is None:
+        import_pools(home)
         port = free_port()
         env = settings(home) | {
             "AIRFLOW__API__PORT": str(port),

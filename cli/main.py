@@ -9,9 +9,24 @@ import argparse
 import os
 import sys
 
-from cli import backfill, daily, data, eval, features, recommend, release, report, scaling, simulate
+from cli import (
+    backfill,
+    daily,
+    data,
+    eval,
+    features,
+    forget,
+    housekeeping,
+    recommend,
+    release,
+    report,
+    scaffold,
+    scaling,
+    simulate,
+)
 
 GROUPS = (daily, backfill, release, recommend, features, report, simulate, data, scaling, eval)
+GROUPS += (forget, housekeeping, scaffold)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from airflow.sdk import Param
 
@@ -10,9 +11,30 @@ from airflow.sdk import Param
 def day_params() -> dict[str, Param]:
     """Typed and described, so that Airflow's page makes a form of them."""
     return {
+        **place_params(),
         "data": Param(os.environ.get("ONEREC_DATA", ""), type="string", description="folder with the logs"),
-        "root": Param(os.environ.get("ONEREC_ROOT", "var"), type="string", description="workspace folder"),
-        "source": Param("simulated", type="string", description="name of the source in the workspace"),
         "seed": Param(0, type="integer", minimum=0, description="seed of everything random"),
         "fresh_from": Param("", type="string", description="a step: from it on nothing is reused"),
+        "wait_hours": Param(20, type="number", minimum=0, description="how long a late upstream is waited for; 0: not"),
     }
+
+
+def place_params() -> dict[str, Param]:
+    return {
+        "root": Param(os.environ.get("ONEREC_ROOT", "var"), type="string", description="workspace folder"),
+        "source": Param("simulated", type="string", description="name of the source in the workspace"),
+    }
+
+
+def day_fields() -> dict[str, Any]:
+    """The same params as arguments of RunPipelineOperator."""
+    fields = {
+        name: f"{{{{ params.{name} }}}}" for name in ("root", "source", "data", "seed", "fresh_from", "wait_hours")
+    }
+    return {"day": "{{ ds }}", **fields}
+
+
+def wait_fields() -> dict[str, Any]:
+    """The same params as arguments of WaitForStep."""
+    fields = {name: f"{{{{ params.{name} }}}}" for name in ("root", "source", "wait_hours")}
+    return {"day": "{{ ds }}", **fields}

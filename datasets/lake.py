@@ -21,6 +21,7 @@ from datasets.adapters.csv_files import quoted
 from datasets.contract import HISTORY, IMPRESSIONS, ITEMS
 from datasets.errors import DataError
 from datasets.partitions import PART, partition_days, partition_path, sha256, write_partition
+from datasets.tombstones import Tombstones
 
 QUARANTINE = "quarantine.parquet"
 _BATCH = 1 << 16
@@ -47,15 +48,16 @@ class Lake:
         self, known: list[date], wanted: list[date], following: list[date], bootstrap: bool
     ) -> dict[str, dict[str, Any]]:
         con, day = self.con, self.day
+        gone = Tombstones.read(self.lake.parent)
         items = cleaning.split_entities(con, self.adapter.items(con, day), "items", "item_id")
-        users = cleaning.split_entities(con, self.adapter.users(con, day), "users", "user_id")
+        users = cleaning.split_entities(con, gone.without(self.adapter.users(con, day)), "users", "user_id")
         cleaning.check_user_columns(con)
         history = self.adapter.history(con) if bootstrap else None
-        split = cleaning.split_history(con, history) if history else None
+        split = cleaning.split_history(con, gone.without(history)) if history else None
         # The day before is read only to find the rows that it holds too; none of it is written.
         before = wanted[0] - timedelta(days=1)
         days = [*(d for d in known if d == before), *wanted, *following]
-        cleaning.stage(con, self.adapter.impressions(con, days), self.staged)
+        cleaning.stage(con, gone.without(self.adapter.impressions(con, days)), self.staged)
         usable = [d for d in [*wanted, *following] if self._usable(d)]
         for d in wanted:
             if d not in usable:

@@ -56,6 +56,13 @@ class RedisRowOnlineStore(RowOnlineStore):
                 pipe.hmget(key + _project(config), views)
             return pipe.execute()
 
+    def forget(self, config: RepoConfig, key: bytes, *, dry_run: bool) -> int:
+        client, name = self._client(config), key + _project(config)
+        found = sum(not field.startswith(b"ts:") for field in client.hkeys(name))
+        if not dry_run:
+            client.delete(name)
+        return found
+
     @contextlib.contextmanager
     def lock(self, config: RepoConfig, keys: Sequence[bytes]) -> Iterator[None]:
         """The locks of the keys, in one order everywhere, so that two holders cannot wait for each other."""

@@ -45,6 +45,10 @@ class RowOnlineStore(OnlineStore):
     def lock(self, config: RepoConfig, keys: Sequence[bytes]) -> contextlib.AbstractContextManager[None]:
         """Hold the keys against every other process that locks them. For a read that decides a write."""
 
+    @abstractmethod
+    def forget(self, config: RepoConfig, key: bytes, *, dry_run: bool) -> int:
+        """How many rows an entity has over all views; unless `dry_run`, delete them for good."""
+
     def read_rows(
         self, config: RepoConfig, views: Sequence[str], users: Sequence[int]
     ) -> list[dict[str, tuple[int, dict[str, np.ndarray | None]]]]:

@@ -55,6 +55,28 @@ class SqliteRowOnlineStore(RowOnlineStore):
         ]
         return [[rows.get(key) for rows in found] for key in keys]
 
+    def forget(self, config: RepoConfig, key: bytes, *, dry_run: bool) -> int:
+        """Also from the bytes of the file: SQLite would leave deleted rows in free pages and in its log."""
+        if not Path(config.online_store.path).is_file():
+            return 0
+        connection = self._connection(config)
+        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        tables = [f'"{name}"' for (name,) in names if name.startswith(f"{config.project}_")]
+        found = sum(
+            connection.execute(f"SELECT count(*) FROM {table} WHERE entity_key = ?", (key,)).fetchone()[0]
+            for table in tables
+        )
+        if dry_run or not found:
+            return found
+        connection.execute("PRAGMA secure_delete = ON")
+        with connection:
+            for table in tables:
+                connection.execute(f"DELETE FROM {table} WHERE entity_key = ?", (key,))
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        connection.execute("VACUUM")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return found
+
     @contextlib.contextmanager
     def lock(self, config: RepoConfig, keys: Sequence[bytes]) -> Iterator[None]:
         """One lock for all keys: SQLite has one writer at a time anyhow."""

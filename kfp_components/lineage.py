@@ -24,13 +24,12 @@ from releases.object_store import DirectoryStore
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Before:
-    """The day before: its outcomes of `pathways` and `publish`, and its release folder."""
+    """The day before: its outcome of `publish` and its release folder."""
 
     day: str
     release_id: str
     release: Path
     publish: Outcome
-    pathways: Outcome
 
     @contextlib.contextmanager
     def checkpoint(self) -> Iterator[Path]:
@@ -49,10 +48,9 @@ def release_before(workspace: Workspace, day: str) -> Before | None:
     yesterday = day_before(day)
     if workspace.outcome(yesterday, "publish").is_file():
         publish = Outcome.read(workspace.step_dir(yesterday, "publish"))
-        pathways = Outcome.read(workspace.step_dir(yesterday, "pathways"))
         release_id = publish.metrics["release_id"]
         folder, _ = load_release(open_store(workspace), release_id)
-        return Before(day=yesterday, release_id=release_id, release=folder, publish=publish, pathways=pathways)
+        return Before(day=yesterday, release_id=release_id, release=folder, publish=publish)
     earlier = [d for d in released_days(workspace) if d < day]
     if not earlier:
         return None
@@ -63,6 +61,27 @@ def release_before(workspace: Workspace, day: str) -> Before | None:
         f"{day} starts from the release of {yesterday}, which is not whole here (releases: {', '.join(earlier[-3:])}):"
         f" run the missing {missing} first (onerec backfill --from {first} --to {day}), or bootstrap {day} anew"
         f" in an empty workspace (another --root, or remove {workspace.base})"
+    )
+
+
+def features_before(workspace: Workspace, day: str) -> Outcome | None:
+    """The outcome of `pathways` of the day before: what the features of `day` go on from. None: the first day here.
+
+    Features ask for features, not for a release, so that a training that failed never holds the data back. ValueError
+    when there are earlier days but not the one before.
+    """
+    yesterday = day_before(day)
+    if workspace.outcome(yesterday, "pathways").is_file():
+        return Outcome.read(workspace.step_dir(yesterday, "pathways"))
+    earlier = [d for d in workspace.days_with("pathways") if d < day]
+    if not earlier:
+        return None
+    first = (dt.date.fromisoformat(earlier[-1]) + dt.timedelta(days=1)).isoformat()
+    missing = yesterday if first == yesterday else f"{first} to {yesterday}"
+    raise ValueError(
+        f"{day} starts from the features of {yesterday}, which are not here (the last are of {earlier[-1]}): run the"
+        f" missing {missing} first (onerec backfill --from {first} --to {day}), or bootstrap {day} anew in an empty"
+        f" workspace (another --root, or remove {workspace.base})"
     )
 
 

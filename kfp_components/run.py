@@ -15,27 +15,15 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import yaml
+
 from kfp_components.artifacts import report_failure
 from kfp_components.context import Run
 from kfp_components.digest import data_fingerprint, digest_value
 from kfp_components.ending import end_with_reader
 from kfp_components.lock import held
 from kfp_components.step import Outcome
-from kfp_components.workspace import PIPELINES, STEPS, Workspace
-
-# Parameters `<name>_uri` and `<name>_digest` of a pipeline, and the earlier step whose outcome they name.
-IMPORTS: dict[str, dict[str, str]] = {
-    "features": {},
-    "tokenizer": {"tables": "ingest", "features": "pathways"},
-    "training": {"tables": "ingest", "quality": "validate", "features": "pathways", "tokenizer": "tokenize"},
-    "release": {
-        "release": "publish",
-        "quality": "validate",
-        "features": "pathways",
-        "online": "materialize",
-        "evaluation": "evaluate",
-    },
-}
+from kfp_components.workspace import IMPORTS, PIPELINES, STEPS, Workspace
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     try:
-        with held(workspace.base / ".pipeline.lock", f"pipeline {args.pipeline} of {args.day}"):
+        with held(workspace.base / ".pipeline.lock", f"pipeline {args.pipeline} of {args.day}", wait_s=args.wait_s):
             if args.refit:
                 workspace.request_refit(args.day)
             execute(args.pipeline, arguments(run, args.pipeline, args.data))
@@ -97,7 +85,15 @@ def execute(pipeline: str, values: dict[str, str | int | bool]) -> None:
     warnings.filterwarnings("ignore", message="You may be attemping to run a task that uses custom or non-Python")
     with tempfile.TemporaryDirectory(prefix="onerec-kfp-") as folder:
         local.init(local.SubprocessRunner(use_venv=False), pipeline_root=folder, raise_on_error=True)
-        components.load_component_from_file(str(compile_pipeline(pipeline, Path(folder))))(**values)
+        components.load_component_from_text(without_retries(compile_pipeline(pipeline, Path(folder))))(**values)
+
+
+def without_retries(package: Path) -> str:
+    """The pipeline as it runs on one machine: a step that failed here fails again, and waiting would hide it."""
+    spec = next(yaml.safe_load_all(package.read_text()))
+    for task in spec["root"]["dag"]["tasks"].values():
+        task.pop("retryPolicy", None)
+    return yaml.safe_dump(spec)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--refit", action="store_true", help="fit the codebooks anew on this day, now and in every rerun"
+    )
+    parser.add_argument(
+        "--wait-s", type=float, default=0.0, help="how long to wait for another pipeline of this workspace (default: 0)"
     )
     parser.add_argument("--fresh-from", default="", choices=("", *STEPS), help="from this step on reuse nothing")
     return parser

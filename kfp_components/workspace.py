@@ -20,6 +20,19 @@ PIPELINES: dict[str, tuple[str, ...]] = {
     "release": ("serve", "promote", "report"),
 }
 STEPS = tuple(step for steps in PIPELINES.values() for step in steps)
+# Parameters `<name>_uri` and `<name>_digest` of a pipeline, and the earlier step whose outcome they name.
+IMPORTS: dict[str, dict[str, str]] = {
+    "features": {},
+    "tokenizer": {"tables": "ingest", "features": "pathways"},
+    "training": {"tables": "ingest", "quality": "validate", "features": "pathways", "tokenizer": "tokenize"},
+    "release": {
+        "release": "publish",
+        "quality": "validate",
+        "features": "pathways",
+        "online": "materialize",
+        "evaluation": "evaluate",
+    },
+}
 OUTCOME = "_outcome.json"
 _SOURCE = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -63,6 +76,10 @@ class Workspace:
 
     def outcome(self, day: str, step: str) -> Path:
         return self.step_dir(day, step) / OUTCOME
+
+    def days_with(self, step: str) -> list[str]:
+        """The days on which a step has left its outcome, in order."""
+        return sorted(path.parent.parent.name for path in self.base.glob(f"days/*/{step}/{OUTCOME}"))
 
     def run_dir(self, day: str) -> Path:
         """What a person reads about a day: report, recommendations, logs."""

@@ -1,33 +1,29 @@
-"""The operator that starts and follows one KFP pipeline of a day in the `ml` environment.
+"""The operator that starts and follows one pipeline of a day: on Kubeflow Pipelines, or as a process on this machine.
 
 RunPipelineOperator(task_id="training", pipeline="training", day="{{ ds }}", root="var", source="simulated")
+
+ONEREC_KFP_HOST set: the compiled package is submitted once for a day and its code, and the task defers until the run
+has ended. Not set: `python -m kfp_components.run` in the `ml` environment, the same pipeline by KFP's local runner.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-ML_PYTHON = "ONEREC_ML_PYTHON"  # environment variable: the Python of the `ml` environment, if it is not .venv/ml
-GRACE_S = 15.0
+from operators.kfp_api import DONE, LIVE, KfpApi, KfpRefused, KfpUnavailable
+from operators.kfp_run import HOST, POLL_S, KfpRunTrigger, data_digest, ending, package, parameters, run_name
+from operators.process import Process
 
 
 class RunPipelineOperator(BaseOperator):
-    """Runs `python -m kfp_components.run` as a process group of its own and streams its output to the task's log.
+    """Fails when the pipeline does, with the step's log and the next command. Safe to run again at any time."""
 
-    The group ends with the task, however the task ends. The task fails when the pipeline does; the line it fails with
-    says where the step that failed left its log.
-    """
-
-    template_fields: Sequence[str] = ("day", "root", "source", "data", "seed", "fresh_from", "refit")
+    template_fields: Sequence[str] = ("day", "root", "source", "data", "seed", "fresh_from", "refit", "wait_hours")
 
     def __init__(
         self,
@@ -40,60 +36,79 @@ class RunPipelineOperator(BaseOperator):
         seed: str | int = 0,
         fresh_from: str = "",
         refit: str | bool = False,
-        **kwargs,
+        wait_hours: str | float = 0,
+        poll_s: float = POLL_S,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.pipeline, self.day, self.root, self.source = pipeline, day, root, source
-        self.data, self.seed, self.fresh_from, self.refit = data, seed, fresh_from, refit
-        self._process: subprocess.Popen[str] | None = None
-
-    def command(self) -> list[str]:
-        """What is run, from the rendered fields."""
-        python = os.environ.get(ML_PYTHON) or str(REPOSITORY / ".venv" / "ml" / "bin" / "python")
-        command = [python, "-m", "kfp_components.run", "--pipeline", self.pipeline, "--day", self.day]
-        command += ["--root", self.root, "--source", self.source, "--seed", str(self.seed)]
-        command += ["--data", self.data] if self.data else []
-        command += ["--refit"] if str(self.refit).lower() == "true" else []
-        return command + (["--fresh-from", self.fresh_from] if self.fresh_from else [])
+        self.data, self.seed, self.fresh_from, self.refit, self.poll_s = data, seed, fresh_from, refit, poll_s
+        self.wait_hours = wait_hours
+        self._process, self._run_id = Process(), ""
 
     def execute(self, context) -> None:
-        command = self.command()
-        self.log.info("running %s", " ".join(command))
-        # Airflow's own settings would only confuse the other environment.
-        env = {k: v for k, v in os.environ.items() if not k.startswith("AIRFLOW") and k != "PYTHONPATH"}
+        if host := os.environ.get(HOST):
+            self._submit(host, context)
+        elif code := self._process.run(self.arguments(), self.log):
+            raise AirflowException(self.failure(f"ended with status {code}"))
+
+    def arguments(self) -> list[str]:
+        """What the local runner is called with, from the rendered fields."""
+        found = ["-m", "kfp_components.run", "--pipeline", self.pipeline, "--day", self.day]
+        found += ["--root", self.root, "--source", self.source, "--seed", str(self.seed)]
+        found += ["--data", self.data] if self.data else []
+        found += ["--wait-s", str(round(3600 * hours))] if (hours := float(self.wait_hours)) else []
+        found += ["--refit"] if self._refit() else []
+        return found + (["--fresh-from", self.fresh_from] if self.fresh_from else [])
+
+    def _submit(self, host: str, context: Any) -> None:
+        """Find or make the run, then let go of the worker until it has ended."""
         try:
-            self._process = subprocess.Popen(
-                command,
-                cwd=REPOSITORY,
-                env=env | {"PYTHONUNBUFFERED": "1"},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                start_new_session=True,
+            values = parameters(
+                self.pipeline,
+                day=self.day,
+                root=self.root,
+                source=self.source,
+                data=self.data,
+                data_digest=data_digest(self.data),
+                seed=int(self.seed),
+                fresh_from=self.fresh_from,
+                refit=self._refit(),
             )
-        except FileNotFoundError:
-            raise AirflowException(f"{command[0]} does not exist: run `make setup`, or set {ML_PYTHON}") from None
-        try:
-            assert self._process.stdout is not None
-            for line in self._process.stdout:
-                self.log.info("%s", line.rstrip("\n"))
-            code = self._process.wait()
-        finally:
-            self.on_kill()
-        if code:
-            logs = f"{self.root}/runs/{self.day}"
+            again = context["run_id"] if self.fresh_from else ""
+            name = run_name(self.pipeline, self.day, values, again)
+            run = KfpApi(host).submit_once(name=name, package=package(self.pipeline), parameters=values)
+        except (ValueError, OSError, KfpRefused, KfpUnavailable) as error:
+            raise AirflowException(self.failure(f"was not submitted: {error}")) from None
+        self._run_id = run["run_id"]
+        self.log.info("run %s (%s) at %s", name, self._run_id, host)
+        if run.get("state", "PENDING") not in LIVE:
+            return self.finished(context, ending(run))
+        self.defer(trigger=KfpRunTrigger(host, self._run_id, self.poll_s), method_name="finished")
+
+    def finished(self, context: Any, event: dict[str, Any]) -> None:
+        """After the run: a failed one fails the task; trying again makes another run, whose finished steps are kept."""
+        if event["state"] != DONE:
+            tasks = f", failed: {', '.join(event['tasks'])}" if event["tasks"] else ""
             raise AirflowException(
-                f"pipeline {self.pipeline} of {self.day} ended with status {code}; the last failed event in"
-                f" {logs}/progress.jsonl names the step, its log is {logs}/logs/<step>.log"
+                self.failure(f"run {event['run_id']} ended as {event['state']}{tasks} {event['error']}".rstrip())
             )
+        self.log.info("run %s succeeded", event["run_id"])
+
+    def failure(self, what: str) -> str:
+        """The line a failed task ends with: what, where to look, and the next command."""
+        runs = f"{self.root}/runs/{self.day}"
+        return (
+            f"pipeline {self.pipeline} of {self.day} {what}; the last failed event in {runs}/progress.jsonl names the"
+            f" step, its log is {runs}/logs/<step>.log; next, after mending it: clear this task, or onerec daily --date"
+            f" {self.day} --root {self.root} --source {self.source}{f' --data {self.data}' if self.data else ''}"
+        )
 
     def on_kill(self) -> None:
-        """End the whole group: politely, then for good."""
-        if self._process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=GRACE_S)
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """End what was started, here or on the cluster."""
+        self._process.end()
+        if self._run_id and (host := os.environ.get(HOST)):
+            KfpApi(host, timeout_s=10.0).terminate(self._run_id)
+
+    def _refit(self) -> bool:
+        return str(self.refit).lower() == "true"

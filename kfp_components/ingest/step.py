@@ -8,16 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from datasets.tombstones import Tombstones
 from kfp_components.context import Run
 from kfp_components.digest import data_fingerprint
-from kfp_components.lineage import release_before
+from kfp_components.lineage import features_before
 from kfp_components.step import Outcome
 
 
 def run(run: Run, *, data: str) -> Outcome:
     """On a first day all log days up to it, later the day alone. Writes ingest.json (days, rows, counts by rule)."""
-    bootstrap = release_before(run.workspace, run.day) is None
+    bootstrap = features_before(run.workspace, run.day) is None
     source, lake = Path(data), run.workspace.lake
+    forgotten = Tombstones.read(run.workspace.base).digest()
+    gone = {"forgotten": forgotten} if forgotten else {}
 
     def body(out: Path, progress) -> dict[str, Any]:
         from datasets.ingest import ingest
@@ -38,7 +41,7 @@ def run(run: Run, *, data: str) -> Outcome:
         inputs=[],
         rooms=("datasets",),
         # Names, sizes and times of the files, not the folder's own name: a moved source is the same source.
-        settings={"files": data_fingerprint(source), "bootstrap": bootstrap},
+        settings={"files": data_fingerprint(source), "bootstrap": bootstrap, **gone},
         body=body,
         outside=tables,
     )

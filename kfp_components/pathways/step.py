@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from kfp_components.context import Run
-from kfp_components.lineage import release_before
+from kfp_components.lineage import features_before
 from kfp_components.step import Outcome
 
 
 def run(run: Run, *, tables: Outcome, quality: Outcome) -> Outcome:
     """Feature tables as of the end of the day, point-in-time training and evaluation sets. Writes pathways.json."""
-    w, before = run.workspace, release_before(run.workspace, run.day)
+    w, before = run.workspace, features_before(run.workspace, run.day)
 
     def body(out: Path, progress) -> dict[str, Any]:
         from feature_repo.build import build_features
@@ -28,7 +28,7 @@ def run(run: Run, *, tables: Outcome, quality: Outcome) -> Outcome:
             feature_store=w.feature_store,
             day=run.day,
             ingest=tables.metrics,
-            previous=before.pathways.metrics if before else None,
+            previous=before.metrics if before else None,
             bootstrap=before is None,
             config=(config := PathwaysConfig()),
             progress=progress,
@@ -44,7 +44,7 @@ def run(run: Run, *, tables: Outcome, quality: Outcome) -> Outcome:
 
     return run.step(
         "pathways",
-        inputs=[tables, quality, before.pathways if before else None],
+        inputs=[tables, quality, before],
         rooms=("feature_repo", "data_quality", "datasets/contract.py", "datasets/partitions.py"),
         settings={"bootstrap": before is None},
         body=body,

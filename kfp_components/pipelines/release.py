@@ -2,9 +2,10 @@
 
 from kfp import dsl
 
-from kfp_components.pipelines.wiring import imported, made, uncached
+from kfp_components.pipelines.wiring import imported, made, placed, uncached
 from kfp_components.promote.component import promote
 from kfp_components.report.component import report
+from kfp_components.resources import RESOURCES
 from kfp_components.serve.component import serve
 
 
@@ -34,6 +35,9 @@ def release(
     online = imported("online", online_uri, online_digest, dsl.Artifact)
     evaluation = imported("evaluation", evaluation_uri, evaluation_digest)
 
-    check = made("check", uncached(serve(**run, **published, **features, **online)))
-    decision = made("decision", uncached(promote(**run, **published, **quality, **evaluation, **check)))
-    uncached(report(**run, **decision))
+    check = made("check", uncached(placed(serve(**run, **published, **features, **online), RESOURCES["serve"])))
+    decision = made(
+        "decision",
+        uncached(placed(promote(**run, **published, **quality, **evaluation, **check), RESOURCES["promote"])),
+    )
+    uncached(placed(report(**run, **decision), RESOURCES["report"]))

@@ -2,7 +2,8 @@
 
 from kfp import dsl
 
-from kfp_components.pipelines.wiring import imported
+from kfp_components.pipelines.wiring import imported, placed
+from kfp_components.resources import RESOURCES
 from kfp_components.tokenize.component import tokenize
 
 
@@ -24,4 +25,4 @@ def tokenizer(
     run = {"day": day, "root": root, "source": source, "seed": seed, "fresh_from": fresh_from}
     tables = imported("tables", tables_uri, tables_digest)
     features = imported("features", features_uri, features_digest)
-    tokenize(**run, **tables, **features, refit=refit)
+    placed(tokenize(**run, **tables, **features, refit=refit), RESOURCES["tokenize"])

@@ -4,9 +4,10 @@ from kfp import dsl
 
 from kfp_components.align.component import align
 from kfp_components.evaluate.component import evaluate
-from kfp_components.pipelines.wiring import imported, made, uncached
+from kfp_components.pipelines.wiring import imported, made, placed, uncached
 from kfp_components.pretrain.component import pretrain
 from kfp_components.publish.component import publish
+from kfp_components.resources import RESOURCES
 from kfp_components.reward.component import reward
 
 
@@ -33,8 +34,16 @@ def training(
     features = imported("features", features_uri, features_digest)
     tokenizer = imported("tokenizer", tokenizer_uri, tokenizer_digest, dsl.Model)
 
-    pretrained = made("pretrained", pretrain(**run, **features, **tokenizer))
-    scores = made("reward", reward(**run, **features, **tokenizer))
-    model = made("model", align(**run, **features, **tokenizer, **pretrained, **scores))
-    evaluation = made("evaluation", evaluate(**run, **features, **tokenizer, **pretrained, **model, **scores))
-    uncached(publish(**run, **tables, **quality, **features, **tokenizer, **model, **scores, **evaluation))
+    pretrained = made("pretrained", placed(pretrain(**run, **features, **tokenizer), RESOURCES["pretrain"]))
+    scores = made("reward", placed(reward(**run, **features, **tokenizer), RESOURCES["reward"]))
+    model = made("model", placed(align(**run, **features, **tokenizer, **pretrained, **scores), RESOURCES["align"]))
+    evaluation = made(
+        "evaluation",
+        placed(evaluate(**run, **features, **tokenizer, **pretrained, **model, **scores), RESOURCES["evaluate"]),
+    )
+    uncached(
+        placed(
+            publish(**run, **tables, **quality, **features, **tokenizer, **model, **scores, **evaluation),
+            RESOURCES["publish"],
+        )
+    )

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from kfp import dsl
+from kfp import dsl, kubernetes
+
+from kfp_components.resources import Resources
+
+GPU = "nvidia.com/gpu"
+SECRET = "onerec-pipelines"  # made by the external-secrets operator, see k8s/
+SECRET_KEYS = {name: name for name in ("ONEREC_FEATURE_REGISTRY", "ONEREC_FEATURE_REDIS")}
 
 
 def made(name: str, task: dsl.PipelineTask) -> dict:
@@ -14,6 +20,26 @@ def imported(name: str, uri, digest, artifact: type[dsl.Artifact] = dsl.Dataset)
     """Of an artifact that an earlier pipeline made."""
     task = dsl.importer(artifact_uri=uri, artifact_class=artifact, reimport=True)
     return {name: task.output, f"{name}_digest": digest}
+
+
+def placed(task: dsl.PipelineTask, resources: Resources) -> dsl.PipelineTask:
+    """With what a step needs of a cluster: CPU, memory, GPUs, where it runs, how long, how often it is tried."""
+    task.set_cpu_limit(resources.cpu).set_memory_limit(resources.memory)
+    task.set_retry(
+        num_retries=resources.retries, backoff_duration="60s", backoff_factor=2, backoff_max_duration="1800s"
+    )
+    kubernetes.set_timeout(task, resources.timeout_s)
+    kubernetes.use_secret_as_env(task, secret_name=SECRET, secret_key_to_env=SECRET_KEYS, optional=True)
+    kubernetes.empty_dir_mount(task, volume_name="tmp", mount_path="/tmp")  # the root file system is read-only
+    if resources.gpus:
+        task.set_accelerator_type(GPU).set_accelerator_limit(resources.gpus)
+        kubernetes.add_node_selector(task, label_key="nvidia.com/gpu.product", label_value=resources.gpu_type)
+        kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
+        # Loaders and NCCL share memory between processes; a container has 64 MiB of it unless it asks.
+        kubernetes.empty_dir_mount(
+            task, volume_name="shm", mount_path="/dev/shm", medium="Memory", size_limit=resources.shared_memory
+        )
+    return task
 
 
 def uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:

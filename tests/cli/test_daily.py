@@ -30,10 +30,12 @@ def logs(tmp_path: Path) -> Path:
 
 
 def stand_in(tmp_path: Path, monkeypatch, body: str) -> None:
-    """`airflow`: migrates to an empty database, and runs `body` for a day."""
+    """`airflow` migrates to an empty database; the `python` beside it runs `body` for a day."""
     script = tmp_path / "airflow"
+    (tmp_path / "python").write_text(f"#!/bin/bash\n{body}\n")
+    (tmp_path / "python").chmod(0o755)
     migrate = 'echo once >> "$AIRFLOW_HOME/migrations"; touch "$AIRFLOW_HOME/airflow.db"'
-    script.write_text(f'#!/bin/bash\nif [ "$1" = db ]; then {migrate}; exit 0; fi\n{body}\n')
+    script.write_text(f'#!/bin/bash\nif [ "$1" = db ]; then {migrate}; exit 0; fi\nexit 9\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv(AIRFLOW, str(script))
 
@@ -83,7 +85,9 @@ def test_airflow_gets_the_day_and_a_home_of_the_workspace_migrated_once(tmp_path
         main([*daily(tmp_path, logs), "--from", "align", "--seed", "3"])
     home = tmp_path / "var" / "airflow"
     called = (home / "called").read_text()
-    assert called.startswith(f"dags test onerec_daily {DAY} --conf ") and '"fresh_from": "align"' in called
+    chain = "onerec_features onerec_tokenizer onerec_training onerec_release"
+    assert f"airflow_day.py {DAY} {chain} --conf " in called and '"fresh_from": "align"' in called
+    assert '"wait_hours": 0' in called  # what is missing is told, not waited for
     assert '"seed": 3' in called and '"source": "logs"' in called
     assert (home / "migrations").read_text() == "once\n"
 

@@ -40,7 +40,6 @@ def test_the_commands_are_those_of_the_design() -> None:
         (["daily", "--date", "5.5.2022"], "'5.5.2022' is not a day; write it as YYYY-MM-DD"),
         (["daily", "--from", "bake"], "invalid choice: 'bake'"),
         (["report", "yesterday"], "'yesterday' is not a day"),
-        (["backfill", "--from", "2022-05-05"], "the following arguments are required: --to"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )
@@ -55,6 +54,7 @@ def test_wrong_arguments_are_status_2(arguments, said, capsys) -> None:
     [
         (["daily", "--data", "/nowhere/logs"], "source /nowhere/logs is not a folder"),
         (["daily", "--data", "/nowhere/logs", "--date", "2022-05-05"], "/nowhere/logs is no folder; give --data"),
+        (["backfill", "--from", "2022-05-05"], "give --from and --to, or --undo NAME"),
         (["backfill", "--from", "2022-05-05", "--to", "2022-05-03"], "is -1 days; give 1 to 366, oldest first"),
         (["release", "list"], "holds no releases; run `onerec daily` first"),
         (["recommend", "42"], "holds no releases; run `onerec daily` first"),
@@ -82,10 +82,12 @@ def test_sources_are_named_after_their_folder() -> None:
     assert source_of(Path("/data/KuaiRand"), "mine") == "mine"
 
 
-def test_backfill_plans_days_in_order(capsys) -> None:
+def test_backfill_plans_days_in_order(capsys, tmp_path) -> None:
     assert between("2022-02-27", "2022-03-01") == ["2022-02-27", "2022-02-28", "2022-03-01"]
-    assert main(["backfill", "--from", "2022-02-27", "--to", "2022-03-01", "--dry-run"]) == 0
-    assert capsys.readouterr().out == "3 day(s): 2022-02-27, 2022-02-28, 2022-03-01\n"
+    assert main(["backfill", "--from", "2022-02-27", "--to", "2022-03-01", "--root", str(tmp_path), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("3 day(s): 2022-02-27, 2022-02-28, 2022-03-01; pipelines: features, tokenizer, training")
+    assert "rebuilds 3 day(s); time unknown" in said and list(tmp_path.iterdir()) == []
 
 
 def test_help_starts_fast_because_nothing_heavy_is_imported() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kfp_components.lineage import open_store, production_before, release_before
+from kfp_components.lineage import features_before, open_store, production_before, release_before
 from kfp_components.promote.step import advance
 from kfp_components.step import run_step
 from kfp_components.workspace import Workspace, day_before
@@ -103,3 +103,19 @@ def test_channels_go_forward_only_and_evaluation_sees_the_production_of_before(w
     assert advance(store, "production", ids["2022-05-05"], "backfill") == ids["2022-05-06"]
     channel = read_channel(store, "production")
     assert channel is not None and channel.release_id == ids["2022-05-06"]
+
+
+def test_features_go_on_from_features_although_no_release_was_made(workspace, tmp_path) -> None:
+    def body(out: Path, progress) -> dict:
+        (out / "pathways.json").write_text("{}")
+        return {}
+
+    assert features_before(workspace, "2022-05-05") is None
+    run_step(
+        workspace=workspace, day="2022-05-05", step="pathways", inputs=[], rooms=("releases",), settings={}, body=body
+    )
+    before = features_before(workspace, "2022-05-06")
+    assert before is not None and (before.day, before.step) == ("2022-05-05", "pathways")
+    assert features_before(workspace, "2022-05-05") is None and release_before(workspace, "2022-05-06") is None
+    with pytest.raises(ValueError, match=r"missing 2022-05-06 to 2022-05-07 first \(onerec backfill --from 2022-05-06"):
+        features_before(workspace, "2022-05-08")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kfp_components.compile import COMPILED, compile_pipeline
+from kfp_components.compile import COMPILED, compile_all, compile_pipeline, drift
 from kfp_components.context import Run
 from kfp_components.digest import REPOSITORY
-from kfp_components.run import IMPORTS, arguments, main
-from kfp_components.workspace import PIPELINES, STEPS, Workspace
+from kfp_components.resources import RESOURCES
+from kfp_components.run import arguments, main, without_retries
+from kfp_components.workspace import IMPORTS, PIPELINES, STEPS, Workspace
 
 HEAVY = ("torch", "feast", "great_expectations", "duckdb", "pyarrow", "tritonclient")
 CACHED = {"tokenize", "pretrain", "reward", "align", "evaluate"}
@@ -24,7 +26,7 @@ CACHED = {"tokenize", "pretrain", "reward", "align", "evaluate"}
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[str, dict]:
     out = tmp_path_factory.mktemp("pipelines")
-    return {name: yaml.safe_load(compile_pipeline(name, out).read_text()) for name in COMPILED}
+    return {name: next(yaml.safe_load_all(compile_pipeline(name, out).read_text())) for name in COMPILED}
 
 
 def tasks(spec: dict) -> dict[str, dict]:
@@ -66,6 +68,50 @@ def test_components_install_nothing(compiled) -> None:
     for spec in compiled.values():
         for executor in spec["deploymentSpec"]["executors"].values():
             assert "pip install" not in json.dumps(executor)
+
+
+def test_the_committed_packages_are_what_the_code_compiles_to(tmp_path) -> None:
+    assert drift() == [], "run python -m kfp_components.compile and commit what it writes"
+    compile_all(tmp_path)
+    (tmp_path / "features.yaml").write_text("other")
+    (tmp_path / "gone.yaml").touch()
+    assert drift(tmp_path) == ["features.yaml", "gone.yaml"]
+
+
+def test_every_step_has_limits_a_timeout_and_what_its_gpus_need(tmp_path) -> None:
+    assert set(RESOURCES) == set(STEPS)
+    compile_all(tmp_path)
+    for name, steps in PIPELINES.items():
+        spec, platform = yaml.safe_load_all((tmp_path / f"{name}.yaml").read_text())
+        for step in steps:
+            task = spec["root"]["dag"]["tasks"][step]
+            container = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
+            placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
+            limits, wanted = container["resources"], RESOURCES[step]
+            assert limits["resourceCpuLimit"] and limits["resourceMemoryLimit"], step
+            assert placed["activeDeadlineSeconds"] == str(wanted.timeout_s)
+            assert task.get("retryPolicy", {}).get("maxRetryCount", 0) == wanted.retries, step
+            assert {m["mountPath"] for m in placed["emptyDirMounts"]} == {"/tmp", *(["/dev/shm"] * wanted.gpus)}
+            assert (
+                ("accelerator" in limits)
+                == ("nodeSelector" in placed)
+                == ("tolerations" in placed)
+                == bool(wanted.gpus)
+            )
+            assert placed["secretAsEnv"][0]["optional"]
+
+
+def test_on_one_machine_nothing_is_tried_again(tmp_path) -> None:
+    package = compile_pipeline("training", tmp_path)
+    assert "retryPolicy" in package.read_text() and "retryPolicy" not in without_retries(package)
+
+
+def test_a_cluster_takes_the_image_by_digest() -> None:
+    image = "registry/onerec-ml@sha256:" + "0" * 64
+    code = "from kfp_components.image import IMAGE; print(IMAGE)"
+    env = os.environ | {"ONEREC_IMAGE": image}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=env)
+    assert done.stdout.strip() == image
 
 
 @pytest.mark.parametrize("step", STEPS)
