@@ -59,7 +59,7 @@ class Route:
         self.release_id, self.model = release_id, MODEL_PREFIX + release_id
         self.catalogue, self.sid_NL = tokenizer.catalogue, tokenizer.sid_NL
         self.encoder = Encoder(config, tokenizer.catalogue)
-        self.author, self.upload_s = _about(items, self.catalogue.item_ids)
+        self.author, self.upload_s, self.listed = _about(items, self.catalogue.item_ids)
         self.release = np.frombuffer(release_id.encode(), np.uint8)
 
     @classmethod
@@ -81,14 +81,14 @@ class Route:
     def pick(
         self, items: np.ndarray, scores: np.ndarray, sids: np.ndarray, ask: Ask, seen: np.ndarray, blocked: np.ndarray
     ) -> Picked:
-        """The first k of `items` [n] that are legal, neither seen nor excluded nor blocked, and pass the filters."""
+        """The first k of `items` [n] that are legal, not withdrawn, seen, excluded or blocked, and pass the filters."""
         real = items >= 0
         items, scores, sids = items[real], scores[real], sids[real]
         at = self.catalogue.index(items)
         known = at < len(self.catalogue)
         at = np.where(known, at, 0)
         legal = known & (self.sid_NL[at] == sids).all(1)
-        keep = legal & ~np.isin(items, seen) & ~np.isin(items, ask.exclude) & ~np.isin(items, blocked)
+        keep = legal & self.listed[at] & ~np.isin(items, seen) & ~np.isin(items, ask.exclude) & ~np.isin(items, blocked)
         if len(ask.exclude_authors):
             keep &= ~np.isin(self.author[at], ask.exclude_authors)
         if ask.max_age_s:  # an item of unknown age is not known to be young enough
@@ -99,8 +99,11 @@ class Route:
         return Picked(items[first], scores[first], sids[first], int((~legal).sum()))
 
 
-def _about(file: Path, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Author and upload time (unix seconds, 0 unknown) of each item of the catalogue, from the release's items."""
+def _about(file: Path, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Author, upload time (unix seconds, 0 unknown) and presence in the release's items, of each item of the catalogue.
+
+    The catalogue never loses an item, because the model's rows follow it; one that the items lack is withdrawn.
+    """
     table = pq.read_table(file, columns=["item_id", "author_id", "upload_time"])
     ids = table["item_id"].to_numpy()
     author = table["author_id"].fill_null(UNKNOWN).to_numpy()
@@ -108,4 +111,4 @@ def _about(file: Path, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(ids, kind="stable")
     at = order[np.minimum(np.searchsorted(ids[order], wanted), len(ids) - 1)] if len(ids) else np.zeros(0, np.int64)
     found = ids[at] == wanted
-    return np.where(found, author[at], UNKNOWN), np.where(found, seconds[at], 0)
+    return np.where(found, author[at], UNKNOWN), np.where(found, seconds[at], 0), found
