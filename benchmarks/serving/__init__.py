@@ -1,0 +1,1 @@
+"""Benchmarks of serving: one command and one table each."""
