@@ -21,7 +21,7 @@ from releases.object_store import ObjectStore
 from serving import blocklist
 from serving.config import Rollout
 from serving.routing import aborted, write_atomic
-from serving.triton_server import TritonServer
+from serving.triton_server import NO_ROLLOUT, TritonServer
 
 POLL_S = 0.5
 
@@ -37,7 +37,7 @@ class Controller:
         server: TritonServer,
         store: ObjectStore,
         *,
-        rollout: Rollout = Rollout(),
+        rollout: Rollout = NO_ROLLOUT,
         report: Path | None = None,
         log: Callable[[str], object] = print,
     ) -> None:
@@ -64,7 +64,7 @@ class Controller:
             self._blocked = blocked
         production = self._wanted("production") or self.server.release
         candidate = self._candidate(production)
-        rollout = self.rollout if candidate else Rollout()
+        rollout = self.rollout if candidate else NO_ROLLOUT
         serving = (self.server.release.resolve(), self.server.candidate and self.server.candidate.resolve())
         if (production.resolve(), candidate and candidate.resolve()) == serving:
             return

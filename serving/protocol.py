@@ -113,7 +113,7 @@ def _tensor(name: str, values: Sequence, dtype: type = np.int64) -> triton.Infer
     flat = np.asarray(values, object).ravel()
     if any(not bounds.min <= int(value) <= bounds.max for value in flat):
         raise ValueError(f"{name} holds a number that is no {bounds.dtype}; ids are int64")
-    array = np.asarray(values, dtype)[None]
+    array: np.ndarray = np.asarray(values, dtype)[None]
     tensor = triton.InferInput(name, list(array.shape), f"INT{8 * array.itemsize}")
     tensor.set_data_from_numpy(array)
     return tensor

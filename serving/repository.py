@@ -76,9 +76,7 @@ def _warmup(dims: dict[str, str], batch: int) -> str:
     return f'{{ name: "batch_{batch}" batch_size: {batch} {" ".join(zeros)} {params} }}'
 
 
-def _write(
-    repository: Path, template: str, name: str, values: dict[str, object], extra: dict[str, bytes]
-) -> str:
+def _write(repository: Path, template: str, name: str, values: dict[str, object], extra: dict[str, bytes]) -> str:
     staged = repository.parent / f".{name}-{uuid.uuid4().hex}"
     (staged / "1").mkdir(parents=True)
     text = string.Template((TEMPLATES / template / "config.pbtxt").read_text())

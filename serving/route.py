@@ -1,7 +1,7 @@
 """A release as `recommend` knows it: its context encoder, its catalogue with authors and ages, and the choice of items.
 
-    route = Route.load(Path("store/releases/<id>"))
-    picked = route.pick(items, scores, sids, ask, seen, blocked)
+route = Route.load(Path("store/releases/<id>"))
+picked = route.pick(items, scores, sids, ask, seen, blocked)
 """
 
 from __future__ import annotations

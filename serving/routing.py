@@ -160,7 +160,9 @@ class Routing:
                 try:
                     self._load()
                 except Exception as error:
-                    self._log(f"routes not taken over, serving on with release {self.now.production.release_id}: {error}")
+                    self._log(
+                        f"routes not taken over, serving on with release {self.now.production.release_id}: {error}"
+                    )
 
     def _load(self, first: bool = False) -> None:
         routes = read_routes(self._state)

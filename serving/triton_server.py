@@ -41,6 +41,7 @@ ADMIN_HEADER = "onerec-admin"
 RESTRICTED = "model-repository,shared-memory,trace,logging"
 _LIBC = ctypes.CDLL(None)  # loaded before any fork
 _PR_SET_PDEATHSIG = 1
+DEFAULT, NO_ROLLOUT = ServingConfig(), Rollout()
 
 
 class TritonServer:
@@ -61,9 +62,9 @@ class TritonServer:
         features: Path,
         feature_store: Path,
         log: Path,
-        config: ServingConfig = ServingConfig(),
+        config: ServingConfig = DEFAULT,
         candidate: Path | None = None,
-        rollout: Rollout = Rollout(),
+        rollout: Rollout = NO_ROLLOUT,
         http_port: int | None = None,
         grpc_port: int | None = None,
         metrics_port: int | None = None,
@@ -116,7 +117,7 @@ class TritonServer:
     def __exit__(self, *exception: object) -> None:
         self.stop()
 
-    def switch(self, release: Path, candidate: Path | None = None, rollout: Rollout = Rollout()) -> None:
+    def switch(self, release: Path, candidate: Path | None = None, rollout: Rollout = NO_ROLLOUT) -> None:
         """Serve `release`, and let `candidate` meet traffic as `rollout` says, without failing a request.
 
         New models are loaded beside the old (unless they are still loaded), `recommend` takes over the routes, and only

@@ -94,7 +94,10 @@ async def fuzz(url: str, onerec: str, shapes: dict, requests: int, seed: int, cl
                 await client.infer(onerec if model == "onerec" else model, inputs_of(tensors), client_timeout=30)
                 outcome["ok"] += 1
             except triton.InferenceServerException as error:
-                outcome[str(error.status() or "client").removeprefix("StatusCode.")] += 1
+                status = str(error.status() or "client").removeprefix("StatusCode.")
+                outcome[status] += 1
+                if status not in SAFE and outcome[status] <= 3:
+                    print(f"{status}: {error.message()}; {model} {tensors}", file=sys.stderr)
 
     async with triton_aio.InferenceServerClient(url) as client:
         await asyncio.gather(*(loop(client) for _ in range(clients)))

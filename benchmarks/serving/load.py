@@ -164,17 +164,23 @@ async def measure(server: Any, world: World, k: int, seconds: float) -> tuple[li
         await run.closed(clients, seconds)
         own[clients] = parts(before, statistics(url)) | {"client_ms": 1000 * float(np.mean(run.seconds))}
         p50, p90, p99 = run.ms(50, 90, 99)
-        rows.append(f"| {clients} clients | {run.rate:.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {p99 / p50:.2f} | {_rest(run)} |")
+        rows.append(
+            f"| {clients} clients | {run.rate:.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {p99 / p50:.2f} | {_rest(run)} |"
+        )
         runs.append(run)
     peak = max(run.rate for run in runs)
     held = Run(world, url, k, 70)
     await held.open(HELD * peak, seconds)
     p50, p90, p99 = held.ms(50, 90, 99)
-    rows.append(f"| {HELD:.0%} of peak | {held.rate:.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {p99 / p50:.2f} | {_rest(held)} |")
+    rows.append(
+        f"| {HELD:.0%} of peak | {held.rate:.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {p99 / p50:.2f} | {_rest(held)} |"
+    )
     over = Run(world, url, k, 300)
     await over.open(OVERLOAD * peak, seconds / 2)
     q50, q90, q99 = over.ms(50, 90, 99)
-    rows.append(f"| {OVERLOAD:g} x peak | {over.rate:.0f} | {q50:.1f} | {q90:.1f} | {q99:.1f} | {q99 / q50:.2f} | {_rest(over)} |")
+    rows.append(
+        f"| {OVERLOAD:g} x peak | {over.rate:.0f} | {q50:.1f} | {q90:.1f} | {q99:.1f} | {q99 / q50:.2f} | {_rest(over)} |"
+    )
     back = await recovery(Run(world, url, k, 301), runs[0].ms(50)[0], 30)
     return rows, [*runs, held, over], {"own": own, "recovery_s": back}
 
@@ -223,7 +229,9 @@ A Feast read of one user, alone: p50 {feast50:.2f} ms, p99 {feast99:.2f} ms.
 """
     (args.out / "load.md").write_text(table)
     names = [*(f"{c} clients" for c in CLIENTS), "70 % of peak", "3 x peak"]
-    curves = {name: 1000 * np.percentile(run.seconds, np.arange(0, 100)) for name, run in zip(names, runs) if run.seconds}
+    curves = {
+        name: 1000 * np.percentile(run.seconds, np.arange(0, 100)) for name, run in zip(names, runs) if run.seconds
+    }
     (args.out / "load.svg").write_text(lines_svg(curves, "percentile of requests", "latency, ms (log)"))
     print(table)
     return 0

@@ -55,7 +55,9 @@ def write_items(path: Path) -> Path:
     columns["item_id"] = pa.array(np.arange(N_ITEMS))
     columns["author_id"] = pa.array(rng.integers(0, 20, N_ITEMS))
     columns["tags"] = pa.array([[int(t)] for t in rng.integers(0, 9, N_ITEMS)], pa.list_(pa.int32()))
-    columns["upload_time"] = pa.array([i * 1000 if i else None for i in range(N_ITEMS)], ITEMS.field("upload_time").type)
+    columns["upload_time"] = pa.array(
+        [i * 1000 if i else None for i in range(N_ITEMS)], ITEMS.field("upload_time").type
+    )
     columns["caption"] = pa.array([None if i % 7 == 0 else f"video number {i}" for i in range(N_ITEMS)])
     pq.write_table(pa.table(columns, schema=ITEMS), path)
     return path
@@ -85,7 +87,7 @@ def publish_release(store: DirectoryStore, files: dict[str, Path], service: str 
 
 
 def build_world(base: Path) -> World:
-    """Everything a server needs, in a folder; two releases that differ in the model's seed. Both have a reward model."""
+    """Everything a server needs, and two releases that differ in the model's seed, each with a reward model."""
     features, feature_store = base / "features", base / "feature_store"
     write_days(features, np.random.default_rng(5))
     apply(features=features, feature_store=feature_store)

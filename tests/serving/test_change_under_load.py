@@ -4,7 +4,6 @@ are refused or taken out; items come and go; model control is closed to clients.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import threading
 import time
 import urllib.error
@@ -207,9 +206,7 @@ def test_new_items_are_served_without_training_and_withdrawn_ones_leave(own, ser
     pq.write_table(pa.concat_tables([kept, new]), tmp_path / "items.parquet")
     base = own.release.name
     lines: list[str] = []
-    release, counts = refresh_items(
-        store=own.store, base=base, items=tmp_path / "items.parquet", progress=lines.append
-    )
+    release, counts = refresh_items(store=own.store, base=base, items=tmp_path / "items.parquet", progress=lines.append)
     assert counts == {"new": 10, "withdrawn": 20} and release != base
     before, after = (Tokenizer.load(own.store.local(f"releases/{r}") / "tokenizer") for r in (base, release))
     np.testing.assert_array_equal(after.sid_NL[: len(before.sid_NL)], before.sid_NL)

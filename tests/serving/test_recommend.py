@@ -115,7 +115,8 @@ def test_malformed_tensors_are_refused(grpc_url, name, array):
     inputs = {"user_id": np.array([[1]], np.int64), "k": np.array([[5]], np.int32)} | {name: array}
     tensors = []
     for key, value in inputs.items():
-        tensors.append(triton.InferInput(key, list(value.shape), f"{'INT' if value.dtype.kind == 'i' else 'FP'}{8 * value.itemsize}"))
+        kind = f"{'INT' if value.dtype.kind == 'i' else 'FP'}{8 * value.itemsize}"
+        tensors.append(triton.InferInput(key, list(value.shape), kind))
         tensors[-1].set_data_from_numpy(value)
     raw = triton.InferenceServerClient(grpc_url)
     with contextlib.closing(raw), pytest.raises(triton.InferenceServerException) as refusal:

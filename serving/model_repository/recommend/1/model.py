@@ -149,7 +149,8 @@ def _checked(request, config: ServingConfig) -> Ask:
     if fields["rerank"] not in (0, 1):
         raise ValueError(f"rerank is {fields['rerank']}; give 0 or 1")
     if len(live := lists["live"]) and not (
-        ((live[:, 3:6] >= -1) & (live[:, 3:6] <= MAX_TIME_S)).all() and ((live[:, 6] >= 0) & (live[:, 6] < LABEL_STATES)).all()
+        ((live[:, 3:6] >= -1) & (live[:, 3:6] <= MAX_TIME_S)).all()
+        and ((live[:, 6] >= 0) & (live[:, 6] < LABEL_STATES)).all()
     ):
         raise ValueError("live has an event whose time, play time, duration or label is out of range; -1 is unknown")
     return Ask(user_id=int(user_id[0, 0]), rerank=bool(fields.pop("rerank")), **fields, **lists)
