@@ -141,7 +141,7 @@ def wait_served(args: argparse.Namespace, release_id: str) -> None:
         while (served := client.recommend(0, 1).release_id) != release_id:
             if time.monotonic() - started > WAIT_S:
                 raise ValueError(
-                    f"{args.url} still serves {served} after {WAIT_S:.0f} s; its report says why the new one was refused"
+                    f"{args.url} still serves {served} after {WAIT_S:.0f} s; its log says why the new one was refused"
                 )
             time.sleep(0.1)
     print(f"{args.url} serves it after {time.monotonic() - started:.1f} s")

@@ -13,8 +13,11 @@ import triton_python_backend_utils as pb_utils
 
 
 def read(request: Any, name: str) -> torch.Tensor:
-    """An input that must be there, as a CPU tensor of its own: the request's memory is gone after the answer."""
-    return array(pb_utils.get_input_tensor_by_name(request, name))
+    """An input as a CPU tensor of its own, since the request's memory is gone later; ValueError when it is missing."""
+    # Triton counts inputs: an optional one that is given hides a missing one.
+    if (tensor := pb_utils.get_input_tensor_by_name(request, name)) is None:
+        raise ValueError(f"the input {name} is missing")
+    return array(tensor)
 
 
 def read_optional(request: Any, name: str) -> np.ndarray | None:

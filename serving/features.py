@@ -73,7 +73,7 @@ class FeatureReader:
         self._pending: concurrent.futures.Future | None = None
 
     def warm(self, timeout_s: float = 60.0) -> None:
-        """Open the store before the first request, which takes seconds; a store that is down is no reason not to start."""
+        """Open the store before the first request, which takes seconds; one that is down does not keep us from it."""
         usual, self._timeout_s = self._timeout_s, timeout_s
         self._ask([0])
         self._timeout_s = usual

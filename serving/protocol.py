@@ -88,7 +88,7 @@ def answer(result: Any) -> Answer:
 
 
 def explained(error: Exception, user_id: int, deadline_s: float) -> Exception:
-    """The Python error for a failed call: ValueError, TimeoutError, OverloadedError, ConnectionError or RuntimeError."""
+    """The error to raise: ValueError, TimeoutError, OverloadedError, ConnectionError or RuntimeError."""
     if not isinstance(error, triton.InferenceServerException):
         return error
     status, message = str(error.status()), error.message()

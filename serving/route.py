@@ -25,7 +25,7 @@ MODEL_PREFIX = "onerec-"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ask:
-    """One checked request. `live`: events [n, 7] newer than the tables; `max_age_s` 0: any age; `beam` 0: chosen here."""
+    """One checked request. live: events [n, 7] newer than the tables; max_age_s 0: any age; beam 0: chosen here."""
 
     user_id: int
     k: int

@@ -36,7 +36,7 @@ class Routes:
     epoch: int
     production: str
     candidate: str = ""
-    rollout: Rollout = Rollout()
+    rollout: Rollout
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -136,8 +136,10 @@ def main(argv: list[str] | None = None) -> int:
     outcome = first + then
     rows = "\n".join(f"| {status} | {count:,} |" for status, count in outcome.most_common())
     unsafe = sum(count for status, count in outcome.items() if status not in (*SAFE, "ok"))
-    table = f"""{header("Fuzzing the server", f"python -m benchmarks.serving.fuzz --source {args.source} --requests {args.requests}")}
-{outcome.total():,} requests in {seconds:.0f} s; internal errors: {unsafe}; afterwards the server answers with {alive} items.
+    command = f"python -m benchmarks.serving.fuzz --source {args.source} --requests {args.requests}"
+    table = f"""{header("Fuzzing the server", command)}
+{outcome.total():,} requests in {seconds:.0f} s; internal errors: {unsafe}.
+Afterwards the server answers with {alive} items.
 
 | outcome | requests |
 |---|---|

@@ -1,4 +1,4 @@
-"""Load on the whole road (client, Triton, Feast, model): latency by clients, a held load, an overload; every answer checked.
+"""Load on the whole road (client, Triton, Feast, model): by clients, held, and over the peak; every answer checked.
 
     python -m benchmarks.serving.load --root var --source simulated --seconds 20 --out build/serving
 
@@ -163,26 +163,22 @@ async def measure(server: Any, world: World, k: int, seconds: float) -> tuple[li
         run, before = Run(world, url, k, clients), statistics(url)
         await run.closed(clients, seconds)
         own[clients] = parts(before, statistics(url)) | {"client_ms": 1000 * float(np.mean(run.seconds))}
-        p50, p90, p99 = run.ms(50, 90, 99)
-        rows.append(
-            f"| {clients} clients | {run.rate:.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {p99 / p50:.2f} | {_rest(run)} |"
-        )
+        rows.append(_row(f"{clients} clients", run))
         runs.append(run)
     peak = max(run.rate for run in runs)
     held = Run(world, url, k, 70)
     await held.open(HELD * peak, seconds)
-    p50, p90, p99 = held.ms(50, 90, 99)
-    rows.append(
-        f"| {HELD:.0%} of peak | {held.rate:.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {p99 / p50:.2f} | {_rest(held)} |"
-    )
+    rows.append(_row(f"{HELD:.0%} of peak", held))
     over = Run(world, url, k, 300)
     await over.open(OVERLOAD * peak, seconds / 2)
-    q50, q90, q99 = over.ms(50, 90, 99)
-    rows.append(
-        f"| {OVERLOAD:g} x peak | {over.rate:.0f} | {q50:.1f} | {q90:.1f} | {q99:.1f} | {q99 / q50:.2f} | {_rest(over)} |"
-    )
+    rows.append(_row(f"{OVERLOAD:g} x peak", over))
     back = await recovery(Run(world, url, k, 301), runs[0].ms(50)[0], 30)
     return rows, [*runs, held, over], {"own": own, "recovery_s": back}
+
+
+def _row(name: str, run: Run) -> str:
+    p50, p90, p99 = run.ms(50, 90, 99)
+    return f"| {name} | {run.rate:.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {p99 / p50:.2f} | {_rest(run)} |"
 
 
 def _rest(run: Run) -> str:
@@ -209,7 +205,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     command = f"python -m benchmarks.serving.load --source {args.source} --k {args.k} --seconds {args.seconds:g}"
     table = f"""{header("Serving under load, CPU", command)}
-One `recommend` and one `onerec` instance, {config.threads} thread each; {args.k} items a request. The generator runs on the same cores.
+One `recommend` and one `onerec` instance, {config.threads} thread each; {args.k} items a request.
+The generator runs on the same cores.
 
 | load | answers/s | p50 ms | p90 ms | p99 ms | p99/p50 | not answered |
 |---|---|---|---|---|---|---|

@@ -22,7 +22,8 @@ def lines_svg(curves: Mapping[str, np.ndarray], x_name: str, y_name: str) -> str
         return f"{x:.1f},{(HEIGHT - BOTTOM) * (1 - np.log10(value / low) / decades) + 10:.1f}"
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 20}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 20}"',
+        ' font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT + 20}" fill="white"/>',
     ]
     for power in range(round(decades) + 1):

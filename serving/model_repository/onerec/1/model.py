@@ -48,6 +48,8 @@ class TritonPythonModel:
                 groups[beam, rerank].append((i, tensors, k))
             except ValueError as error:
                 responses[i] = _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+            except Exception:  # one request must never take its batch with it
+                responses[i] = _failed()
         for (beam, rerank), members in groups.items():
             try:
                 for i, response in self._run(beam, bool(rerank), members):
@@ -57,11 +59,8 @@ class TritonPythonModel:
                     responses[i] = _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
             except Exception:
                 # Left to the backend, the answer would carry the stack trace with its paths to the client.
-                pb_utils.Logger.log_error(f"onerec: {traceback.format_exc()}")
                 for i, *_ in members:
-                    responses[i] = _refusal(
-                        "the model failed; the server's log has the reason", pb_utils.TritonError.INTERNAL
-                    )
+                    responses[i] = _failed()
         return responses
 
     def _checked(self, request) -> tuple[dict, tuple[int, int, int]]:
@@ -113,6 +112,12 @@ class TritonPythonModel:
             items, scores = (np.take_along_axis(a, order, 1) for a in (items, scores))
             sids = np.take_along_axis(sids, order[..., None], 1)
         return items, scores, sids
+
+
+def _failed():
+    """Called where an exception is handled."""
+    pb_utils.Logger.log_error(f"onerec: {traceback.format_exc()}")
+    return _refusal("the model failed; the server's log has the reason", pb_utils.TritonError.INTERNAL)
 
 
 def _refusal(message: str, code: int):

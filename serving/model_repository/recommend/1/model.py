@@ -73,6 +73,8 @@ class TritonPythonModel:
             except ValueError as error:
                 self.measures.refused()
                 responses[i] = _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+            except Exception as error:  # one request must never take its batch with it
+                responses[i] = self._failed(error)
         if asks:
             try:
                 given = self.answering.answer(list(asks.values()))
@@ -90,10 +92,7 @@ class TritonPythonModel:
         if isinstance(given, OverloadedError):
             return _refusal(OVERLOADED, pb_utils.TritonError.UNAVAILABLE)
         if isinstance(given, Exception):
-            self.measures.error(self.routing.now.production.release_id)
-            trace = "".join(traceback.format_exception(given))
-            pb_utils.Logger.log_error(f"recommend: {trace}")
-            return _refusal("the model failed; the server's log has the reason", pb_utils.TritonError.INTERNAL)
+            return self._failed(given)
         self.measures.answered(ask, given)
         view, picked = self.routing.now, given.picked
         shadowed = view.candidate is not None and given.route is view.production and given.kind != DEGRADED
@@ -108,6 +107,11 @@ class TritonPythonModel:
             "flags": np.array([flags_of(given.kind)], np.int32),
         }
         return pb_utils.InferenceResponse([write(name, values[None]) for name, values in columns.items()])
+
+    def _failed(self, error: Exception):
+        self.measures.error(self.routing.now.production.release_id)
+        pb_utils.Logger.log_error(f"recommend: {''.join(traceback.format_exception(error))}")
+        return _refusal("the model failed; the server's log has the reason", pb_utils.TritonError.INTERNAL)
 
     def _shadow(self) -> None:
         while (job := self.shadows.get()) is not None:
