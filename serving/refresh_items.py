@@ -4,7 +4,7 @@
 
 New items get their IDs from the base release's frozen codebooks; SID table and trie are rebuilt, and model, reward
 model and optimiser state are taken over: rows of new items start at zero, so a new item is known by its codes alone. No
-known item changes its ID here, whatever changed in its content: that waits for the day's tokenizer. Items of the catalogue
+known item changes its ID here, even if its content did: that waits for the day's tokenizer. Items of the catalogue
 that the new items table does not hold are withdrawn: `recommend` returns none of them (serving/route.py).
 """
 

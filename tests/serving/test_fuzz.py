@@ -1,4 +1,4 @@
-"""A seeded slice of benchmarks/serving/fuzz.py on the shared server: no internal error, and it answers afterwards.
+"""A seeded slice of benchmarks/serving/fuzz.py on the shared server: no internal error, and it answers afterwards."""
 
 from __future__ import annotations
 
