@@ -95,6 +95,7 @@ def down(root: Path) -> None:
 
 def serve(root: Path) -> None:
     """Hold a Triton server on the production release until SIGTERM."""
+    from serving.controller import Controller
     from serving.triton_server import TritonServer
 
     if (found := production(root)) is None:
@@ -102,14 +103,15 @@ def serve(root: Path) -> None:
     workspace, release_id = found
     folder, _ = load_release(DirectoryStore(workspace.store), release_id)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with TritonServer(
+    server = TritonServer(
         release=folder,
         features=workspace.features,
         feature_store=workspace.feature_store,
         log=root / "up" / "tritonserver.log",
         http_port=int(os.environ["ONEREC_HTTP_PORT"]),
         grpc_port=int(os.environ["ONEREC_GRPC_PORT"]),
-    ):
+    )
+    with server, Controller(server, DirectoryStore(workspace.store)):  # follows every promote and rollback
         signal.pause()
 
 

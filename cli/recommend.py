@@ -20,6 +20,13 @@ def add(commands) -> None:
     parser = command(commands, "recommend", "the next items of a user", "onerec recommend 42 --k 5")
     parser.add_argument("user", type=int, help="user id")
     parser.add_argument("--k", type=int, default=10, help="number of items (default: 10)")
+    parser.add_argument("--exclude", type=int, nargs="*", default=[], help="item ids not to return")
+    parser.add_argument("--exclude-authors", type=int, nargs="*", default=[], help="authors not to return")
+    parser.add_argument("--max-age-days", type=float, help="only items uploaded within so many days")
+    parser.add_argument("--beam", type=int, help="width of the search (default: the server chooses)")
+    parser.add_argument("--rerank", action="store_true", help="order by the release's reward model")
+    parser.add_argument("--tls-root", type=Path, help="PEM file of the authority behind the server's certificate")
+    parser.add_argument("--deadline", type=float, default=30.0, help="seconds to wait (default: 30)")
     parser.add_argument("--url", default="", help="gRPC address of a running server (default: start one for this)")
     parser.add_argument("--channel", default="production", choices=CHANNELS, help="release to serve without --url")
     add_workspace(parser)
@@ -50,8 +57,18 @@ def run(args: argparse.Namespace) -> None:
                 log=Path(args.root).resolve() / "runs" / "recommend-triton.log",
             )
             url = stack.enter_context(server).grpc_url
-        answer = stack.enter_context(RecommendClient(url)).recommend(args.user, args.k, deadline_s=30.0)
-    flags = [name for name in ("cold_start", "degraded") if getattr(answer, name)]
+        client = stack.enter_context(RecommendClient(url, tls_root=args.tls_root))
+        answer = client.recommend(
+            args.user,
+            args.k,
+            args.deadline,
+            exclude=args.exclude,
+            exclude_authors=args.exclude_authors,
+            max_age_s=None if args.max_age_days is None else int(86400 * args.max_age_days),
+            beam=args.beam,
+            rerank=args.rerank,
+        )
+    flags = [name for name in ("cold_start", "degraded", "stale") if getattr(answer, name)]
     print(f"user {args.user}, release {answer.release_id}" + (f" ({', '.join(flags)})" if flags else ""))
     names = item_names(load_release(store, answer.release_id)[0] / "items.parquet", answer.item_ids)
     for place, (item, score) in enumerate(zip(answer.item_ids, answer.scores, strict=True), 1):

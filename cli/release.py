@@ -8,9 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from pathlib import Path
 
 from cli.options import add_workspace, command, store
 from releases import channels, describe, gates
+
+WAIT_S = 60.0
 
 
 def add(commands) -> None:
@@ -41,11 +45,28 @@ def add(commands) -> None:
     rolled.add_argument("--reason", default="rolled back by hand", help="kept in the channel's history")
     rolled.set_defaults(run=run_rollback)
 
+    example = "onerec release refresh-items --items items.parquet --promote"
+    fresh = command(actions, "refresh-items", "publish new and withdrawn items with the same model", example)
+    fresh.add_argument("--items", type=Path, required=True, help="items table (Parquet) of all that may be served")
+    fresh.add_argument("--base", default="", help="release to start from (default: the one in production)")
+    fresh.add_argument("--promote", action="store_true", help="point production at the new release")
+    fresh.set_defaults(run=run_refresh_items)
+
+    example = "onerec release block 42 77 --reason 'taken down'"
+    blocked = command(actions, "block", "keep items out of every answer, at once", example)
+    freed = command(actions, "unblock", "take items off the block list", "onerec release unblock 42 --reason restored")
+    for action, what in ((blocked, "block"), (freed, "unblock")):
+        action.add_argument("items", type=int, nargs="+", help="item ids")
+        action.add_argument("--reason", required=True, help="kept in the list's history")
+        action.set_defaults(run=run_block, what=what)
+
     for action in (listed, shown, compared):
         action.add_argument("--json", action="store_true", help="JSON instead of text")
     for action in (promoted, rolled):
         action.add_argument("--channel", default="production", choices=channels.CHANNELS)
-    for action in (listed, shown, compared, promoted, rolled):
+    for action in (promoted, rolled):
+        action.add_argument("--url", default="", help="wait until the server at this gRPC address serves it")
+    for action in (listed, shown, compared, promoted, rolled, fresh, blocked, freed):
         add_workspace(action)
 
 
@@ -78,8 +99,49 @@ def run_promote(args: argparse.Namespace) -> None:
         print(f"warning: {args.release} goes to production although {why}", file=sys.stderr)
     moved = channels.promote(where, args.release, channel=args.channel, reason=args.reason)
     print(f"{args.channel} -> {moved.release_id}")
+    wait_served(args, moved.release_id)
 
 
 def run_rollback(args: argparse.Namespace) -> None:
     moved = channels.rollback(store(args), args.channel, reason=args.reason)
     print(f"{args.channel} -> {moved.release_id}")
+    wait_served(args, moved.release_id)
+
+
+def run_refresh_items(args: argparse.Namespace) -> None:
+    from serving.refresh_items import refresh_items
+
+    where = store(args)
+    if not (base := args.base):
+        if (now := channels.read_channel(where, "production")) is None:
+            raise ValueError("channel production names no release; say which to start from: --base RELEASE")
+        base = now.release_id
+    release_id, _ = refresh_items(store=where, base=base, items=args.items)
+    if args.promote:
+        channels.promote(where, release_id, reason=f"items refreshed on {base}")
+        print(f"production -> {release_id}")
+
+
+def run_block(args: argparse.Namespace) -> None:
+    from serving import blocklist
+
+    change = blocklist.block if args.what == "block" else blocklist.unblock
+    found = change(store(args), args.items, reason=args.reason)
+    print(f"{len(found.items)} items are blocked")
+
+
+def wait_served(args: argparse.Namespace, release_id: str) -> None:
+    """With --url and the production channel: until that server answers from the release; ValueError after a minute."""
+    if not args.url or args.channel != "production":
+        return
+    from serving.client import RecommendClient
+
+    started = time.monotonic()
+    with RecommendClient(args.url) as client:
+        while (served := client.recommend(0, 1).release_id) != release_id:
+            if time.monotonic() - started > WAIT_S:
+                raise ValueError(
+                    f"{args.url} still serves {served} after {WAIT_S:.0f} s; its log says why the new one was refused"
+                )
+            time.sleep(0.1)
+    print(f"{args.url} serves it after {time.monotonic() - started:.1f} s")

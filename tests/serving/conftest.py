@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from feature_repo.store import apply, materialize
 from feature_repo.training_set import build
 from models.onerec.config import onerec_laptop
 from models.onerec.model import OneRec
+from models.reward.pscore import PScore, PScoreConfig
 from models.tokenizer.refresh import refresh_tokenizer
 from models.training.checkpoint import Tokenizer, save_model
 from releases.object_store import DirectoryStore
@@ -40,6 +42,7 @@ class World:
 
     store: DirectoryStore
     release: Path
+    other: Path
     files: dict[str, Path]
     features: Path
     feature_store: Path
@@ -52,6 +55,9 @@ def write_items(path: Path) -> Path:
     columns["item_id"] = pa.array(np.arange(N_ITEMS))
     columns["author_id"] = pa.array(rng.integers(0, 20, N_ITEMS))
     columns["tags"] = pa.array([[int(t)] for t in rng.integers(0, 9, N_ITEMS)], pa.list_(pa.int32()))
+    columns["upload_time"] = pa.array(
+        [i * 1000 if i else None for i in range(N_ITEMS)], ITEMS.field("upload_time").type
+    )
     columns["caption"] = pa.array([None if i % 7 == 0 else f"video number {i}" for i in range(N_ITEMS)])
     pq.write_table(pa.table(columns, schema=ITEMS), path)
     return path
@@ -80,9 +86,8 @@ def publish_release(store: DirectoryStore, files: dict[str, Path], service: str 
     return store.local(f"releases/{release_id}")
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    base = tmp_path_factory.mktemp("serving")
+def build_world(base: Path) -> World:
+    """Everything a server needs, and two releases that differ in the model's seed, each with a reward model."""
     features, feature_store = base / "features", base / "feature_store"
     write_days(features, np.random.default_rng(5))
     apply(features=features, feature_store=feature_store)
@@ -91,15 +96,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     materialize(features=features, feature_store=feature_store, start=start, end=end_of(DAYS[-1]))
     items = write_items(base / "items.parquet")
     training = partition_path(features / "training", DAYS[-1]) / PART
-    tokenizer = fit_tokenizer(items, training, base / "built" / "tokenizer", seed=1)
-    torch.manual_seed(1)
+    store, releases = DirectoryStore(base / "store"), []
+    tokenizer = fit_tokenizer(items, training, base / "tokenizer", seed=1)
     sizes = {"codebook_size": tokenizer.codebook_size, "items": N_ITEMS, "static_features": STATIC_FEATURES}
-    (base / "built" / "model").mkdir()
-    save_model(OneRec(onerec_laptop(**sizes), torch.from_numpy(tokenizer.sid_NL)), base / "built" / "model")
-    files = {str(p.relative_to(base / "built")): p for p in (base / "built").rglob("*") if p.is_file()}
-    files["items.parquet"] = items
-    store = DirectoryStore(base / "store")
-    return World(store, publish_release(store, files), files, features, feature_store, items)
+    for seed in (2, 1):
+        built = base / f"built{seed}"
+        (built / "model").mkdir(parents=True)
+        (built / "reward").mkdir()
+        shutil.copytree(base / "tokenizer", built / "tokenizer")
+        torch.manual_seed(seed)
+        save_model(OneRec(onerec_laptop(**sizes), torch.from_numpy(tokenizer.sid_NL)), built / "model")
+        PScore(PScoreConfig(**sizes), torch.from_numpy(tokenizer.sid_NL)).save(built / "reward")
+        files = {str(p.relative_to(built)): p for p in built.rglob("*") if p.is_file()} | {"items.parquet": items}
+        releases.append(publish_release(store, files))
+    return World(store, releases[-1], releases[0], files, features, feature_store, items)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return build_world(tmp_path_factory.mktemp("serving"))
 
 
 OWNER = """

@@ -10,16 +10,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from datasets.partitions import PART, partition_path
-from models.reward.pscore import PScore, PScoreConfig
-from models.training.checkpoint import Tokenizer
 from serving.check import serve_check
-from serving.client import RecommendClient
 from serving.triton_server import TritonServer
 from tests.feature_repo.conftest import DAYS
-from tests.serving.conftest import N_ITEMS, STATIC_FEATURES, fit_tokenizer, publish_release, writers_of
+from tests.serving.conftest import fit_tokenizer, publish_release, writers_of
 
 
 def refused(world, release: Path, log: Path) -> str:
@@ -51,26 +47,6 @@ def test_a_released_file_that_was_exchanged_is_named(world, tmp_path):
     arguments = {"features": world.features, "feature_store": world.feature_store, "items": world.items, "users": None}
     with pytest.raises(ValueError, match=r"model/config\.json: expected sha256"):
         serve_check(release=release, log=tmp_path / "triton.log", **arguments)
-
-
-def test_the_reward_model_may_choose_from_the_beam(world, tmp_path):
-    """With `select` the scores are P-Scores, best first, of other items than the model's own order gives."""
-    tokenizer = Tokenizer.load(world.release / "tokenizer")
-    sizes = {"codebook_size": tokenizer.codebook_size, "items": N_ITEMS, "static_features": STATIC_FEATURES}
-    (tmp_path / "reward").mkdir()
-    PScore(PScoreConfig(**sizes), torch.from_numpy(tokenizer.sid_NL)).save(tmp_path / "reward")
-    own = {f"reward/{name}": tmp_path / "reward" / name for name in ("config.json", "reward.safetensors")}
-    release = publish_release(world.store, world.files | own)
-    folders = {"features": world.features, "feature_store": world.feature_store, "log": tmp_path / "triton.log"}
-    user = pq.read_table(partition_path(world.features / "user_seen", DAYS[-1]) / PART)["user_id"][0].as_py()
-    with (
-        TritonServer(release=release, select="p_score", **folders) as server,
-        RecommendClient(server.grpc_url) as client,
-    ):
-        answer = client.recommend(user, 8)
-    assert len(answer.item_ids) == 8 and answer.scores == sorted(answer.scores, reverse=True)
-    assert all(0 < score < 1 for score in answer.scores)  # a log-probability is below 0
-    assert "P-Score chooses from the beam" in (tmp_path / "triton.log").read_text()
 
 
 def test_serve_check(world, tmp_path):

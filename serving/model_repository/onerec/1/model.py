@@ -1,76 +1,124 @@
-"""Triton model `onerec`: verifies the release in ONEREC_RELEASE_DIR, loads it, answers one user a request.
-
-ONEREC_SELECT=p_score lets the release's reward model choose from the beam; without it the model's own order stands.
+"""Triton model `onerec-<release>`: verifies the release it is configured with, loads it, answers batches of contexts.
 
 Tensors cross by DLPack: the backend's own NumPy path returns empty arrays under NumPy 2.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 
-from models.inference import MAX_BEAM, Recommender
+from models.onerec.config import OneRecConfig
 from releases.manifest import verify
+from serving.config import ServingConfig
+from serving.context import Encoder
+from serving.dlpack import read, write
+from serving.program import Program
 
-MIN_BEAM = 128
+INPUTS = ("static", "short", "positive", "lifelong", "lengths")
 
 
 class TritonPythonModel:
     def initialize(self, args: dict) -> None:
-        folder = Path(os.environ["ONEREC_RELEASE_DIR"])
+        folder = Path(json.loads(args["model_config"])["parameters"]["release"]["string_value"])
         manifest = verify(folder)
-        select = os.environ.get("ONEREC_SELECT", "")
-        self.recommender = Recommender.load(folder, select)
-        order = "P-Score chooses from the beam" if select else "the model's own order"
-        pb_utils.Logger.log_info(f"onerec: serving release {manifest.release_id}, {order}")
+        settings = json.loads(Path(os.environ["ONEREC_SETTINGS"]).read_text())
+        self.config = ServingConfig(**settings["config"])
+        torch.set_num_threads(self.config.threads)
+        on_gpu = args["model_instance_kind"] == "GPU"
+        self.program = Program.load(folder, f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
+        self.max_beam = min(self.config.max_beam, len(self.program.tokenizer.catalogue))
+        self.encoder = Encoder(OneRecConfig.load(folder / "model" / "config.json"), self.program.tokenizer.catalogue)
+        pb_utils.Logger.log_info(f"onerec: release {manifest.release_id}, {self.program.describe()}")
 
     def execute(self, requests: list) -> list:
-        return [self._answer(request) for request in requests]
+        """Requests of the same beam and order are one run of the model."""
+        responses: list = [None] * len(requests)
+        groups: dict[tuple[int, int], list[tuple[int, dict, int]]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            try:
+                tensors, (k, beam, rerank) = self._checked(request)
+                groups[beam, rerank].append((i, tensors, k))
+            except ValueError as error:
+                responses[i] = _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+            except Exception:  # one request must never take its batch with it
+                responses[i] = _failed()
+        for (beam, rerank), members in groups.items():
+            try:
+                for i, response in self._run(beam, bool(rerank), members):
+                    responses[i] = response
+            except ValueError as error:
+                for i, *_ in members:
+                    responses[i] = _refusal(str(error), pb_utils.TritonError.INVALID_ARG)
+            except Exception:
+                # Left to the backend, the answer would carry the stack trace with its paths to the client.
+                for i, *_ in members:
+                    responses[i] = _failed()
+        return responses
 
-    def _answer(self, request):
-        try:
-            names = ("static", "short", "positive", "lifelong", "exclude", "params")
-            static, short, positive, lifelong, exclude, params = (read(request, name) for name in names)
-            now_s, k, beam = params.tolist()
-            if not 1 <= k <= MAX_BEAM:
-                raise ValueError(f"k is {k}; ask for 1 to {MAX_BEAM} items")
-            if beam < 0:
-                raise ValueError(f"beam is {beam}; give a width of at least k, or 0 to let the model choose")
-            found = self.recommender.recommend(
-                static=static.numpy(), short=short.numpy(), positive=positive.numpy(), lifelong=lifelong.numpy(),
-                now_s=now_s, exclude=exclude.numpy(), k=k, beam=beam or min(max(2 * k, MIN_BEAM), MAX_BEAM),
-            )  # fmt: skip
-            return pb_utils.InferenceResponse(
-                [
-                    write("item_ids", found.item_ids.astype(np.int64)),
-                    write("scores", found.scores.astype(np.float32)),
-                    write("sids", found.sids.astype(np.int32)),
-                ]
+    def _checked(self, request) -> tuple[dict, tuple[int, int, int]]:
+        tensors = {name: read(request, name) for name in INPUTS}
+        params = read(request, "params").numpy()
+        if len(np.unique(params, axis=0)) != 1:
+            raise ValueError("all users of one request must have the same params; send them in requests of their own")
+        k, beam, rerank = params[0].tolist()
+        if not 1 <= k <= self.config.max_k:
+            raise ValueError(f"k is {k}; ask for 1 to {self.config.max_k} items")
+        if not k <= beam <= self.config.max_beam:
+            raise ValueError(f"beam is {beam}; it must lie in {k} (k) to {self.config.max_beam}")
+        if rerank not in (0, 1):
+            raise ValueError(f"rerank is {rerank}; give 0 (the model's order) or 1 (order by P-Score)")
+        self.encoder.check({name: t.numpy() for name, t in tensors.items()})
+        return tensors, (k, beam, rerank)
+
+    def _run(self, beam: int, rerank: bool, members: list[tuple[int, dict, int]]):
+        sizes = [len(tensors["static"]) for _, tensors, _ in members]
+        batch = {name: torch.cat([tensors[name] for _, tensors, _ in members]) for name in INPUTS}
+        width = min(beam, self.max_beam)
+        most = beam if rerank else max(k for *_, k in members)
+        # Never wider than the batch that was configured: a request may bring several users, so groups are cut.
+        parts = [
+            self._answered({n: t[at : at + self.config.max_batch] for n, t in batch.items()}, width, most, rerank)
+            for at in range(0, sum(sizes), self.config.max_batch)
+        ]
+        items, scores, sids = (np.concatenate(column) for column in zip(*parts))
+        at = 0
+        for (i, _, k), size in zip(members, sizes):
+            rows = slice(at, at + size)
+            at += size
+            yield (
+                i,
+                pb_utils.InferenceResponse(
+                    [
+                        write("item_ids", items[rows, :k]),
+                        write("scores", scores[rows, :k]),
+                        write("sids", sids[rows, :k]),
+                    ]
+                ),
             )
-        except ValueError as error:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
-        except Exception:
-            # Left to the backend, the answer would carry the stack trace with its paths to the client.
-            pb_utils.Logger.log_error(f"onerec: {traceback.format_exc()}")
-            error = pb_utils.TritonError(
-                "the model failed; the server's log has the reason", pb_utils.TritonError.INTERNAL
-            )
-            return pb_utils.InferenceResponse(error=error)
+
+    def _answered(self, batch: dict, width: int, most: int, rerank: bool):
+        items, scores, sids = (t.cpu().numpy() for t in self.program(batch, width, min(most, width)))
+        if rerank:
+            scores = self.program.reward(batch, items)
+            order = np.argsort(-scores, axis=1, kind="stable")
+            items, scores = (np.take_along_axis(a, order, 1) for a in (items, scores))
+            sids = np.take_along_axis(sids, order[..., None], 1)
+        return items, scores, sids
 
 
-def read(request, name: str) -> torch.Tensor:
-    """An input as a CPU tensor of its own (the request's memory is gone after the answer)."""
-    return torch.from_dlpack(pb_utils.get_input_tensor_by_name(request, name).to_dlpack()).clone()
+def _failed():
+    """Called where an exception is handled."""
+    pb_utils.Logger.log_error(f"onerec: {traceback.format_exc()}")
+    return _refusal("the model failed; the server's log has the reason", pb_utils.TritonError.INTERNAL)
 
 
-def write(name: str, array: np.ndarray):
-    # The backend demands the strides of C order even of an empty tensor, where NumPy's are 0: torch's copy has them.
-    # torch also exports it, because the backend renames the capsule in a way that NumPy's destructor stumbles over.
-    tensor = torch.from_numpy(array.copy()).clone(memory_format=torch.contiguous_format)
-    return pb_utils.Tensor.from_dlpack(name, torch.utils.dlpack.to_dlpack(tensor))
+def _refusal(message: str, code: int):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -1,0 +1,98 @@
+"""The metrics that `recommend` adds to Triton's own. Made inside the backend, which hands in its module `pb_utils`.
+
+Names, labels and meanings: docs/runbooks/serving_metrics.md. No label ever holds a user or an item.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from serving.answering import Given
+from serving.features import FULL
+from serving.route import Ask
+from serving.routing import View
+
+COUNTERS = {
+    "onerec_answers_total": "answers by what was known of the user",
+    "onerec_short_answers_total": "answers with fewer items than asked for",
+    "onerec_empty_answers_total": "answers without an item",
+    "onerec_illegal_items_total": "items of the model whose code is not theirs",
+    "onerec_errors_total": "requests that ended in an internal error",
+    "onerec_refused_total": "requests refused as wrong",
+    "onerec_shadow_total": "requests that were also run on the candidate",
+    "onerec_shadow_overlap_total": "sum of the overlaps at K of those with production's answers",
+}
+GAUGES = {
+    "onerec_feature_age_seconds": "age of the features of the newest full answer",
+    "onerec_feature_breaker_open": "1 while the feature store is left alone after a failure",
+    "onerec_release_info": "1 for the release that serves a channel, 0 for one that did",
+    "onerec_canary_aborted": "1 for a candidate that was taken out automatically",
+}
+
+
+class Measures:
+    """Counters and gauges by name and labels; a series is made when it is first used."""
+
+    def __init__(self, pb_utils: Any) -> None:
+        kinds = dict.fromkeys(COUNTERS, pb_utils.MetricFamily.COUNTER) | dict.fromkeys(
+            GAUGES, pb_utils.MetricFamily.GAUGE
+        )
+        self._families = {
+            name: pb_utils.MetricFamily(name=name, description=(COUNTERS | GAUGES)[name], kind=kind)
+            for name, kind in kinds.items()
+        }
+        self._series: dict[tuple, Any] = {}
+        self._channels: dict[str, str] = {}
+        self._add("onerec_refused_total", 0)
+        self._set("onerec_feature_breaker_open", 0)
+
+    def answered(self, ask: Ask, given: Given) -> None:
+        release, items = given.route.release_id, len(given.picked.items)
+        self._add("onerec_answers_total", 1, release=release, kind=given.kind)
+        self._add("onerec_short_answers_total", int(items < ask.k), release=release)
+        self._add("onerec_empty_answers_total", int(not items), release=release)
+        self._add("onerec_illegal_items_total", given.picked.illegal, release=release)
+        self._add("onerec_errors_total", 0, release=release)
+        if given.kind == FULL:
+            self._set("onerec_feature_age_seconds", max(time.time() - given.features.feature_time_s, 0))
+
+    def refused(self) -> None:
+        self._add("onerec_refused_total", 1)
+
+    def error(self, release: str) -> None:
+        self._add("onerec_errors_total", 1, release=release)
+
+    def shadow(self, release: str, overlap: float) -> None:
+        self._add("onerec_shadow_total", 1, release=release)
+        self._add("onerec_shadow_overlap_total", overlap, release=release)
+
+    def state(self, view: View, breaker_open: bool, taken_out: Iterable[str]) -> None:
+        """What serves now, and which candidates were taken out."""
+        for release in taken_out:
+            self._set("onerec_canary_aborted", 1, release=release)
+        self._set("onerec_feature_breaker_open", int(breaker_open))
+        candidate = view.candidate.release_id if view.candidate else ""
+        for channel, release in (("production", view.production.release_id), ("candidate", candidate)):
+            before = self._channels.get(channel, "")
+            if before == release:
+                continue
+            if before:
+                self._set("onerec_release_info", 0, release=before, channel=channel)
+            if release:
+                self._set("onerec_release_info", 1, release=release, channel=channel)
+                self._set("onerec_canary_aborted", 0, release=release)
+            self._channels[channel] = release
+
+    def _add(self, name: str, value: float, **labels: str) -> None:
+        self._of(name, labels).increment(value)
+
+    def _set(self, name: str, value: float, **labels: str) -> None:
+        self._of(name, labels).set(value)
+
+    def _of(self, name: str, labels: dict[str, str]) -> Any:
+        key = (name, *sorted(labels.items()))
+        if key not in self._series:
+            self._series[key] = self._families[name].Metric(labels=labels)
+        return self._series[key]
