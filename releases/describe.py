@@ -9,7 +9,7 @@ from typing import Any
 
 from releases.channels import CHANNELS, read_channel
 from releases.gates import METRIC, read_decision
-from releases.manifest import MANIFEST, Manifest, check_release_id
+from releases.manifest import MANIFEST, Manifest, check_release_id, released
 from releases.object_store import ObjectStore
 
 
@@ -25,7 +25,7 @@ def list_releases(store: ObjectStore) -> list[dict[str, Any]]:
     """One dict a release, oldest day first: id, day, created_at, recall, gate (passed|failed|open), channels."""
     channels = {name: read_channel(store, name) for name in CHANNELS}
     rows = []
-    for release_id in store.children("releases"):
+    for release_id in released(store):
         manifest, gate = read_manifest(store, release_id), read_decision(store, release_id)
         rows.append(
             {

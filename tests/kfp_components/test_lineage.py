@@ -14,6 +14,7 @@ from kfp_components.workspace import Workspace, day_before
 from releases.channels import read_channel
 from releases.manifest import REQUIRED
 from releases.publish import publish
+from tests.releases.made_up import made_up
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def released(w: Workspace, day: str, tmp_path: Path, *, outcomes: bool = True) -
     files = {}
     for name in [*REQUIRED, "training_state/optimizer.safetensors"]:
         files[name] = folder / name.replace("/", "-")
-        files[name].write_text(f"{name} of {day}")
+        made_up(files[name], f"{name} of {day}")
     release_id = publish(
         store=open_store(w),
         day=day,

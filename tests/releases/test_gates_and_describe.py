@@ -8,6 +8,7 @@ from releases.channels import promote
 from releases.describe import diff, diff_text, list_releases, show, show_text
 from releases.gates import decide, record_decision
 from tests.releases.conftest import publish_small, write_files
+from tests.releases.made_up import made_up
 
 SERVED = {"legal": 1.0, "unseen": 1.0}
 CLEAN = {"critical_failed": 0}
@@ -63,8 +64,8 @@ def test_data_quality_and_serving_gates():
 def test_list_show_and_diff(store, files, tmp_path):
     old = publish_small(store, files, metrics=metrics(0.20))
     changed = write_files(tmp_path / "next", 1)
-    changed["model/model.safetensors"].write_bytes(b"trained further")
-    changed["training_state/optimizer.safetensors"] = changed["items.parquet"]
+    made_up(changed["model/model.safetensors"], "trained further")
+    changed["training_state/optimizer.safetensors"] = changed["tokenizer/trie.safetensors"]
     new = publish_small(store, changed, day="2022-05-06", metrics=metrics(0.25), parents=[old], data={"d": "1"})
     judged = decide(metrics=metrics(0.2), data_quality=CLEAN, serving_check=SERVED)
     record_decision(store, old, judged)
