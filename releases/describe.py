@@ -91,7 +91,9 @@ def show_text(shown: dict[str, Any]) -> str:
     lines += [f"metric    {key}: {value}" for key, value in flatten(shown["metrics"]).items()]
     for check in (shown["gate"] or {"checks": []})["checks"]:
         mark = "passed" if check["passed"] else "FAILED"
-        lines.append(f"gate      {mark} {check['name']}: {check['value']} (limit {check['limit']})")
+        side, interval, note = check.get("side", "at least"), check.get("interval"), check.get("note")
+        more = (f"; gain {interval[0]:+.4g} to {interval[1]:+.4g}" if interval else "") + (f"; {note}" if note else "")
+        lines.append(f"gate      {mark} {check['name']}: {check['value']} ({side} {check['limit']}{more})")
     lines += [f"file      {f['sha256'][:12]} {f['size']:>12,} {f['path']}" for f in shown["files"]]
     return "\n".join(lines)
 
