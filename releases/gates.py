@@ -4,7 +4,8 @@
 
 What is judged: legality, recall against the most popular items and against production, the slices that a mean hides,
 the tokenizer's own gates, the data's quality, and what a real server answered: legal, unseen, whole, in time, and equal
-to the program it was exported from. The decision is written beside the release (`gates/<release_id>.json`): a release itself never changes.
+to the program it was exported from. The decision is written
+beside the release (`gates/<release_id>.json`): a release itself never changes.
 """
 
 from __future__ import annotations
