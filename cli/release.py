@@ -114,9 +114,7 @@ def run_sign(args: argparse.Namespace) -> None:
 def run_keygen(args: argparse.Namespace) -> None:
     secret, public = signing.make_keys(args.folder, args.name)
     print(f"secret {secret}: ONEREC_SIGNING_KEY={secret} where releases are published, and nowhere else")
-    print(
-        f"public {public}: ONEREC_TRUSTED_KEYS={args.folder} where they are promoted and served (a copy without the key)"
-    )
+    print(f"public {public}: ONEREC_TRUSTED_KEYS={args.folder} where releases are promoted and served")
 
 
 def run_gc(args: argparse.Namespace) -> None:

@@ -70,6 +70,7 @@ def test_settings_that_cannot_work_are_named(store, files, keys, tmp_path, monke
     monkeypatch.setenv("ONEREC_SIGNING_KEY", str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match="cannot sign"):
         publish_small(store, files)
+    monkeypatch.setenv("ONEREC_SIGNING_KEY", str(keys[0]))
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("ONEREC_TRUSTED_KEYS", str(tmp_path / "empty"))
     with pytest.raises(ValueError, match=r"no \*\.pub\.pem"):
