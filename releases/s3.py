@@ -70,7 +70,7 @@ class S3Store:
 
         self.config, self.cache, self.lock = config, Path(cache), lock
         patience = Config(
-            retries={"mode": "standard", "max_attempts": config.attempts},
+            retries={"mode": "standard", "total_max_attempts": config.attempts},
             connect_timeout=config.timeout_s,
             read_timeout=config.timeout_s,
             s3={"addressing_style": "path"},

@@ -38,6 +38,8 @@ def proxy(endpoint: str) -> Iterator[tuple[str, list[Trouble]]]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement
+        wbufsize = -1
 
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -77,6 +79,7 @@ def proxy(endpoint: str) -> Iterator[tuple[str, list[Trouble]]]:
             self.send_header("Content-Length", length)
             self.end_headers()
             self.wfile.write(data)
+            self.wfile.flush()
 
         do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any
 

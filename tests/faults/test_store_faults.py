@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
@@ -20,17 +23,24 @@ from releases.manifest import load_release, released
 from releases.object_store import ConflictError, StoreError
 from releases.s3 import S3Config, S3Store
 from tests.releases.conftest import publish_small, write_files
-from tests.releases.s3_servers import BUCKET, MOTO_KEYS, client, moto_server, no_postgres, postgres, use
+from tests.releases.s3_servers import MOTO_KEYS, client, moto_server, no_postgres, postgres, use
 
+STACK, SERVER = contextlib.ExitStack(), dict[str, str]()
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @contextlib.contextmanager
 def troubled(tmp_path: Path, *, timeout_s: float = 10.0, attempts: int = 4):
-    """A store behind the proxy, the list of troubles, and two releases' files."""
-    with moto_server(tmp_path) as real, proxy(real) as (endpoint, troubles), pytest.MonkeyPatch.context() as patch:
+    """A store behind the proxy, the list of troubles, and the server itself: one for all faults, a bucket for each."""
+    if "endpoint" not in SERVER:
+        SERVER["endpoint"] = STACK.enter_context(moto_server(Path(STACK.enter_context(tempfile.TemporaryDirectory()))))
+        atexit.register(STACK.close)
+    real = SERVER["endpoint"]
+    with proxy(real) as (endpoint, troubles), pytest.MonkeyPatch.context() as patch:
         use(patch, endpoint, MOTO_KEYS)
-        config = S3Config(bucket=BUCKET, prefix="p", attempts=attempts, timeout_s=timeout_s)
+        bucket = f"faults-{uuid.uuid4().hex}"
+        client(real, MOTO_KEYS).create_bucket(Bucket=bucket)
+        config = S3Config(bucket=bucket, prefix="p", attempts=attempts, timeout_s=timeout_s)
         yield S3Store(config, cache=tmp_path / "copies"), troubles, real
 
 
@@ -104,7 +114,7 @@ from pathlib import Path
 from releases.s3 import S3Config, S3Store
 from tests.releases.conftest import publish_small, write_files
 root = Path(sys.argv[1])
-store = S3Store(S3Config(bucket="onerec", prefix="p"), cache=root / "c2")
+store = S3Store(S3Config(bucket=sys.argv[2], prefix="p"), cache=root / "c2")
 real, sent = store._upload, []
 def dying(*args):
     if len(sent) == 3:
@@ -123,7 +133,9 @@ publish_small(store, write_files(root / "f", 1))
 def publisher_killed_mid_upload(tmp_path: Path) -> str:
     with troubled(tmp_path) as (store, _, _):
         env = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-        killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], env=env, check=False)
+        killed = subprocess.run(
+            [sys.executable, "-c", KILLED, str(tmp_path), store.config.bucket], env=env, check=False
+        )
         assert killed.returncode == -signal.SIGKILL
         assert released(store) == [] and len(store.children("releases")) == 1
         release_id = publish_small(store, write_files(tmp_path / "f", 1))
@@ -176,9 +188,9 @@ def flipped_byte_in_the_bucket(tmp_path: Path) -> str:
         made = [publish_small(store, write_files(tmp_path / str(i), i), day=f"2022-05-0{i}") for i in (1, 2)]
         promote(store, made[0])
         s3, key = client(real, MOTO_KEYS), f"p/releases/{made[1]}/model/model.safetensors"
-        data = bytearray(s3.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+        data = bytearray(s3.get_object(Bucket=store.config.bucket, Key=key)["Body"].read())
         data[-7] ^= 1
-        s3.put_object(Bucket=BUCKET, Key=key, Body=bytes(data))
+        s3.put_object(Bucket=store.config.bucket, Key=key, Body=bytes(data))
         store.drop_copy(f"releases/{made[1]}")
         with pytest.raises(ValueError, match=r"model\.safetensors: expected sha256"):
             promote(store, made[1])
