@@ -213,7 +213,7 @@ publish_small(DirectoryStore(root / "store"), write_files(root / "2", 2), day="2
 @fault(area="releases", injection="no file may grow beyond 20 kB (a full disk)", expected="nothing visible; then whole")
 def disk_full_while_publishing(tmp_path: Path) -> str:
     files = write_files(tmp_path / "2", 2)
-    code = PUBLISH.replace('write_files(root / "2", 2)', "{k: root / '2' / k for k in %r}" % sorted(files))
+    code = PUBLISH.replace('write_files(root / "2", 2)', f"{{k: root / '2' / k for k in {sorted(files)}}}")
     limit = 20_000
 
     def full() -> None:
