@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from kfp_components.workspace import Workspace, check_day
-from releases.object_store import DirectoryStore
+from releases.object_store import ObjectStore
+from releases.stores import open_store
 
 SIMULATED = "simulated"
 
@@ -65,5 +66,6 @@ def workspace(args: argparse.Namespace) -> Workspace:
     return Workspace(root=args.root, source=sources[0])
 
 
-def store(args: argparse.Namespace) -> DirectoryStore:
-    return DirectoryStore(workspace(args).store)
+def store(args: argparse.Namespace) -> ObjectStore:
+    w = workspace(args)
+    return open_store(w.store, source=w.source)

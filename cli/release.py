@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 from cli.options import add_workspace, command, store
-from releases import channels, describe, gates
+from releases import channels, describe, gates, signing
+from releases.collect import Keep, collect, plan
+from releases.publish import sign_release
 
 WAIT_S = 60.0
 
@@ -59,6 +61,23 @@ def add(commands) -> None:
         action.add_argument("items", type=int, nargs="+", help="item ids")
         action.add_argument("--reason", required=True, help="kept in the list's history")
         action.set_defaults(run=run_block, what=what)
+    signed = command(actions, "sign", "sign a release that is there", "onerec release sign 2022-05-05-0123456789ab")
+    signed.add_argument("release")
+    signed.set_defaults(run=run_sign)
+
+    keys = command(actions, "keygen", "make a pair of signing keys", "onerec release keygen keys --name ci-2026")
+    keys.add_argument("folder", type=Path)
+    keys.add_argument("--name", default="signer", help="name of the pair (default: signer)")
+    keys.set_defaults(run=run_keygen)
+
+    example = "onerec release gc, and when the plan is right: onerec release gc --apply 0123456789ab"
+    swept = command(actions, "gc", "releases nobody needs: show them, then remove them", example)
+    swept.add_argument("--apply", default="", metavar="PLAN", help="remove what the plan of this name says")
+    swept.add_argument("--days", type=int, default=Keep.days, help="newest days to keep (default: %(default)s)")
+    swept.add_argument(
+        "--rollbacks", type=int, default=Keep.rollbacks, help="steps back in a channel to keep (default: %(default)s)"
+    )
+    swept.set_defaults(run=run_gc)
 
     for action in (listed, shown, compared):
         action.add_argument("--json", action="store_true", help="JSON instead of text")
@@ -66,7 +85,7 @@ def add(commands) -> None:
         action.add_argument("--channel", default="production", choices=channels.CHANNELS)
     for action in (promoted, rolled):
         action.add_argument("--url", default="", help="wait until the server at this gRPC address serves it")
-    for action in (listed, shown, compared, promoted, rolled, fresh, blocked, freed):
+    for action in (listed, shown, compared, promoted, rolled, fresh, blocked, freed, signed, swept):
         add_workspace(action)
 
 
@@ -145,3 +164,32 @@ def wait_served(args: argparse.Namespace, release_id: str) -> None:
                 )
             time.sleep(0.1)
     print(f"{args.url} serves it after {time.monotonic() - started:.1f} s")
+
+
+def run_sign(args: argparse.Namespace) -> None:
+    sign_release(store(args), args.release)
+    print(f"{args.release} is signed")
+
+
+def run_keygen(args: argparse.Namespace) -> None:
+    secret, public = signing.make_keys(args.folder, args.name)
+    print(f"secret {secret}: ONEREC_SIGNING_KEY={secret} where releases are published, and nowhere else")
+    print(f"public {public}: ONEREC_TRUSTED_KEYS={args.folder} where releases are promoted and served")
+
+
+def run_gc(args: argparse.Namespace) -> None:
+    where, keep = store(args), Keep(days=args.days, rollbacks=args.rollbacks)
+    if args.apply:
+        for release_id in collect(where, args.apply, keep):
+            print(f"removed  {release_id}")
+        return
+    found = plan(where, keep)
+    for release_id, why in found.keep.items():
+        print(f"keep     {release_id}  {why}")
+    for kind, trees in (("remove", found.remove), ("half", found.half)):
+        for release_id, size in trees.items():
+            print(f"{kind:<7}  {release_id}  {size:,} bytes")
+    if found.remove or found.half:
+        print(f"nothing was removed; to remove these: onerec release gc --apply {found.token} (with the same options)")
+    else:
+        print("nothing to remove")

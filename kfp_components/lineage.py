@@ -17,9 +17,10 @@ from datasets.partitions import read_manifest
 from kfp_components.digest import REPOSITORY
 from kfp_components.step import Outcome
 from kfp_components.workspace import Workspace, check_day, day_before
+from releases import stores
 from releases.channels import read_channel
-from releases.manifest import load_release
-from releases.object_store import DirectoryStore
+from releases.manifest import load_release, released
+from releases.object_store import ObjectStore
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def features_before(workspace: Workspace, day: str) -> Outcome | None:
 
 def released_days(workspace: Workspace) -> list[str]:
     """Days that have a published release, in order."""
-    return sorted({check_day(name[:10]) for name in open_store(workspace).children("releases")})
+    return sorted({check_day(name[:10]) for name in released(open_store(workspace))})
 
 
 def production_before(workspace: Workspace, day: str) -> str | None:
@@ -100,8 +101,9 @@ def production_before(workspace: Workspace, day: str) -> str | None:
     return next((release_id for release_id in reversed(named) if release_id[:10] < day), None)
 
 
-def open_store(workspace: Workspace) -> DirectoryStore:
-    return DirectoryStore(workspace.store)
+def open_store(workspace: Workspace) -> ObjectStore:
+    """A directory of the workspace, or S3 where ONEREC_STORE says so."""
+    return stores.open_store(workspace.store, source=workspace.source)
 
 
 def partition_digests(files: list[Path]) -> dict[str, str]:

@@ -13,9 +13,11 @@ import datetime as dt
 import json
 
 from releases.manifest import canonical_json, check_release_id, load_release
-from releases.object_store import ConflictError, ObjectStore, digest_bytes
+from releases.object_store import ConflictError, ObjectStore, StoreError, digest_bytes
+from releases.removal import being_removed
 
 CHANNELS = ("production", "candidate")
+SKEW = dt.timedelta(minutes=5)  # how far a publisher's clock may be ahead of the promoter's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,9 +40,9 @@ def move_channel(store: ObjectStore, name: str, to: str, expect: str | None, rea
     """Point `name` at release `to` if it points at `expect` now (None: nowhere yet).
 
     The release is verified first. Raises ConflictError when the channel points elsewhere, ValueError when the release
-    is unknown or damaged. Moving to where it points already changes nothing.
+    is unknown, damaged, not properly signed or from the future. Moving to where it points already changes nothing.
     """
-    load_release(store, to)
+    _usable(store, to)
     return _swap(store, name, expect, lambda now: _pushed(now, to), reason)
 
 
@@ -58,7 +60,7 @@ def rollback(store: ObjectStore, channel: str = "production", *, reason: str = "
     now = read_channel(store, channel)
     if now is None or not now.previous:
         raise ValueError(f"channel {channel} has no earlier release to roll back to; promote one by its id instead")
-    load_release(store, now.previous[-1])
+    _usable(store, now.previous[-1])
     return _swap(store, channel, now.release_id, lambda c: (c.previous[-1], c.previous[:-1]), reason)
 
 
@@ -75,8 +77,28 @@ def _swap(store: ObjectStore, name: str, expect: str | None, change, reason: str
     history = [*(now.history if now else []), {"release_id": release_id, "at": at, "reason": reason}]
     moved = Channel(name=name, release_id=release_id, previous=previous, history=history)
     etag = None if data is None else digest_bytes(data)
-    store.compare_and_swap(_key(name), canonical_json(dataclasses.asdict(moved)), etag)
+    written = store.compare_and_swap(_key(name), canonical_json(dataclasses.asdict(moved)), etag)
+    if being_removed(store, release_id):  # a collection that announced itself before it could see this move
+        if data is not None:
+            store.compare_and_swap(_key(name), data, written)
+        raise ConflictError(f"release {release_id} is being removed; channel {name} stays at {found}")
     return moved
+
+
+def _usable(store: ObjectStore, release_id: str) -> None:
+    """Whole, signed where that is asked for, not about to be removed, and not dated ahead of this clock."""
+    _, manifest = load_release(store, release_id)
+    if being_removed(store, release_id):
+        raise StoreError(f"release {release_id} is being removed; choose another")
+    try:
+        ahead = dt.datetime.fromisoformat(manifest.created_at) - dt.datetime.now(dt.UTC)
+    except (ValueError, TypeError):
+        raise ValueError(f"release {release_id}: created_at is {manifest.created_at!r}; publish it again") from None
+    if ahead > SKEW:
+        raise ValueError(
+            f"release {release_id} was created {ahead} from now: the publisher's clock or this one is wrong;"
+            " mend the clock, then publish again or wait"
+        )
 
 
 def _pushed(now: Channel | None, to: str) -> tuple[str, list[str]]:

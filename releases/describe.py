@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from releases.channels import CHANNELS, read_channel
+from releases.collect import lineage
 from releases.gates import METRIC, read_decision
-from releases.manifest import MANIFEST, Manifest, check_release_id
+from releases.manifest import MANIFEST, Manifest, check_release_id, released
 from releases.object_store import ObjectStore
+from releases.signing import signature_name, verify_signature
 
 
 def read_manifest(store: ObjectStore, release_id: str) -> Manifest:
@@ -25,7 +27,7 @@ def list_releases(store: ObjectStore) -> list[dict[str, Any]]:
     """One dict a release, oldest day first: id, day, created_at, recall, gate (passed|failed|open), channels."""
     channels = {name: read_channel(store, name) for name in CHANNELS}
     rows = []
-    for release_id in store.children("releases"):
+    for release_id in released(store):
         manifest, gate = read_manifest(store, release_id), read_decision(store, release_id)
         rows.append(
             {
@@ -42,10 +44,14 @@ def list_releases(store: ObjectStore) -> list[dict[str, Any]]:
 
 
 def show(store: ObjectStore, release_id: str) -> dict[str, Any]:
-    """Everything the manifest says, the gate decision and the channels that point here."""
+    """Which data, code and parents made this release: all of the manifest, its lineage, signer, gates and channels."""
     manifest = read_manifest(store, release_id)
     pointing = [name for name in CHANNELS if (c := read_channel(store, name)) and c.release_id == release_id]
     shown = {f: getattr(manifest, f) for f in manifest.__dataclass_fields__ if f not in ("files", "gate")}
+    signed = store.get(f"releases/{release_id}/{signature_name(manifest.to_bytes())}")
+    by = verify_signature(manifest.to_bytes(), signed, f"release {release_id}") if signed else None
+    shown |= {"signature": by or ("not checked: ONEREC_TRUSTED_KEYS is not set" if signed else "none")}
+    shown |= {"lineage": lineage(store, release_id)}
     files = [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in manifest.files]
     return shown | {"gate": read_decision(store, release_id), "channels": pointing, "files": files}
 
@@ -87,11 +93,17 @@ def show_text(shown: dict[str, Any]) -> str:
     """One release for a terminal: what it is, its numbers, its checks, its files."""
     lines = [f"{shown['release_id']}  {shown['source']}  created {shown['created_at']}  seed {shown['seed']}"]
     lines.append(f"channels  {', '.join(shown['channels']) or 'none'}")
-    lines.append(f"parents   {', '.join(shown['parents']) or 'none (bootstrap)'}")
+    lines.append(f"parents   {' <- '.join(shown['lineage']) or 'none (bootstrap)'}")
+    lines.append(f"code      {shown['code_commit']}")
+    lines += [f"locks     {name}: {digest}" for name, digest in sorted(shown["environment"].items())]
+    lines.append(f"signed by {shown['signature']}")
+    lines += [f"data      {name}: {str(digest)[:16]}" for name, digest in sorted(shown["data"].items())]
     lines += [f"metric    {key}: {value}" for key, value in flatten(shown["metrics"]).items()]
     for check in (shown["gate"] or {"checks": []})["checks"]:
         mark = "passed" if check["passed"] else "FAILED"
-        lines.append(f"gate      {mark} {check['name']}: {check['value']} (limit {check['limit']})")
+        side, interval, note = check.get("side", "at least"), check.get("interval"), check.get("note")
+        more = (f"; gain {interval[0]:+.4g} to {interval[1]:+.4g}" if interval else "") + (f"; {note}" if note else "")
+        lines.append(f"gate      {mark} {check['name']}: {check['value']} ({side} {check['limit']}{more})")
     lines += [f"file      {f['sha256'][:12]} {f['size']:>12,} {f['path']}" for f in shown["files"]]
     return "\n".join(lines)
 

@@ -19,10 +19,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from releases.contents import check_contents
 from releases.object_store import ObjectStore, check_key, digest_bytes, digest_file
+from releases.signing import SIGNATURES, signature_name, verify_signature
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+LARGEST = 16 << 20  # bytes of a manifest; a real one has a few ten thousand
 REQUIRED = (
     "items.parquet",
     "model/config.json",
@@ -30,6 +33,8 @@ REQUIRED = (
     "tokenizer/sid_table.parquet",
     "tokenizer/trie.safetensors",
 )
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SIGNATURE = re.compile(SIGNATURES + r"/[0-9a-f]{64}\.sig")  # also those of a publisher that lost a race
 _RELEASE_ID = re.compile(r"(\d{4}-\d{2}-\d{2})-([0-9a-f]{12})")
 
 
@@ -71,9 +76,11 @@ class Manifest:
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:
         """Parse and check the form; ValueError names `where` and the field at fault."""
+        if len(data) > LARGEST:
+            raise ValueError(f"{where}: {len(data):,} bytes, a manifest has at most {LARGEST:,}; refusing it")
         try:
             raw = json.loads(data)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where}: not a JSON manifest ({error}); publish the release again") from None
         names = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(raw, dict) or set(raw) != names:
@@ -81,10 +88,14 @@ class Manifest:
             raise ValueError(f"{where}: missing or unknown fields {odd}; another version wrote it, publish again")
         if raw["schema"] != SCHEMA:
             raise ValueError(f"{where}: schema {raw['schema']}, this code reads {SCHEMA}; use the matching code")
-        files = [FileEntry(**entry) for entry in raw.pop("files")]
-        for entry in files:
-            check_key(entry.path)
+        if odd := [name for name, kind in _KINDS.items() if not isinstance(raw[name], kind)]:
+            raise ValueError(f"{where}: field {odd[0]} is of the wrong kind; the manifest was edited, publish again")
+        files = [_entry(entry, where) for entry in raw.pop("files")]
+        if len({entry.path for entry in files}) != len(files):
+            raise ValueError(f"{where}: a file is listed twice; the manifest was edited, publish again")
         manifest = cls(**raw, files=files)
+        if not isinstance(manifest.data_interval.get("start"), str):
+            raise ValueError(f"{where}: data_interval has no start; the manifest was edited, publish again")
         digest = content_digest(files)
         if manifest.release_id != make_release_id(manifest.day, digest):
             raise ValueError(
@@ -92,6 +103,33 @@ class Manifest:
                 " the manifest was edited: publish again"
             )
         return manifest
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "release_id": str,
+    "created_at": str,
+    "source": str,
+    "data_interval": dict,
+    "data": dict,
+    "parents": list,
+    "code_commit": str,
+    "environment": dict,
+    "seed": int,
+    "summaries": dict,
+    "metrics": dict,
+    "files": list,
+}
+
+
+def _entry(raw: Any, where: str) -> FileEntry:
+    """One file of the list as it came: nothing about it is trusted."""
+    if not isinstance(raw, dict) or set(raw) != {"path", "size", "sha256"}:
+        raise ValueError(f"{where}: an entry of files has other fields than path, size, sha256; publish again")
+    path, size, sha256 = raw["path"], raw["size"], raw["sha256"]
+    if not isinstance(path, str) or type(size) is not int or size < 0 or not _SHA256.fullmatch(str(sha256)):
+        raise ValueError(f"{where}: the entry of {path!r} has no proper size and sha256; publish again")
+    check_key(path)
+    return FileEntry(path=path, size=size, sha256=sha256)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -139,7 +177,8 @@ def verify(folder: Path) -> Manifest:
     """Read the manifest of a release folder and check every file by size and sha256.
 
     Raises ValueError that names the file and says what was expected and what was found: a missing file, another size,
-    another digest (a mixed or damaged set), a file the manifest does not know, a link, a path outside the folder.
+    another digest (a mixed or damaged set), a file the manifest does not know, a link, a path outside the folder, a
+    file that is not what its name says; and for a signature that is missing or not by a trusted key.
     """
     where = f"{folder}/{MANIFEST}"
     try:
@@ -147,15 +186,21 @@ def verify(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{folder} is not a release: it has no {MANIFEST}; give a folder that publish wrote") from None
     manifest = Manifest.from_bytes(data, where)
+    verify_signature(data, _signature(folder, data), f"release {manifest.release_id}")
     for entry in manifest.files:
         _verify_file(folder, entry, manifest.release_id)
     known = {entry.path for entry in manifest.files} | {MANIFEST}
     found = {os.path.relpath(os.path.join(base, f), folder) for base, _, names in os.walk(folder) for f in names}
-    if extra := sorted(found - known):
+    if extra := sorted(path for path in found - known if not _SIGNATURE.fullmatch(path)):
         raise ValueError(f"release {manifest.release_id}: {extra[0]} is not in the manifest; refusing a mixed set")
     if missing := [path for path in REQUIRED if path not in known]:
         raise ValueError(f"release {manifest.release_id}: the manifest lists no {missing[0]}; publish again")
     return manifest
+
+
+def _signature(folder: Path, manifest: bytes) -> bytes | None:
+    path = folder / signature_name(manifest)
+    return path.read_bytes() if path.is_file() and not path.is_symlink() else None
 
 
 def _verify_file(folder: Path, entry: FileEntry, release_id: str) -> None:
@@ -168,6 +213,12 @@ def _verify_file(folder: Path, entry: FileEntry, release_id: str) -> None:
         raise ValueError(f"{name}: expected {entry.size} bytes, got {size}; refusing a mixed or damaged release")
     if (sha256 := digest_file(path)[1]) != entry.sha256:
         raise ValueError(f"{name}: expected sha256 {entry.sha256}, got {sha256}; refusing a mixed or damaged release")
+    check_contents(path, name)
+
+
+def released(store: ObjectStore) -> list[str]:
+    """Ids of the releases that are whole, in order: those whose manifest is there."""
+    return [name for name in store.children("releases") if store.get(f"releases/{name}/{MANIFEST}") is not None]
 
 
 def load_release(store: ObjectStore, release_id: str) -> tuple[Path, Manifest]:
@@ -176,7 +227,13 @@ def load_release(store: ObjectStore, release_id: str) -> tuple[Path, Manifest]:
     if store.get(f"releases/{release_id}/{MANIFEST}") is None:
         raise ValueError(f"there is no release {release_id} in this store; see `onerec release list`")
     folder = store.local(f"releases/{release_id}")
-    manifest = verify(folder)
+    try:
+        manifest = verify(folder)
+    except ValueError:
+        if not store.drop_copy(f"releases/{release_id}"):
+            raise
+        folder = store.local(f"releases/{release_id}")  # the copy was damaged, or the store is: fetched once more
+        manifest = verify(folder)
     if manifest.release_id != release_id:
         raise ValueError(f"folder {release_id} holds release {manifest.release_id}; restore the right folder")
     return folder, manifest

@@ -3,13 +3,15 @@
     from releases.object_store import DirectoryStore
     store = DirectoryStore(Path("var/simulated/store"))
 
-`ObjectStore` is the interface; S3 can implement every method of it (create-only put = `If-None-Match: *`,
-compare-and-swap = `If-Match`, a tree = its files first and its last object create-only). Keys are relative POSIX
-paths. Nothing is visible under its key before it is whole and on disk: write, fsync, rename, fsync of the folder.
+`ObjectStore` is the interface; `releases/s3.py` is the other implementation and `releases/stores.py` chooses. Keys are
+relative POSIX paths. Nothing is visible under its key before it is whole and on disk: write, fsync, rename, fsync of
+the folder.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import datetime as dt
 import fcntl
 import hashlib
 import os
@@ -25,8 +27,28 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_=+@-][A-Za-z0-9._=+@-]*")
 _CHUNK = 1 << 20
 
 
-class ConflictError(ValueError):
+class StoreError(ValueError):
+    """The store cannot do what was asked; the message names object, cause and mend."""
+
+
+class ConflictError(StoreError):
     """Somebody else wrote the object first; read it again and decide anew."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectInfo:
+    """An object below a prefix: key relative to it, size in bytes, time of the last write (UTC)."""
+
+    key: str
+    size: int
+    modified: dt.datetime
+
+
+def not_expected(key: str, expect: str | None, found: str | None) -> ConflictError:
+    return ConflictError(
+        f"{key} changed meanwhile: expected {(expect or 'no object')[:12]},"
+        f" found {(found or 'no object')[:12]}; read it again and repeat"
+    )
 
 
 def check_key(key: str) -> str:
@@ -56,7 +78,10 @@ class ObjectStore(Protocol):
     def compare_and_swap(self, key: str, data: bytes, expect: str | None) -> str: ...
     def put_tree(self, prefix: str, files: Mapping[str, tuple[Path, str]], last: tuple[str, bytes]) -> bool: ...
     def children(self, prefix: str) -> list[str]: ...
+    def objects(self, prefix: str) -> list[ObjectInfo]: ...
     def local(self, prefix: str) -> Path: ...
+    def drop_copy(self, prefix: str) -> bool: ...
+    def delete_tree(self, prefix: str, last: str) -> None: ...
 
 
 class DirectoryStore:
@@ -95,10 +120,7 @@ class DirectoryStore:
             current = self.get(key)
             found = None if current is None else digest_bytes(current)
             if found != expect:
-                raise ConflictError(
-                    f"{key} changed meanwhile: expected {(expect or 'no object')[:12]},"
-                    f" found {(found or 'no object')[:12]}; read it again and repeat"
-                )
+                raise not_expected(key, expect, found)
             staged = self._staging / uuid.uuid4().hex
             _write(staged, data)
             os.replace(staged, target)
@@ -139,6 +161,33 @@ class DirectoryStore:
     def local(self, prefix: str) -> Path:
         """A local folder that holds the tree (the tree itself here; a remote store downloads it)."""
         return self.root / check_key(prefix)
+
+    def drop_copy(self, prefix: str) -> bool:
+        """The tree itself is the only copy: False, there is nothing to fetch again."""
+        return False
+
+    def objects(self, prefix: str) -> list[ObjectInfo]:
+        """Every object below a prefix, by key relative to it."""
+        base = self.root / check_key(prefix)
+        files = [Path(folder) / name for folder, _, names in os.walk(base) for name in names]
+        return [
+            ObjectInfo(
+                key=path.relative_to(base).as_posix(),
+                size=path.lstat().st_size,
+                modified=dt.datetime.fromtimestamp(path.lstat().st_mtime, dt.UTC),
+            )
+            for path in sorted(files)
+        ]
+
+    def delete_tree(self, prefix: str, last: str) -> None:
+        """Remove a tree: it vanishes by one rename. `last` is of no meaning here."""
+        target = self._prepare(prefix)
+        with self._locked("publish"):
+            gone = self._staging / f"tree-{uuid.uuid4().hex}"
+            if target.is_dir():
+                os.rename(target, gone)
+                _sync_dir(target.parent)
+                shutil.rmtree(gone)
 
     def _prepare(self, key: str) -> Path:
         target = self.root / check_key(key)

@@ -1,4 +1,4 @@
-"""Publish a day's files as one immutable release: files first, the manifest last, one rename makes it visible.
+"""Publish a day's files as one immutable release: files and signature first, the manifest last makes it visible.
 
     release_id = publish(store=DirectoryStore(...), day="2022-05-05", source="simulated", files={...}, ...)
 
@@ -9,12 +9,23 @@ either the whole release or nothing that a reader can see.
 from __future__ import annotations
 
 import datetime as dt
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from releases.manifest import MANIFEST, Manifest, content_digest, describe_files, load_release, make_release_id
-from releases.object_store import ObjectStore
+from releases.contents import check_contents
+from releases.manifest import (
+    MANIFEST,
+    Manifest,
+    check_release_id,
+    content_digest,
+    describe_files,
+    load_release,
+    make_release_id,
+)
+from releases.object_store import ObjectStore, digest_bytes
+from releases.signing import sign, signature_name
 
 
 def publish(
@@ -54,7 +65,34 @@ def publish(
         metrics=dict(metrics),
         files=entries,
     )
+    for entry in entries:
+        check_contents(files[entry.path], entry.path)
     sources = {entry.path: (files[entry.path], entry.sha256) for entry in entries}
-    store.put_tree(f"releases/{release_id}", sources, (MANIFEST, manifest.to_bytes()))
+    text = manifest.to_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        if signature := sign(text):
+            path = Path(folder) / "signature"
+            path.write_bytes(signature)
+            sources[signature_name(text)] = (path, digest_bytes(signature))
+        store.put_tree(f"releases/{release_id}", sources, (MANIFEST, text))
     load_release(store, release_id)
     return release_id
+
+
+def sign_release(store: ObjectStore, release_id: str) -> None:
+    """Sign a release that is there (an older one, or after a change of keys); its files must be whole.
+
+    Raises ValueError without ONEREC_SIGNING_KEY, or when its key is not a trusted one.
+    """
+    data = store.get(f"releases/{check_release_id(release_id)}/{MANIFEST}")
+    if data is None:
+        raise ValueError(f"there is no release {release_id} in this store; see `onerec release list`")
+    signature = sign(data)
+    if signature is None:
+        raise ValueError("set ONEREC_SIGNING_KEY to the signer's secret key (onerec release keygen makes a pair)")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "signature"
+        path.write_bytes(signature)
+        store.put_file(f"releases/{release_id}/{signature_name(data)}", path)
+    store.drop_copy(f"releases/{release_id}")
+    load_release(store, release_id)

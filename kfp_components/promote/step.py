@@ -11,6 +11,7 @@ from kfp_components.lineage import open_store
 from kfp_components.step import Outcome
 from releases.channels import promote, read_channel
 from releases.gates import decide, record_decision
+from releases.manifest import load_release
 from releases.object_store import ObjectStore
 
 
@@ -19,10 +20,14 @@ def run(run: Run, *, release: Outcome, quality: Outcome, evaluation: Outcome, ch
     store, release_id = open_store(run.workspace), release.metrics["release_id"]
 
     def body(out: Path, progress) -> dict[str, Any]:
+        folder, _ = load_release(store, release_id)
+        tokenize, parity = run.workspace.outcome(run.day, "tokenize"), folder / "serving" / "parity.json"
         decision = decide(
             metrics=evaluation.metrics,
             data_quality=quality.metrics,
             serving_check=check.metrics,
+            tokenizer=Outcome.read(tokenize.parent).metrics if tokenize.is_file() else None,
+            parity=json.loads(parity.read_text()) if parity.is_file() else None,
         )
         record_decision(store, release_id, decision)
         moved = {"candidate": advance(store, "candidate", release_id, "published")}

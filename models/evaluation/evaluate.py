@@ -17,6 +17,7 @@ import torch
 
 from models.evaluation.floors import popularity, rank_popular
 from models.evaluation.metrics import bootstrap_interval, ranking_metrics
+from models.evaluation.slices import slices
 from models.onerec.beam_search import sample_codes
 from models.onerec.features import POSITIVE_MASK
 from models.onerec.ranking import rank_unseen
@@ -43,7 +44,8 @@ def evaluate(
 ) -> dict:
     """`training_sets`: every day up to D, for the floors. `production`: the release in production, or None.
 
-    Returns `users`, the `rows` of the models and floors, and of this release: `filled` (share of the TOP places with an
+    Returns `users`, the `rows` of the models and floors, the `slices` of this release beside production (or the most
+    popular items at a first release), and of this release: `filled` (share of the TOP places with an
     item), `legality` (share of the filled places whose codes are that item's in the SID table),
     `unconstrained_legality` (share of legal free samples) and `p_score_top10`. The row `production` also has the 95 %
     interval of this release's recall@50 minus production's, paired by user.
@@ -52,8 +54,10 @@ def evaluate(
     rows, relevant, seen = held_out(evaluation_set)
     progress(f"{len(rows):,} users with unseen positives")
     results = []
+    lists: dict[str, np.ndarray] = {}
     for name, sets in (("most_popular_all", training_sets), ("most_popular_3d", sorted(training_sets)[-3:])):
-        results.append(_row(name, rank_popular(popularity(sets)[0], seen, TOP), relevant, seed))
+        lists[name] = rank_popular(popularity(sets)[0], seen, TOP)
+        results.append(_row(name, lists[name], relevant, seed))
     tok = Tokenizer.load(tokenizer)
     candidates = [("onerec", tok, model), ("onerec_pretrained", tok, pretrained)]
     if production is not None:
@@ -67,6 +71,7 @@ def evaluate(
         progress(f"ranking with {name}")
         ranker = Ranker(evaluation_set, own_tok, directory, rows)
         ranked, legality = ranker.rank(seen)
+        lists[name] = ranked
         results.append(_row(name, ranked, relevant, seed))
         recall[name] = ranking_metrics(ranked, relevant)["recall@50"]
         if name == "production":
@@ -81,7 +86,9 @@ def evaluate(
             }
     order = {"onerec": 0, "onerec_pretrained": 1, "production": 2}
     results.sort(key=lambda r: order.get(r["name"], 3))
-    report = {"users": len(rows), "rows": results, **extra}
+    reference = "production" if production is not None else "most_popular_all"
+    by_slice = slice_rows(lists["onerec"], lists[reference], reference, relevant, seen, popularity(training_sets), seed)
+    report = {"users": len(rows), "rows": results, "slices": by_slice, **extra}
     (out / "evaluation.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
 
@@ -103,6 +110,32 @@ def held_out(evaluation_set: Path) -> tuple[np.ndarray, list[np.ndarray], list[n
             f"{evaluation_set}: no user has a positive item they had not seen; evaluate a day with more impressions"
         )
     return np.array(rows), relevant, before
+
+
+def slice_rows(
+    ranked: np.ndarray,
+    against: np.ndarray,
+    name: str,
+    relevant: list[np.ndarray],
+    seen: list[np.ndarray],
+    popular: tuple[np.ndarray, np.ndarray],
+    seed: int,
+) -> list[dict]:
+    """recall@50 of every slice beside that of the reference `name`, with the 95 % interval of the paired difference."""
+    out = []
+    for title, users, wanted in slices(relevant, seen, popular):
+        own, other = (ranking_metrics(lists[users], wanted)["recall@50"] for lists in (ranked, against))
+        out.append(
+            {
+                "name": title,
+                "users": len(users),
+                "recall@50": float(own.mean()),
+                "reference_name": name,
+                "reference": float(other.mean()),
+                "gain_interval": list(bootstrap_interval(own - other, seed)),
+            }
+        )
+    return out
 
 
 class Ranker:

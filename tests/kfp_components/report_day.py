@@ -17,6 +17,7 @@ from releases.gates import decide, record_decision
 from releases.manifest import REQUIRED
 from releases.object_store import DirectoryStore
 from releases.publish import publish
+from tests.releases.made_up import made_up
 
 DAY, DAY_BEFORE = "2024-03-07", "2024-03-06"
 EVIL = "<script>alert('caption')</script> & \"quoted\""
@@ -78,8 +79,7 @@ def run(w: Workspace, step: str, inputs: list[Outcome], metrics: dict, files: di
 def publish_small(w: Workspace, day: str, parents: list[str]) -> str:
     files = {name: w.base / "made" / day / name for name in REQUIRED}
     for path in files.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"made up for {day}")
+        made_up(path, f"made up for {day}")
     return publish(
         store=DirectoryStore(w.store),
         day=day,

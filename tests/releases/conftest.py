@@ -1,4 +1,4 @@
-"""A small set of release files (random bytes: this room never looks inside) and a function that publishes it."""
+"""A small set of release files (made up: this room looks at headers only) and a function that publishes it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ import pytest
 from releases.manifest import REQUIRED
 from releases.object_store import DirectoryStore
 from releases.publish import publish
+from tests.releases.made_up import made_up
 
 
 def write_files(folder: Path, seed: int) -> dict[str, Path]:
     rng = random.Random(seed)
     files = {}
     for name in (*REQUIRED, "reward/reward.safetensors"):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(rng.randbytes(50_000))
-        files[name] = path
+        files[name] = made_up(folder / name, rng.randbytes(25_000).hex())
     return files
 
 

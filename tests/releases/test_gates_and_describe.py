@@ -8,6 +8,7 @@ from releases.channels import promote
 from releases.describe import diff, diff_text, list_releases, show, show_text
 from releases.gates import decide, record_decision
 from tests.releases.conftest import publish_small, write_files
+from tests.releases.made_up import made_up
 
 SERVED = {"legal": 1.0, "unseen": 1.0}
 CLEAN = {"critical_failed": 0}
@@ -63,8 +64,8 @@ def test_data_quality_and_serving_gates():
 def test_list_show_and_diff(store, files, tmp_path):
     old = publish_small(store, files, metrics=metrics(0.20))
     changed = write_files(tmp_path / "next", 1)
-    changed["model/model.safetensors"].write_bytes(b"trained further")
-    changed["training_state/optimizer.safetensors"] = changed["items.parquet"]
+    made_up(changed["model/model.safetensors"], "trained further")
+    changed["training_state/optimizer.safetensors"] = changed["tokenizer/trie.safetensors"]
     new = publish_small(store, changed, day="2022-05-06", metrics=metrics(0.25), parents=[old], data={"d": "1"})
     judged = decide(metrics=metrics(0.2), data_quality=CLEAN, serving_check=SERVED)
     record_decision(store, old, judged)
@@ -89,3 +90,36 @@ def test_list_show_and_diff(store, files, tmp_path):
     assert "channels  production" in text and "gate      passed legality" in text
     with pytest.raises(ValueError, match="no release"):
         show(store, "2022-05-05-000000000000")
+
+
+def sliced(recall: float, reference: float, gain: list[float], users: int = 500) -> dict:
+    row = {"name": "new items", "users": users, "recall@50": recall, "gain_interval": gain}
+    return metrics(0.2) | {"slices": [row | {"reference_name": "production", "reference": reference}]}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "passed"),
+    [
+        (sliced(0.079, 0.10, [-0.03, -0.01]), False),  # worse beyond noise, and below 80 %
+        (sliced(0.081, 0.10, [-0.03, -0.01]), True),
+        (sliced(0.050, 0.10, [-0.09, 0.01]), True),  # noise
+        (sliced(0.050, 0.10, [-0.06, -0.04], users=99), True),  # too few to judge, but recorded
+    ],
+)
+def test_slice_floors(evaluation, passed):
+    decision = decide(metrics=evaluation, data_quality=CLEAN, serving_check=SERVED)
+    assert decision.passed is passed
+    check = next(c for c in decision.checks if c.name == "recall@50 of new items")
+    assert check.value == evaluation["slices"][0]["recall@50"] and check.note
+
+
+def test_tokenizer_latency_degraded_and_parity_gates():
+    good = {"metrics": metrics(0.2), "data_quality": CLEAN, "serving_check": SERVED}
+    gate = {"gate": "changed", "value": 0.0, "side": "at most", "limit": 0.0, "passed": True}
+    judged = decide(**good, tokenizer={"gates": [gate, gate | {"gate": "churn", "value": None, "passed": None}]})
+    assert judged.passed and [c.name for c in judged.checks if "tokenizer" in c.name] == ["tokenizer changed"]
+    assert not decide(**good, tokenizer={"gates": [gate | {"value": 0.1, "passed": False}]}).passed
+    assert not decide(**good | {"serving_check": SERVED | {"latency_ms": {"p99": 5001.0}}}).passed
+    assert not decide(**good | {"serving_check": SERVED | {"degraded": 1}}).passed
+    assert decide(**good, parity={"worst": 1e-5, "limit": 1e-4}).passed
+    assert not decide(**good, parity={"worst": 1e-3, "limit": 1e-4}).passed

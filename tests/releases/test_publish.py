@@ -13,6 +13,7 @@ import pytest
 
 from releases.manifest import MANIFEST, load_release, verify
 from tests.releases.conftest import publish_small, write_files
+from tests.releases.made_up import made_up
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -32,7 +33,7 @@ def test_id_depends_on_contents_and_day_only(store, files, tmp_path):
     assert first.startswith("2022-05-05-") and len(first) == len("2022-05-05-") + 12
     moved = write_files(tmp_path / "elsewhere", 1)
     assert publish_small(store, moved, code_commit="other", seed=8) == first
-    moved["items.parquet"].write_bytes(b"x")
+    made_up(moved["items.parquet"], "x")
     assert publish_small(store, moved) != first
     assert publish_small(store, files, day="2022-05-06") == first.replace("05-05", "05-06")
 
@@ -120,6 +121,7 @@ from pathlib import Path
 from releases import object_store
 from releases.object_store import DirectoryStore
 from tests.releases.conftest import publish_small, write_files
+from tests.releases.made_up import made_up
 
 root, function, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 owner = os if function in ("fsync", "rename") else object_store

@@ -1,0 +1,31 @@
+"""The announcement of a removal: read by whoever moves a channel, written by garbage collection.
+
+mark(store, release_id, "removing")      being_removed(store, release_id)
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+
+from releases.manifest import canonical_json, check_release_id
+from releases.object_store import ObjectStore, digest_bytes
+
+
+def mark(store: ObjectStore, release_id: str, state: str) -> None:
+    """Write the state of a removal: removing, removed, or kept (called off)."""
+    key = _key(release_id)
+    old = store.get(key)
+    data = canonical_json({"state": state, "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds")})
+    if data != old:
+        store.compare_and_swap(key, data, None if old is None else digest_bytes(old))
+
+
+def being_removed(store: ObjectStore, release_id: str) -> bool:
+    """Has a collection announced that this release goes?"""
+    data = store.get(_key(release_id))
+    return data is not None and json.loads(data)["state"] == "removing"
+
+
+def _key(release_id: str) -> str:
+    return f"gc/{check_release_id(release_id)}.json"
