@@ -28,7 +28,8 @@ def daily(at: str = "0 0 * * *") -> CronDataIntervalTimetable:
 
 def house(tier: Tag, rerun: Tag, *, deadline: dt.timedelta, timeout: dt.timedelta, retries: int = 2) -> dict[str, Any]:
     """Arguments of every DAG. `deadline`: from the start of the day to done, then an alert; `timeout`: of a run,
-    which is failed then. (From the logical date: in Airflow 3.3 no run whose deadline counts from its queueing can be cleared.)
+    which is failed then. (From the logical date: in Airflow 3.3 no run whose deadline counts from its queueing can be
+    cleared.)
 
     A retry is for a machine that went away: what a pipeline finished is reused, and what is wrong with the data fails
     again at once. Steps never start twice at a time, since each day has one run and runs do not overlap.
