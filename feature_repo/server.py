@@ -42,7 +42,7 @@ def read_only_app(feature_store: Path, profile: Profile | None = None) -> FastAP
             auth_type=AuthManagerType.NONE, server_type=ServerType.REST, auth_config=store.config.auth_config
         )
         app = get_app(store)
-    kept = [r for r in app.router.routes if {(r.path, m) for m in getattr(r, "methods", None) or ()} & SERVED]  # type: ignore[attr-defined]
+    kept = [r for r in app.router.routes if {(r.path, m) for m in getattr(r, "methods", None) or ()} & SERVED]
     assert len(kept) == len(SERVED), "Feast renamed a route that is served here"
     app.router.routes[:] = kept
     return app

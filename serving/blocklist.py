@@ -55,10 +55,8 @@ def _change(store: ObjectStore, items: set[int], what: str, reason: str) -> Bloc
         raise ValueError(f"item {min(missing)} is not blocked; nothing was changed")
     kept = set(now.items) | items if what == "block" else set(now.items) - items
     at = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    history: list[dict[str, object]] = [
-        *now.history,
-        {"at": at, "change": what, "items": sorted(items), "reason": reason},
-    ][-KEPT:]
+    entry: dict[str, object] = {"at": at, "change": what, "items": sorted(items), "reason": reason}
+    history = [*now.history, entry][-KEPT:]
     changed = Blocklist(items=sorted(kept), history=history)
     etag = None if data is None else digest_bytes(data)
     store.compare_and_swap(KEY, canonical_json(dataclasses.asdict(changed)), etag)

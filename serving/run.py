@@ -14,6 +14,7 @@ import dataclasses
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from releases.channels import read_channel
 from releases.manifest import load_release
@@ -46,12 +47,14 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _settings(args: argparse.Namespace, kind: type[ServingConfig] | type[Rollout]) -> dict[str, Any]:
+    return {field.name: getattr(args, field.name) for field in dataclasses.fields(kind)}
+
+
 def serve(args: argparse.Namespace) -> None:
     """Raises ValueError when no release is in production or a setting is wrong, RuntimeError when it does not start."""
-    config, rollout = (
-        kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
-        for kind in (ServingConfig, Rollout)
-    )
+    config = ServingConfig(**_settings(args, ServingConfig))
+    rollout = Rollout(**_settings(args, Rollout))
     if (args.tls_cert is None) != (args.tls_key is None):
         raise ValueError("give --tls-cert and --tls-key together")
     store = DirectoryStore(args.store)
