@@ -144,8 +144,12 @@ def fill_online(live: Workspace, days: Sequence[str]) -> None:
 
     for date in days:
         start, end = Outcome.read(live.step_dir(date, "pathways")).metrics["interval"]
-        interval = {"start": dt.datetime.fromisoformat(start), "end": dt.datetime.fromisoformat(end)}
-        materialize(features=live.features, feature_store=live.feature_store, **interval)
+        materialize(
+            features=live.features,
+            feature_store=live.feature_store,
+            start=dt.datetime.fromisoformat(start),
+            end=dt.datetime.fromisoformat(end),
+        )
 
 
 def move_channels(live: Workspace, date: str) -> None:
@@ -161,7 +165,7 @@ def move_channels(live: Workspace, date: str) -> None:
 def tell(staging: Workspace, failed: str, args: argparse.Namespace) -> None:
     """The failed day, its error, and the command that goes on from it."""
     events = staging.progress(failed).read_text().splitlines() if staging.progress(failed).is_file() else []
-    last = next((e for e in map(json.loads, reversed(events)) if e["event"] == "failed"), {})
+    last: dict = next((e for e in map(json.loads, reversed(events)) if e["event"] == "failed"), {})
     where = f" at step {last['step']}: {last['error']}\n  log    {last['log']}" if last else ""
     again = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     print(

@@ -25,8 +25,10 @@ from cli import (
     simulate,
 )
 
-GROUPS = (daily, backfill, release, recommend, features, report, simulate, data, scaling, eval)
-GROUPS += (forget, housekeeping, scaffold)
+GROUPS = (
+    *(daily, backfill, release, recommend, features, report, simulate, data, scaling, eval),
+    *(forget, housekeeping, scaffold),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

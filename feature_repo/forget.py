@@ -14,7 +14,7 @@ from feature_repo.profiles import profile_from_environment
 
 
 def forget_online(feature_store: Path, user: int, *, dry_run: bool = False) -> int:
-    """How many rows of the user the online store holds; without `dry_run` they are gone afterwards, also from its file."""
+    """How many rows the online store holds of the user; without `dry_run` they are gone, also from its file."""
     config = profile_from_environment().repo_config(feature_store)
     online = get_online_store_from_config(config.online_store)
     assert isinstance(online, RowOnlineStore)

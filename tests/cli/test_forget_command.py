@@ -1,4 +1,4 @@
-"""`onerec forget` and `onerec housekeeping` on a workspace with tables, outcomes, an online store and copies of them."""
+"""`onerec forget` and `onerec housekeeping` on a workspace with tables, outcomes, an online store and copies."""
 
 from __future__ import annotations
 
