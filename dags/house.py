@@ -9,7 +9,9 @@ import datetime as dt
 import os
 from typing import Any
 
-from airflow.sdk import CronDataIntervalTimetable, DeadlineAlert, DeadlineReference, SyncCallback
+from airflow.sdk import CronDataIntervalTimetable
+from airflow.sdk.definitions.callback import SyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from alerts import deadline_missed, task_failed
 from tags import Tag
 
@@ -28,8 +30,7 @@ def daily(at: str = "0 0 * * *") -> CronDataIntervalTimetable:
 
 def house(tier: Tag, rerun: Tag, *, deadline: dt.timedelta, timeout: dt.timedelta, retries: int = 2) -> dict[str, Any]:
     """Arguments of every DAG. `deadline`: from the start of the day to done, then an alert; `timeout`: of a run,
-    which is failed then. (From the logical date: in Airflow 3.3 no run whose deadline counts from its queueing can be
-    cleared.)
+    which is failed then. (From the logical date: in 3.3 no run whose deadline counts from its queueing can be cleared.)
 
     A retry is for a machine that went away: what a pipeline finished is reused, and what is wrong with the data fails
     again at once. Steps never start twice at a time, since each day has one run and runs do not overlap.
