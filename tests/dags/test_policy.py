@@ -50,8 +50,7 @@ def test_documentation_is_an_on_call_page(bag: DagBag) -> None:
 
 
 def test_runbooks_that_pages_name_exist(bag: DagBag) -> None:
-    """Those of colleagues' rooms are checked where they are written."""
-    here = {p.stem for p in (DAGS.parent / "docs" / "runbooks").glob("*.md")} | {"bad_release", "gpu_out_of_memory"}
+    here = {p.stem for p in (DAGS.parent / "docs" / "runbooks").glob("*.md")}
     for dag in bag.dags.values():
         assert set(re.findall(r"runbook (\w+)", dag.doc_md or "")) <= here, dag.dag_id
 
