@@ -23,6 +23,7 @@ METRIC = "recall@50"
 FLOOR_SHARE = 0.9  # of the best most-popular floor; daily noise on a few thousand users must not stop a good release
 PRODUCTION_SHARE = 0.95  # of the production release on the same users, when this release is worse beyond noise
 NOISE_SHARE = 0.85  # of the production release, when the paired interval of the difference holds 0
+PARITY = {"top1": 0.999, "overlap": 0.99}  # of 1,000 real users, against the float32 model (serving/export/parity.py)
 SLICES = ("new users", "heavy users", "new items")  # a mean hides them
 SLICE_SHARE = 0.8  # of the reference in a slice: production, or the most popular items at a first release
 SLICE_USERS = 100  # fewer say nothing
@@ -73,8 +74,8 @@ def decide(
     `metrics`: what evaluate returned (`rows`, `legality`). Without a row named "production" this is a first release,
     which must reach the best floor itself. `data_quality["critical_failed"]`: number of failed critical
     expectations. `serving_check`: what `serve_check` returned. `tokenizer`: the report of its refresh (`gates`);
-    `parity`: `{"worst": difference of scores, "limit": ...}` of the exported program. Raises ValueError naming a number
-    that is missing.
+    `parity`: the export's verdict of each device that the release holds a compiled program for. Raises ValueError
+    naming a number that is missing.
     """
     rows = {row["name"]: row for row in _need(metrics, "rows", "metrics")}
     recall = _need(_need(rows, "onerec", "metrics rows"), METRIC, "row onerec")
@@ -103,9 +104,10 @@ def decide(
     checks.append(_either("served answers degraded", serving_check.get("degraded", 0), "at most", 0))
     if latency := serving_check.get("latency_ms"):
         checks.append(_either("served p99 in ms", _need(latency, "p99", "latency_ms"), "at most", LATENCY_MS))
-    if parity:
-        worst = _need(parity, "worst", "parity")
-        checks.append(_either("exported program against the model", worst, "at most", _need(parity, "limit", "parity")))
+    for device, verdict in (parity or {}).items():
+        for number, limit in PARITY.items():
+            value = _need(verdict, number, f"parity on {device}")
+            checks.append(_at_least(f"{number} of the exported program on {device}", value, limit))
     return GateDecision(passed=all(c.passed for c in checks), checks=checks)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from releases.manifest import load_release
 from releases.publish import publish
 
 FEATURE_SERVICE = "onerec_v1"
+EXPORT = "ONEREC_EXPORT"  # devices to compile for; a compiler's bytes differ, and the release's id follows the bytes
 PARTS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tokenizer.json", "codebooks.safetensors", "sid_table.parquet", "trie.safetensors"),
     "model": ("model.safetensors", "config.json"),
@@ -96,12 +98,17 @@ def export(out: Path, tokenizer: Path, model: Path, users: Path, progress) -> di
     from serving.export.package import export_release
     from serving.export.parity import real_users
 
+    devices = [name for name in os.environ.get(EXPORT, "").split(",") if name]
+    if wrong := set(devices) - {"cpu", "cuda"}:
+        raise ValueError(f"{EXPORT} holds {min(wrong)!r}; give cpu, cuda, both with a comma between, or nothing")
     tok = Tokenizer.load(tokenizer)
     loaded = load_model(model, tok)
     if loaded.config.session_items > 1:
         return {"reason": "session-wise models are served eagerly"}
+    if not devices:
+        return {"reason": f"served eagerly; {EXPORT}=cpu (or cpu,cuda) compiles the request when a day is published"}
     found = real_users(users, tok, loaded.config)
-    return export_release(model=loaded, tokenizer=tok, users=found, out=out, progress=progress)
+    return export_release(model=loaded, tokenizer=tok, users=found, out=out, devices=devices, progress=progress)
 
 
 def scalars(metrics: Mapping[str, Any]) -> dict[str, Any]:

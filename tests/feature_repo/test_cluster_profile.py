@@ -81,8 +81,8 @@ def test_spark_joins_what_duckdb_joins(cluster, folders):
     from datasets.partitions import PART, partition_path
 
     labels = pq.read_table(partition_path(folders[0] / "labels", DAYS[4]) / PART)
-    ours = training_set._history(labels, *folders)
-    spark = training_set._history(labels, cluster["features"], cluster["feature_store"], cluster["profile"])
+    ours = training_set._history(labels, open_store(*folders))
+    spark = training_set._history(labels, open_store(**cluster))
     assert len(spark) == len(labels)
     for name in FEATURE_COLUMNS:
         assert spark[name].to_pylist() == ours[name].to_pylist(), name

@@ -20,7 +20,7 @@ from benchmarks.rq_vae import train_rq_vae
 
 torch.set_num_threads(1)
 CPU, CODES = torch.device("cpu"), 8
-SMALL = OneRecSequences(d_model=32, encoder_layers=1, decoder_layers=1, dropout=0.1)
+SMALL = OneRecSequences(d_model=32, encoder_layers=1, decoder_layers=1, dropout=0.1, table_dropout=0.2)
 QUIET = {"progress": lambda line: None}
 
 

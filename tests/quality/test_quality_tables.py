@@ -109,10 +109,7 @@ def test_a_row_runs_from_the_prepared_folder(prepared: Path, monkeypatch: pytest
     monkeypatch.setitem(variants.VARIANTS, "onerec", small)
     text = parts_of_score([found | {"variant": "onerec"}]) + intervals([found | {"variant": "onerec"}], ["onerec"])
     both = " | ".join(f"{found['test'][m]:.4f}" for m in ORDER)
-    assert (
-        f"| beam + item-level head | {both} |" in text
-        and f"| small | {found['test_interval'][ORDER[0]][0]:.4f} to" in text
-    )
+    assert f": OneRec | {both} |" in text and f"| small | {found['test_interval'][ORDER[0]][0]:.4f} to" in text
     assert "test" not in run_variant("small", prepared, 1, CPU, **quiet)
     again = run_variant("small", prepared, 1, CPU, test=True, **quiet)
     assert again["test"] == found["test"]  # seeded

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,20 +139,21 @@ def swift_server(folder: Path) -> Iterator[str]:
 def postgres(folder: Path) -> Iterator[str]:
     """A PostgreSQL of its own; it refuses to run as root, so user postgres runs it."""
     bins = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1]
-    folder.chmod(0o777)
-    data, port = folder / "pg", free_port()
     user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
-    initdb = [bins / "initdb", "-D", data, "-A", "trust", "-U", "onerec", "--no-sync"]
-    subprocess.run(initdb, check=True, capture_output=True, cwd="/", **user)
-    command = [bins / "postgres", "-D", data, "-p", str(port), "-k", data, "-c", "fsync=off", "-h", "127.0.0.1"]
-    with open(folder / "pg.log", "ab") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out, cwd="/", **user)
-    try:
-        wait_for(port, server)
-        yield f"postgresql://onerec@127.0.0.1:{port}/postgres"
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(20)
+    with tempfile.TemporaryDirectory(prefix="onerec-postgres-") as own:  # pytest's folders are closed to other users
+        Path(own).chmod(0o777)
+        data, port = Path(own) / "pg", free_port()
+        initdb = [bins / "initdb", "-D", data, "-A", "trust", "-U", "onerec", "--no-sync"]
+        subprocess.run(initdb, check=True, capture_output=True, cwd="/", **user)
+        command = [bins / "postgres", "-D", data, "-p", str(port), "-k", data, "-c", "fsync=off", "-h", "127.0.0.1"]
+        with open(folder / "pg.log", "ab") as out:
+            server = subprocess.Popen(command, stdout=out, stderr=out, cwd="/", **user)
+        try:
+            wait_for(port, server)
+            yield f"postgresql://onerec@127.0.0.1:{port}/postgres"
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(20)
 
 
 def no_postgres() -> str:

@@ -121,5 +121,7 @@ def test_tokenizer_latency_degraded_and_parity_gates():
     assert not decide(**good, tokenizer={"gates": [gate | {"value": 0.1, "passed": False}]}).passed
     assert not decide(**good | {"serving_check": SERVED | {"latency_ms": {"p99": 5001.0}}}).passed
     assert not decide(**good | {"serving_check": SERVED | {"degraded": 1}}).passed
-    assert decide(**good, parity={"worst": 1e-5, "limit": 1e-4}).passed
-    assert not decide(**good, parity={"worst": 1e-3, "limit": 1e-4}).passed
+    assert decide(**good, parity={"cpu": {"top1": 1.0, "overlap": 0.995}}).passed
+    assert not decide(
+        **good, parity={"cpu": {"top1": 1.0, "overlap": 0.995}, "cuda": {"top1": 0.99, "overlap": 1.0}}
+    ).passed
