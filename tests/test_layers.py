@@ -20,8 +20,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": set(),
     "models": set(),
 }
-# Triton's `recommend` model reads features through Feast; nothing else in serving may.
-EXCEPTIONS = {("serving/model_repository/recommend/1/model.py", "feature_repo")}
+# Triton's `recommend` model and its parts read features through Feast; nothing else in serving may.
+EXCEPTIONS = {
+    ("serving/model_repository/recommend/1/model.py", "feature_repo"),
+    *((f"serving/{part}.py", "feature_repo") for part in ("answering", "context", "features", "route")),
+}
 NEVER_IN: dict[str, set[str]] = {
     "dags": {"torch", "feast", "great_expectations", "kfp"},
     "models": {"airflow", "kfp", "feast", "boto3"},
