@@ -79,8 +79,9 @@ class OnlineFeatures:
             return [_features(rows) for rows in self._online.read_rows(self._store.config, self._views, user_ids)]
         except Exception as error:  # whatever the store of the day raises: SQLite, Redis, a network
             self._store = None
-            users = f"user {user_ids[0]}" if len(user_ids) == 1 else f"{len(user_ids)} users"
-            raise FeatureStoreError(f"the features of {users} cannot be read: {error}") from error
+            users = "1 user" if len(user_ids) == 1 else f"{len(user_ids)} users"
+            # It is logged: neither an id nor the store's own words, which may hold a user's key.
+            raise FeatureStoreError(f"the features of {users} cannot be read: {type(error).__name__}") from error
 
 
 def _features(rows: Rows) -> UserFeatures:

@@ -11,9 +11,10 @@ answer, and every value is an index into a table.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from feature_repo.online import UserFeatures
 from models.onerec.config import OneRecConfig
 from models.onerec.features import (
     DURATION_BUCKETS,
@@ -24,7 +25,11 @@ from models.onerec.features import (
     Catalogue,
     encode_events,
 )
+from models.onerec.program import input_shapes
 from models.training.data import PATHWAYS
+
+if TYPE_CHECKING:  # Feast is no business of the model's own process
+    from feature_repo.online import UserFeatures
 
 
 class Encoder:
@@ -38,9 +43,8 @@ class Encoder:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each input of one user."""
-        events = {name: (length, NUM_FIELDS) for name, length in self.lengths.items()}
-        return {"static": (self.config.static_features,), **events, "lengths": (len(PATHWAYS),)}
+        """Shape of each input of one user: those of the exported program, whose `beam` comes with the request."""
+        return {name: tuple(shape) for name, shape in input_shapes(self.config).items() if name != "beam"}
 
     def encode(self, features: UserFeatures, now_s: int) -> dict[str, np.ndarray]:
         """The arrays of one user, without a batch dimension. A user without static codes gets the unknown code, 0.

@@ -5,7 +5,8 @@
 New items get their IDs from the base release's frozen codebooks; SID table and trie are rebuilt, and model, reward
 model and optimiser state are taken over: rows of new items start at zero, so a new item is known by its codes alone. No
 known item changes its ID here, even if its content did: that waits for the day's tokenizer. Items of the catalogue
-that the new items table does not hold are withdrawn: `recommend` returns none of them (serving/route.py).
+that the new items table does not hold are withdrawn: `recommend` returns none of them (serving/route.py). An exported program of the base is left out, and the
+manifest says so under `export`: the release is served eagerly.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from releases.object_store import ObjectStore
 from releases.publish import publish
 
 TOKENIZER_FILES = ("tokenizer.json", "codebooks.safetensors", "sid_table.parquet", "trie.safetensors")
-REBUILT = ("tokenizer/", "items.parquet", "serving/")  # an exported program holds the catalogue: it is made anew
+# An exported program holds the catalogue, and the gate it must pass needs a day's users, which no release holds.
+REBUILT = ("tokenizer/", "items.parquet", "serving/")
+EAGER = "the items changed since the program was exported; served eagerly until the next day's release"
 
 
 def refresh_items(
@@ -63,13 +66,16 @@ def refresh_items(
             load_model(folder / "model", Tokenizer.load(tokenizer))  # raises if they did not belong together
         kept = {e.path: folder / e.path for e in manifest.files if not e.path.startswith(REBUILT)}
         files = kept | {f"tokenizer/{name}": tokenizer / name for name in TOKENIZER_FILES} | {"items.parquet": items}
+        exported = any(e.path.startswith("serving/") for e in manifest.files)
         counts = {"new": fresh.num_rows, "withdrawn": gone}
         release_id = publish(
             store=store,
             day=manifest.day,
             source=manifest.source,
             files=files,
-            summaries=manifest.summaries | {"tokenizer": metrics, "refreshed_items": counts},
+            summaries=manifest.summaries
+            | {"tokenizer": metrics, "refreshed_items": counts}
+            | ({"export": {"reason": EAGER}} if exported else {}),
             metrics=manifest.metrics,
             data=manifest.data,
             parents=[base],

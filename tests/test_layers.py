@@ -20,10 +20,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": set(),
     "models": set(),
 }
-# Triton's `recommend` model reads features through Feast; what it is made of may, and nothing else in serving.
+# Triton's `recommend` model and its parts read features through Feast; nothing else in serving may.
 EXCEPTIONS = {
-    (f"serving/{file}.py", "feature_repo")
-    for file in ("model_repository/recommend/1/model", "answering", "context", "features", "route")
+    ("serving/model_repository/recommend/1/model.py", "feature_repo"),
+    *((f"serving/{part}.py", "feature_repo") for part in ("answering", "context", "features", "route")),
 }
 NEVER_IN: dict[str, set[str]] = {
     "dags": {"torch", "feast", "great_expectations", "kfp"},

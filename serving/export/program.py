@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from models.onerec.model import OneRec
-from models.onerec.program import INPUTS
+from models.onerec.program import INPUTS, NOTHING
+from models.onerec.ranking import rank_items
 from models.reward.pscore import PScore
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.data import PATHWAYS
@@ -51,12 +52,16 @@ class Program:
         self.max_beam, self.cuda = limits.max_beam, self.device.type == "cuda"
         self._widths: dict[int, Request] = {}
         widths = {min(BEAM, self.max_beam), self.max_beam} - ({package_beam} if package else set())
-        if widths:
+        if model.config.session_items > 1:
+            model.to(device)
+            self._widths[self.max_beam] = self._ranked
+        elif widths:
             program = build_program(model, tokenizer, max(widths), device, half=self.cuda)
             self._widths = {width: program.at_width(width) for width in sorted(widths)}
         if package is not None:
             self._widths[package_beam] = load_package(package)
-        self.graphs = {w: Graphs(run, CudaRecorder()) for w, run in self._widths.items()} if self.cuda else {}
+        replayed = self.cuda and model.config.session_items == 1
+        self.graphs = {w: Graphs(run, CudaRecorder()) for w, run in self._widths.items()} if replayed else {}
 
     @classmethod
     def load(cls, release: Path, device: str = "cpu") -> Program:
@@ -66,6 +71,8 @@ class Program:
         model = load_model(release / "model", tokenizer)
         folder, kind = release / FOLDER, torch.device(device).type
         limits = signature(model.config, len(tokenizer.catalogue))
+        if model.config.session_items > 1:
+            return cls(model, tokenizer, p_score, device, limits, reason="session-wise models are not exported")
         if not (folder / SIGNATURE).is_file():
             return cls(model, tokenizer, p_score, device, limits, reason="the release holds no exported program")
         written = Signature.load(folder / SIGNATURE)
@@ -105,7 +112,7 @@ class Program:
     def warm_up(self) -> None:
         """Run every batch and beam bucket once on empty histories; on CUDA capture its graph, then freeze."""
         for width in self._widths:
-            for size in self.buckets if self.cuda else [1]:
+            for size in self.buckets if self.graphs else [1]:
                 shapes = {n: s for n, s in self.signature.inputs.items() if n != "beam"}
                 zeros = {n: torch.zeros(size, *s, dtype=torch.int32) for n, s in shapes.items()}
                 self(zeros, beam=width, top_k=1)
@@ -134,7 +141,7 @@ class Program:
             raise ValueError(f"top_k is {top_k}; ask for at least 1 item")
         width = min(w for w in self._widths if w >= widest)
         inputs = [beam_B if name == "beam" else tensors[name] for name in INPUTS]
-        if self.cuda:
+        if self.graphs:
             bucket = min(b for b in self.buckets if b >= size)
             inputs = [torch.cat([x, x[:1].expand(bucket - size, *x.shape[1:])]).to(self.device) for x in inputs]
             found = self.graphs[width](bucket, inputs)
@@ -153,14 +160,34 @@ class Program:
         if self.p_score is None:
             raise ValueError("this release has no reward model to order by; ask without it")
         index = self.tokenizer.catalogue.index(items_BK.ravel()).reshape(items_BK.shape)
+        score = self.p_score.score(self._batch(tensors), torch.from_numpy(index).to(self.device)).float().cpu().numpy()
+        return np.where(items_BK >= 0, score, -np.inf).astype(np.float32)
+
+    def _ranked(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The request of a session-wise model, which has no program of fixed shapes: `rank_items`, beam by beam."""
+        tensors, ids = dict(zip(INPUTS, inputs)), torch.from_numpy(self.tokenizer.catalogue.item_ids)
+        size, width, levels = len(tensors["static"]), self.max_beam, self.model.config.levels
+        items, scores = torch.full((size, width), NOTHING), torch.full((size, width), float("-inf"))
+        sids = torch.full((size, width, levels), NOTHING, dtype=torch.int32)
+        for beam in tensors["beam"].unique().tolist():
+            rows = torch.nonzero(tensors["beam"] == beam)[:, 0]
+            batch = self._batch({name: t[rows] for name, t in tensors.items()})
+            index, score, codes = (t.cpu() for t in rank_items(self.model, batch, self.tokenizer.trie, beam))
+            legal = score.isfinite()
+            items[rows, : index.shape[1]] = torch.where(legal, ids[index.clamp_min(0)], NOTHING)
+            scores[rows, : index.shape[1]] = score.float()
+            sids[rows, : index.shape[1]] = torch.where(legal[..., None], codes, NOTHING).int()
+        return items, scores, sids
+
+    def _batch(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a request as the models take them."""
         batch = {"static": tensors["static"].long().to(self.device)}
         for i, name in enumerate(PATHWAYS):
             events = tensors[name].long().to(self.device)
             place = torch.arange(events.shape[1], device=self.device)
             lengths = tensors["lengths"][:, i : i + 1].to(self.device)
             batch[name], batch[f"{name}_mask"] = events, place >= events.shape[1] - lengths
-        score = self.p_score.score(batch, torch.from_numpy(index).to(self.device)).float().cpu().numpy()
-        return np.where(items_BK >= 0, score, -np.inf).astype(np.float32)
+        return batch
 
     def _checked(self, tensors: Mapping[str, Tensor]) -> int:
         """The batch's size. A compiled program does not check its inputs; a wrong shape would read foreign memory."""

@@ -20,7 +20,7 @@ from releases.manifest import verify
 from serving.config import ServingConfig
 from serving.context import Encoder
 from serving.dlpack import read, write
-from serving.program import Program
+from serving.export.program import Program
 
 INPUTS = ("static", "short", "positive", "lifelong", "lengths")
 
@@ -34,8 +34,10 @@ class TritonPythonModel:
         torch.set_num_threads(self.config.threads)
         on_gpu = args["model_instance_kind"] == "GPU"
         self.program = Program.load(folder, f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
-        self.max_beam = min(self.config.max_beam, len(self.program.tokenizer.catalogue))
+        self.max_beam = min(self.config.max_beam, self.program.max_beam)
+        self.max_batch = min(self.config.max_batch, self.program.signature.max_batch)
         self.encoder = Encoder(OneRecConfig.load(folder / "model" / "config.json"), self.program.tokenizer.catalogue)
+        self.program.warm_up()
         pb_utils.Logger.log_info(f"onerec: release {manifest.release_id}, {self.program.describe()}")
 
     def execute(self, requests: list) -> list:
@@ -83,10 +85,10 @@ class TritonPythonModel:
         batch = {name: torch.cat([tensors[name] for _, tensors, _ in members]) for name in INPUTS}
         width = min(beam, self.max_beam)
         most = beam if rerank else max(k for *_, k in members)
-        # Never wider than the batch that was configured: a request may bring several users, so groups are cut.
+        # Never more users than configured and exported for: a request may bring several users, so groups are cut.
         parts = [
-            self._answered({n: t[at : at + self.config.max_batch] for n, t in batch.items()}, width, most, rerank)
-            for at in range(0, sum(sizes), self.config.max_batch)
+            self._answered({n: t[at : at + self.max_batch] for n, t in batch.items()}, width, most, rerank)
+            for at in range(0, sum(sizes), self.max_batch)
         ]
         items, scores, sids = (np.concatenate(column) for column in zip(*parts))
         at = 0
