@@ -70,8 +70,8 @@ def add(commands) -> None:
     keys.add_argument("--name", default="signer", help="name of the pair (default: signer)")
     keys.set_defaults(run=run_keygen)
 
-    example = "onerec release gc, and when the plan is right: onerec release gc --apply 0123456789ab"
-    swept = command(actions, "gc", "releases nobody needs: show them, then remove them", example)
+    example = "onerec release gc --apply 0123456789ab"
+    swept = command(actions, "gc", "releases nobody needs: show them and a token, then remove them with it", example)
     swept.add_argument("--apply", default="", metavar="PLAN", help="remove what the plan of this name says")
     swept.add_argument("--days", type=int, default=Keep.days, help="newest days to keep (default: %(default)s)")
     swept.add_argument(

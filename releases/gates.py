@@ -26,6 +26,7 @@ NOISE_SHARE = 0.85  # of the production release, when the paired interval of the
 SLICES = ("new users", "heavy users", "new items")  # a mean hides them
 SLICE_SHARE = 0.8  # of the reference in a slice: production, or the most popular items at a first release
 SLICE_USERS = 100  # fewer say nothing
+PARITY_TOP1, PARITY_OVERLAP = 0.999, 0.99  # shares of users and items where a program answers as the model does
 LATENCY_MS = 5_000.0  # p99 of the serving check, on whatever machine makes the day: an outage, not a regression
 
 
@@ -73,8 +74,8 @@ def decide(
     `metrics`: what evaluate returned (`rows`, `legality`). Without a row named "production" this is a first release,
     which must reach the best floor itself. `data_quality["critical_failed"]`: number of failed critical
     expectations. `serving_check`: what `serve_check` returned. `tokenizer`: the report of its refresh (`gates`);
-    `parity`: `{"worst": difference of scores, "limit": ...}` of the exported program. Raises ValueError naming a number
-    that is missing.
+    `parity`: what serving/parity.json holds, `{device: {"top1", "overlap", "passed"}}` of each exported program. Raises
+    ValueError naming a number that is missing.
     """
     rows = {row["name"]: row for row in _need(metrics, "rows", "metrics")}
     recall = _need(_need(rows, "onerec", "metrics rows"), METRIC, "row onerec")
@@ -103,9 +104,15 @@ def decide(
     checks.append(_either("served answers degraded", serving_check.get("degraded", 0), "at most", 0))
     if latency := serving_check.get("latency_ms"):
         checks.append(_either("served p99 in ms", _need(latency, "p99", "latency_ms"), "at most", LATENCY_MS))
-    if parity:
-        worst = _need(parity, "worst", "parity")
-        checks.append(_either("exported program against the model", worst, "at most", _need(parity, "limit", "parity")))
+    for device, verdict in sorted((parity or {}).items()):
+        for key, what, limit in (("top1", "first item", PARITY_TOP1), ("overlap", "top items", PARITY_OVERLAP)):
+            value = _need(verdict, key, f"parity of {device}")
+            # A program that is not equal enough is not in the release, which is then served by the model itself.
+            note = "" if verdict.get("passed") else "not exported: the release is served eagerly there"
+            check = _either(
+                f"exported program for {device}, {what} as the model's", value, "at least", limit, note=note
+            )
+            checks.append(dataclasses.replace(check, passed=True) if note else check)
     return GateDecision(passed=all(c.passed for c in checks), checks=checks)
 
 
