@@ -14,7 +14,7 @@ from cli.options import add_workspace, command, workspace
 from kfp_components.workspace import Workspace
 from releases.channels import CHANNELS, read_channel
 from releases.manifest import load_release
-from releases.object_store import DirectoryStore
+from releases.stores import open_store
 
 SHOWN = ("recall@10", "recall@50", "recall@100", "ndcg@10")
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     if args.users is not None and args.users < 1:
         raise ValueError(f"--users is {args.users}; give at least 1, or leave it out for all")
     w = workspace(args)
-    store = DirectoryStore(w.store)
+    store = open_store(w.store, source=w.source)
     release_id = args.release
     if args.release in CHANNELS:
         channel = read_channel(store, args.release)

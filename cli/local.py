@@ -22,13 +22,14 @@ from pathlib import Path
 import psutil
 
 from cli.airflow_run import airflow, import_pools, prepare, settings
-from cli.options import SIMULATED
+from cli.options import SIMULATED, sources
 from kfp_components.digest import REPOSITORY
 from kfp_components.ending import end_tree
 from kfp_components.workspace import Workspace
 from releases.channels import read_channel
 from releases.manifest import load_release
-from releases.object_store import DirectoryStore
+from releases.object_store import ObjectStore
+from releases.stores import open_store
 
 READY_S = 120.0
 
@@ -101,7 +102,8 @@ def serve(root: Path) -> None:
     if (found := production(root)) is None:
         raise ValueError(f"no source in {root} has a production release; run `make daily`")
     workspace, release_id = found
-    folder, _ = load_release(DirectoryStore(workspace.store), release_id)
+    store = opened(workspace)
+    folder, _ = load_release(store, release_id)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server = TritonServer(
         release=folder,
@@ -111,19 +113,21 @@ def serve(root: Path) -> None:
         http_port=int(os.environ["ONEREC_HTTP_PORT"]),
         grpc_port=int(os.environ["ONEREC_GRPC_PORT"]),
     )
-    with server, Controller(server, DirectoryStore(workspace.store)):  # follows every promote and rollback
+    with server, Controller(server, store):  # follows every promote and rollback
         signal.pause()
 
 
 def production(root: Path) -> tuple[Workspace, str] | None:
     """The source whose production channel moved last, and its release."""
-    pointers = sorted(root.glob("*/store/channels/production.json"), key=lambda p: p.stat().st_mtime)
-    if not pointers:
-        return None
-    workspace = Workspace(root=str(root), source=pointers[-1].parents[2].name)
-    channel = read_channel(DirectoryStore(workspace.store), "production")
-    assert channel is not None
-    return workspace, channel.release_id
+    found = []
+    for workspace in (Workspace(root=str(root), source=source) for source in sources(root)):
+        if channel := read_channel(opened(workspace), "production"):
+            found.append((channel.history[-1]["at"], workspace, channel.release_id))
+    return max(found, key=lambda move: move[0])[1:] if found else None
+
+
+def opened(workspace: Workspace) -> ObjectStore:
+    return open_store(workspace.store, source=workspace.source)
 
 
 def launch(root: Path, name: str, command: list[str], env: dict[str, str], state: dict[str, str]) -> None:

@@ -58,12 +58,19 @@ def workspace(args: argparse.Namespace) -> Workspace:
     """The workspace of --root and --source. Without --source there must be only one: no guessing."""
     if args.source:
         return Workspace(root=args.root, source=args.source)
-    sources = sorted(path.parent.name for path in Path(args.root).glob("*/store"))
-    if not sources:
-        raise ValueError(f"{args.root} holds no releases; run `onerec daily` first, or give --root")
-    if len(sources) > 1:
-        raise ValueError(f"{args.root} holds several sources ({', '.join(sources)}); say which: --source {sources[0]}")
-    return Workspace(root=args.root, source=sources[0])
+    found = sources(Path(args.root))
+    if not found:
+        raise ValueError(
+            f"{args.root} holds no releases; run `onerec daily` first, or give --root (with ONEREC_STORE: --source)"
+        )
+    if len(found) > 1:
+        raise ValueError(f"{args.root} holds several sources ({', '.join(found)}); say which: --source {found[0]}")
+    return Workspace(root=args.root, source=found[0])
+
+
+def sources(root: Path) -> list[str]:
+    """The sources that have worked in a root: each has a store, or a lake where ONEREC_STORE keeps its releases."""
+    return sorted({path.parent.name for kind in ("store", "lake") for path in root.glob(f"*/{kind}")})
 
 
 def store(args: argparse.Namespace) -> ObjectStore:

@@ -13,7 +13,7 @@ from cli.options import add_workspace, command, workspace
 from cli.summary import title
 from releases.channels import CHANNELS, read_channel
 from releases.manifest import load_release
-from releases.object_store import DirectoryStore
+from releases.stores import open_store
 
 
 def add(commands) -> None:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from serving.client import RecommendClient
 
     w = workspace(args)
-    store = DirectoryStore(w.store)
+    store = open_store(w.store, source=w.source)
     with contextlib.ExitStack() as stack:
         url = args.url
         if not url:

@@ -71,12 +71,7 @@ def add(commands) -> None:
     keys.set_defaults(run=run_keygen)
 
     example = "onerec release gc --apply 0123456789ab"
-    swept = command(
-        actions,
-        "gc",
-        "show releases nobody needs; then remove them with --apply and the name of the plan shown",
-        example,
-    )
+    swept = command(actions, "gc", "releases nobody needs: show them and a token, then remove them with it", example)
     swept.add_argument("--apply", default="", metavar="PLAN", help="remove what the plan of this name says")
     swept.add_argument("--days", type=int, default=Keep.days, help="newest days to keep (default: %(default)s)")
     swept.add_argument(

@@ -3,6 +3,7 @@
     python -m serving.run --store var/simulated/store --features var/simulated/features \\
         --feature-store var/simulated/feature_store --log var/up/tritonserver.log --canary-percent 5
 
+--store is the directory of releases; where ONEREC_STORE says s3://..., copies of them are kept there instead.
 It starts on the production release, follows every later promote and rollback, and lets the candidate meet the given
 share of the traffic. Settings of ServingConfig are options of the same name.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 from releases.channels import read_channel
 from releases.manifest import load_release
-from releases.object_store import DirectoryStore
+from releases.stores import open_store
 from serving.config import Rollout, ServingConfig
 from serving.controller import Controller
 from serving.triton_server import TritonServer
@@ -28,6 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("store", "features", "feature-store", "log"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument(
+        "--source", default="", help="source in ONEREC_STORE, if that is set (default: the folder that --store is in)"
+    )
     for name in ("http-port", "grpc-port", "metrics-port"):
         parser.add_argument(f"--{name}", type=int, help="default: a free one")
     parser.add_argument("--address", default="127.0.0.1", help="where to listen")
@@ -57,7 +61,7 @@ def serve(args: argparse.Namespace) -> None:
     rollout = Rollout(**_settings(args, Rollout))
     if (args.tls_cert is None) != (args.tls_key is None):
         raise ValueError("give --tls-cert and --tls-key together")
-    store = DirectoryStore(args.store)
+    store = open_store(args.store, source=args.source or args.store.resolve().parent.name)
     if (channel := read_channel(store, "production")) is None:
         raise ValueError("channel production names no release; promote one: onerec release promote RELEASE")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

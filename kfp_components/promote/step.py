@@ -21,13 +21,13 @@ def run(run: Run, *, release: Outcome, quality: Outcome, evaluation: Outcome, ch
 
     def body(out: Path, progress) -> dict[str, Any]:
         folder, _ = load_release(store, release_id)
-        tokenize = run.workspace.outcome(run.day, "tokenize")
+        tokenize, parity = run.workspace.outcome(run.day, "tokenize"), folder / "serving" / "parity.json"
         decision = decide(
             metrics=evaluation.metrics,
             data_quality=quality.metrics,
             serving_check=check.metrics,
             tokenizer=Outcome.read(tokenize.parent).metrics if tokenize.is_file() else None,
-            parity=parity(folder / "serving"),
+            parity=json.loads(parity.read_text()) if parity.is_file() else None,
         )
         record_decision(store, release_id, decision)
         moved = {"candidate": advance(store, "candidate", release_id, "published")}
@@ -42,14 +42,6 @@ def run(run: Run, *, release: Outcome, quality: Outcome, evaluation: Outcome, ch
         return found
 
     return run.step("promote", inputs=[release, quality, evaluation, check], rooms=("releases",), body=body)
-
-
-def parity(serving: Path) -> dict[str, Any]:
-    """The export's verdict of each device whose compiled program is in the release; a refused one is not in it."""
-    if not (serving / "parity.json").is_file():
-        return {}
-    verdicts = json.loads((serving / "parity.json").read_text())
-    return {device: verdict for device, verdict in verdicts.items() if (serving / f"{device}.pt2").is_file()}
 
 
 def advance(store: ObjectStore, channel: str, release_id: str, reason: str) -> str:

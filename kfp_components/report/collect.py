@@ -13,12 +13,12 @@ import json
 import math
 from typing import Any
 
+from kfp_components.lineage import open_store
 from kfp_components.step import Outcome
 from kfp_components.workspace import PIPELINES, STEPS, Workspace
 from releases.channels import CHANNELS, read_channel
 from releases.describe import read_manifest
 from releases.gates import METRIC, read_decision
-from releases.object_store import DirectoryStore
 
 SCHEMA = 1
 SECTIONS = {  # section of the report -> the step whose metrics it holds
@@ -150,7 +150,7 @@ def _release(workspace: Workspace, published: dict[str, Any]) -> dict[str, Any]:
     """What the manifest, the gates and the channels say about the release that the publish step made."""
     if "release_id" not in published:
         raise ValueError(f"the publish step names no release_id (it left {sorted(published)}); run again from publish")
-    store, release_id = DirectoryStore(workspace.store), published["release_id"]
+    store, release_id = open_store(workspace), published["release_id"]
     manifest = read_manifest(store, release_id)
     channels = {name: read_channel(store, name) for name in CHANNELS}
     production = channels["production"]

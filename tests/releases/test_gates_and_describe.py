@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 
+from releases import gates
 from releases.channels import promote
 from releases.describe import diff, diff_text, list_releases, show, show_text
 from releases.gates import decide, record_decision
@@ -121,7 +125,24 @@ def test_tokenizer_latency_degraded_and_parity_gates():
     assert not decide(**good, tokenizer={"gates": [gate | {"value": 0.1, "passed": False}]}).passed
     assert not decide(**good | {"serving_check": SERVED | {"latency_ms": {"p99": 5001.0}}}).passed
     assert not decide(**good | {"serving_check": SERVED | {"degraded": 1}}).passed
-    assert decide(**good, parity={"cpu": {"top1": 1.0, "overlap": 0.995}}).passed
-    assert not decide(
-        **good, parity={"cpu": {"top1": 1.0, "overlap": 0.995}, "cuda": {"top1": 0.99, "overlap": 1.0}}
-    ).passed
+
+
+def test_parity_as_the_export_writes_it(tmp_path):
+    """The verdict comes from the real function, through the file; the limits of both rooms are the same."""
+    parity = pytest.importorskip("serving.export.parity")
+    assert (gates.PARITY_TOP1, gates.PARITY_OVERLAP) == (parity.TOP1, parity.OVERLAP)
+    good = {"metrics": metrics(0.2), "data_quality": CLEAN, "serving_check": SERVED}
+    ids, scores = np.arange(40).reshape(2, 20), np.tile(-np.arange(20.0, dtype=np.float32), (2, 1))
+    for other, whole in ((ids, True), (ids[:, ::-1], False)):
+        verdict = parity.compare((ids, scores), (other, scores))
+        (tmp_path / "parity.json").write_text(json.dumps({"cpu": verdict}))
+        decision = decide(**good, parity=json.loads((tmp_path / "parity.json").read_text()))
+        found = [c for c in decision.checks if "exported program for cpu" in c.name]
+        # One that is not equal is not in the release: recorded, and no reason to stop it.
+        assert decision.passed and len(found) == 2 and verdict["passed"] is whole
+        assert [bool(c.note) for c in found] == [not whole] * 2
+    # A file that claims to have passed is not taken at its word.
+    assert not decide(**good, parity={"cpu": {"top1": 0.5, "overlap": 1.0, "passed": True}}).passed
+    with pytest.raises(ValueError, match="parity of cpu hold no 'top1'"):
+        decide(**good, parity={"cpu": {}})
+    assert decide(**good, parity={}).passed  # no compiler where it was published: nothing was exported
