@@ -15,7 +15,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
     if not target:
         return
     reports = [r for found in terminalreporter.stats.values() for r in found if hasattr(r, "user_properties")]
-    found = [value for r in reports for key, value in r.user_properties if key == PROPERTY]
+    found = [v for r in reports if r.when == "call" or r.skipped for key, v in r.user_properties if key == PROPERTY]
     page = REPOSITORY / target
     rows = {(r["area"], r["name"]): r for r in (read_table(page.read_text()) if page.is_file() else [])}
     for row in found:  # what was not run, or could not be, keeps the row it has
