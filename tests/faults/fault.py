@@ -7,8 +7,8 @@
     test_it = cases(__name__)              # at the end of a tests/faults/test_*.py: one test a fault of this file
 
 Run all and write the table anew:  ONEREC_FAULTS_TABLE=docs/faults.md python -m pytest tests/faults
-conftest.py collects the outcomes (also from xdist's workers) and writes the table; a fault whose means are absent is
-skipped with its reason and keeps the row it has.
+conftest.py collects the outcomes (also from xdist's workers) and writes the table; a fault that was not run, or whose
+means are absent (skipped with its reason), keeps the row it has. Delete the page first to drop rows of removed faults.
 """
 
 from __future__ import annotations
@@ -85,6 +85,20 @@ def cases(module: str):
     return test_fault
 
 
+COLUMNS = ("name", "injection", "expected", "outcome", "seen")
+
+
+def read_table(page: str) -> list[dict[str, str]]:
+    """The rows of a page that `table` wrote."""
+    rows, area = [], ""
+    for line in page.splitlines():
+        area = line.removeprefix("## ") if line.startswith("## ") else area
+        cells = line.removeprefix("| ").removesuffix(" |").split(" | ")
+        if line.startswith("| ") and cells[0] != "fault":
+            rows.append({"area": area, **dict(zip(COLUMNS, cells, strict=True))})
+    return rows
+
+
 def table(rows: list[dict[str, str]]) -> str:
     """The rows as the Markdown page docs/faults.md."""
     head = (
@@ -95,7 +109,7 @@ def table(rows: list[dict[str, str]]) -> str:
     for area in sorted({row["area"] for row in rows}):
         parts.append(f"\n## {area}\n\n| fault | injected by | expected | outcome | seen |\n|---|---|---|---|---|\n")
         for row in sorted((r for r in rows if r["area"] == area), key=lambda r: r["name"]):
-            cells = [row[k].replace("|", "/") for k in ("name", "injection", "expected", "outcome", "seen")]
+            cells = [" ".join(row[k].replace("|", "/").split()) for k in COLUMNS]
             parts.append("| " + " | ".join(cells) + " |\n")
     ok = sum(row["outcome"] == "as expected" for row in rows)
     parts.append(f"\n{ok} of {len(rows)} faults ended as expected.\n")

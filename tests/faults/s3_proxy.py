@@ -41,6 +41,11 @@ def proxy(endpoint: str) -> Iterator[tuple[str, list[Trouble]]]:
         disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement
         wbufsize = -1
 
+        def handle_expect_100(self) -> bool:
+            super().handle_expect_100()
+            self.wfile.flush()  # else the client waits a second for it before every upload
+            return True
+
         def handle_any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             with lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -15,8 +17,10 @@ import pytest
 from fault import cases, fault
 
 from cli import backfill
-from cli.airflow_run import airflow
+from cli.airflow_run import airflow, prepare
+from cli.local import pid_file
 from cli.main import main
+from cli.scheduler import scheduler
 from kfp_components.compile import PACKAGES
 from kfp_components.digest import REPOSITORY
 from kfp_components.workspace import Workspace
@@ -126,19 +130,33 @@ def scheduler_killed_and_a_day_poisoned(tmp_path: Path) -> str:
         kill_in_the_first_day(args, data / f"{DAYS[0]}.writing", tmp_path / "first.log")
         assert texts(w) == {} and not (w.base / "days").exists()
 
-        (data / f"{DAYS[0]}.txt").write_text("mended")
-        assert main(args) == 1  # day 1 runs, day 2 is poisoned and stops day 3
-        assert staging.days_with("materialize") == [DAYS[0]] and DAYS[2] not in staging.days_with("validate")
-        assert "holds poison" in staging.progress(DAYS[1]).read_text() and texts(w) == {}
-        made = staging.outcome(DAYS[0], "materialize").stat().st_mtime_ns
+        with scheduler_of_the_root(root, tmp_path / "again.log"):  # one for both resumptions: a start takes a while
+            (data / f"{DAYS[0]}.txt").write_text("mended")
+            assert main(args) == 1  # day 1 runs, day 2 is poisoned and stops day 3
+            assert staging.days_with("materialize") == [DAYS[0]] and DAYS[2] not in staging.days_with("validate")
+            assert "holds poison" in staging.progress(DAYS[1]).read_text() and texts(w) == {}
+            made = staging.outcome(DAYS[0], "materialize").stat().st_mtime_ns
 
-        (data / f"{DAYS[1]}.txt").write_text("whole")
-        assert main(args) == 0
+            (data / f"{DAYS[1]}.txt").write_text("whole")
+            assert main(args) == 0
         assert texts(w) == dict(zip(DAYS, ["mended", "whole", "good"])) and filled == DAYS
         assert w.days_with("materialize") == DAYS and not staging.base.exists()
         assert w.outcome(DAYS[0], "materialize").stat().st_mtime_ns == made  # not made twice
         assert main(args) == 0 and filled == DAYS  # nothing to do any more
     return "3 days swapped in after 2 resumptions"
+
+
+@contextlib.contextmanager
+def scheduler_of_the_root(root: Path, log: Path):
+    """A real Airflow on the database that the killed one left, announced as `make up` announces its own."""
+    with scheduler(prepare(root), log, until=DAYS[-1]) as ours:
+        assert ours.process is not None
+        born, announced = psutil.Process(ours.process.pid).create_time(), pid_file(root, "airflow")
+        announced.parent.mkdir(parents=True, exist_ok=True)
+        announced.write_text(json.dumps({"pid": ours.process.pid, "born": born, "url": ours.url}))
+        yield
+        assert ours.process.poll() is None  # the commands left it running
+    announced.unlink()
 
 
 def kill_in_the_first_day(args: list[str], flag: Path, log: Path) -> None:
