@@ -154,7 +154,8 @@ class Answering:
                 continue
             for row, (i, _) in enumerate(members):
                 ask, features, kind = context[i]
-                picked = route.pick(*(values[row] for values in found), ask, features.seen, view.blocked)
+                items, scores, sids = (values[row] for values in found)
+                picked = route.pick(items, scores, sids, ask, features.seen, view.blocked)
                 results[i] = Given(route, picked, features, kind)
 
 

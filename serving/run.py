@@ -48,10 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def serve(args: argparse.Namespace) -> None:
     """Raises ValueError when no release is in production or a setting is wrong, RuntimeError when it does not start."""
-    config, rollout = (
-        kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
-        for kind in (ServingConfig, Rollout)
-    )
+    config = ServingConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(ServingConfig)})
+    rollout = Rollout(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Rollout)})
     if (args.tls_cert is None) != (args.tls_key is None):
         raise ValueError("give --tls-cert and --tls-key together")
     store = DirectoryStore(args.store)

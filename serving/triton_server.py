@@ -78,7 +78,8 @@ class TritonServer:
         self.release, self.candidate, self.rollout = Path(release), candidate, rollout
         self._stores = {"features": str(Path(features).resolve()), "feature_store": str(Path(feature_store).resolve())}
         self._shared_memory = f"onerec-{os.getpid()}-{self.grpc_port}"
-        self._secret, self._epoch, self._loaded = secrets.token_hex(16), 0, []
+        self._secret, self._epoch = secrets.token_hex(16), 0
+        self._loaded: list[str] = []
         self.process: subprocess.Popen | None = None
         self._folder: tempfile.TemporaryDirectory | None = None
 

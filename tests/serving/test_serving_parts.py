@@ -18,8 +18,8 @@ from serving.client import AsyncRecommendClient, RecommendClient
 from serving.config import Rollout, ServingConfig
 from serving.features import COLD, DEGRADED, FULL, NOTHING, STALE, FeatureReader, with_live
 from serving.protocol import OverloadedError, Query, explained, repeatable
-from serving.route import Ask, Route
 from serving.repository import TEMPLATES
+from serving.route import Ask, Route
 from serving.routing import Guard
 
 
