@@ -5,8 +5,8 @@
 New items get their IDs from the base release's frozen codebooks; SID table and trie are rebuilt, and model, reward
 model and optimiser state are taken over: rows of new items start at zero, so a new item is known by its codes alone. No
 known item changes its ID here, even if its content did: that waits for the day's tokenizer. Items of the catalogue
-that the new items table does not hold are withdrawn: `recommend` returns none of them (serving/route.py). An exported program of the base is left out, and the
-manifest says so under `export`: the release is served eagerly.
+that the new items table does not hold are withdrawn: `recommend` returns none of them (serving/route.py). An exported
+program of the base is left out, and the manifest says so under `export`: the release is served eagerly.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from models.onerec.model import OneRec
-from models.onerec.program import INPUTS, NOTHING
+from models.onerec.program import INPUTS, NOTHING, ServingProgram
 from models.onerec.ranking import rank_items
 from models.reward.pscore import PScore
 from models.training.checkpoint import Tokenizer, load_model
@@ -146,7 +146,9 @@ class Program:
             inputs = [torch.cat([x, x[:1].expand(bucket - size, *x.shape[1:])]).to(self.device) for x in inputs]
             found = self.graphs[width](bucket, inputs)
         else:
-            found = self._widths[width](*inputs)
+            run = self._widths[width]
+            # Without graphs an eager program need not be wider than what is asked for.
+            found = (run.at_width(widest) if isinstance(run, ServingProgram) else run)(*inputs)
         items, scores, sids = (x[:size, :top_k].cpu() for x in found)
         if (missing := top_k - items.shape[1]) > 0:
             items = torch.nn.functional.pad(items, (0, missing), value=-1)

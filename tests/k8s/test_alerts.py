@@ -97,6 +97,14 @@ def test_alerts_say_what_to_do(rule: dict[str, Any]) -> None:
     assert rule["annotations"]["summary"].endswith(".")
 
 
+def test_runbooks_and_alerts_name_each_other() -> None:
+    """A page's list of alerts is that of the alerts that lead to it."""
+    alerts = {r["alert"]: r["annotations"]["runbook_url"] for r in rules() if "alert" in r}
+    for page in sorted((REPOSITORY / "docs/runbooks").glob("*.md")):
+        named = set(re.findall(r"Onerec[A-Z]\w+", page.read_text()))
+        assert named == {name for name, url in alerts.items() if url.endswith(f"/{page.name}")}, page.name
+
+
 def test_alerts_have_different_names() -> None:
     names = [r["alert"] for r in rules() if "alert" in r]
     assert len(names) == len(set(names)) >= 15

@@ -4,6 +4,7 @@ are refused or taken out; items come and go; model control is closed to clients.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 import urllib.error
@@ -18,14 +19,18 @@ import pytest
 import torch
 import tritonclient.grpc as triton
 
+from datasets.partitions import PART, partition_path
 from models.onerec.config import onerec_laptop
 from models.onerec.model import OneRec
 from models.training.checkpoint import Tokenizer, save_model
 from releases.channels import promote, rollback
+from releases.manifest import load_release
 from serving import blocklist
 from serving.client import RecommendClient
 from serving.config import Rollout, ServingConfig
 from serving.controller import Controller
+from serving.export.package import export_release
+from serving.export.parity import real_users
 from serving.refresh_items import refresh_items
 from serving.routing import aborted
 from serving.triton_server import ADMIN_HEADER, TritonServer
@@ -222,6 +227,46 @@ def test_new_items_are_served_without_training_and_withdrawn_ones_leave(own, ser
         step_until(controller, client, base)
     assert set(range(1000, 1010)) <= everything
     assert not set(range(20)) & everything
+
+
+def test_the_exported_program_is_served_and_answers_as_the_model_does(own, server, tmp_path):
+    """One model twice, with and without a package; after a change of the items it is eager again, and says so."""
+    tokenizer = Tokenizer.load(own.release / "tokenizer")
+    sizes = {"codebook_size": tokenizer.codebook_size, "items": N_ITEMS, "static_features": STATIC_FEATURES}
+    torch.manual_seed(5)
+    config = dataclasses.replace(onerec_laptop(**sizes), encoder_layers=1, decoder_layers=1)
+    model = OneRec(config, torch.from_numpy(tokenizer.sid_NL)).eval()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "serving").mkdir()
+    save_model(model, tmp_path / "model")
+    users = real_users(partition_path(own.features / "training", DAYS[-1]) / PART, tokenizer, model.config, 20)
+    report = export_release(
+        model=model, tokenizer=tokenizer, users=users, out=tmp_path / "serving", progress=lambda _: None
+    )
+    assert report["cpu"]["passed"]
+    made = {str(p.relative_to(tmp_path)): p for p in tmp_path.rglob("*") if p.is_file()}
+    plain = {name: path for name, path in made.items() if name.startswith("model/")}
+    eager, packaged = (publish_release(own.store, own.files | files) for files in (plain, made))
+    answers = []
+    with RecommendClient(server.grpc_url) as client:
+        for release in (eager, packaged):
+            server.switch(release)
+            asked = [(user, {"k": k, "rerank": k == 5}) for user in (0, 1, 2, 10**6) for k in (5, 64, N_ITEMS)]
+            answers.append([client.recommend(user, now_s=NOW, **options) for user, options in asked])
+            assert {answer.release_id for answer in answers[-1]} == {release.name}
+    server.switch(own.release)
+    for one, other in zip(*answers):
+        assert one.item_ids == other.item_ids and one.sids == other.sids
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+    lines = server.log.read_text().splitlines()
+    for release, kind in ((eager, "eager"), (packaged, "package")):
+        assert any(f"release {release.name}, {{'kind': '{kind}'" in line for line in lines)
+    table = pq.read_table(own.items)
+    pq.write_table(table.slice(1), tmp_path / "items.parquet")
+    refreshed, _ = refresh_items(store=own.store, base=packaged.name, items=tmp_path / "items.parquet")
+    manifest = load_release(own.store, refreshed)[1]
+    assert not [entry.path for entry in manifest.files if entry.path.startswith("serving/")]
+    assert "served eagerly" in manifest.summaries["export"]["reason"]
 
 
 def test_model_control_and_shared_memory_are_closed_to_clients(server, own):

@@ -232,6 +232,22 @@ def test_another_models_signature_is_refused(world, tmp_path) -> None:
         Program.load(folder)
 
 
+def test_a_session_wise_model_is_served_eagerly() -> None:
+    """By `rank_items`, each request with its own beam."""
+    model, tokenizer = small_model(items=60, codebook_size=6, session_items=2)
+    users, limits = random_users(model), package.signature(model.config, 60)
+    program = Program(model, tokenizer, None, "cpu", limits)
+    program.warm_up()
+    items, scores, sids = program(users, beam=torch.tensor([9, 9, 3, 9, 9]), top_k=12)
+    for rows, beam in (([0, 1, 3, 4], 9), ([2], 3)):
+        want_ids, want_scores = reference(model, tokenizer, users, beam)
+        np.testing.assert_array_equal(items[rows, :beam].numpy(), want_ids[rows])
+        np.testing.assert_allclose(scores[rows, :beam].numpy(), want_scores[rows], atol=1e-5)
+        assert (items[rows, beam:] == NOTHING).all() and (scores[rows, beam:] == -torch.inf).all()
+    known = items >= 0
+    np.testing.assert_array_equal(sids[known].numpy(), tokenizer.sid_NL[items[known].numpy() // 10])
+
+
 class FakeRecorder:
     """Records like CUDA does: fixed memory, replayed."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import threading
 import time
 
@@ -17,6 +18,7 @@ from serving.client import AsyncRecommendClient, RecommendClient
 from serving.config import Rollout, ServingConfig
 from serving.features import COLD, DEGRADED, FULL, NOTHING, STALE, FeatureReader, with_live
 from serving.protocol import OverloadedError, Query, explained, repeatable
+from serving.repository import TEMPLATES
 from serving.route import Ask, Route
 from serving.routing import Guard
 
@@ -151,6 +153,15 @@ def test_wrong_settings_are_named(setting, value, message):
         ServingConfig(**{setting: value})
     with pytest.raises(ValueError, match="canary_percent is 101"):
         Rollout(canary_percent=101)
+
+
+def test_the_api_page_names_every_tensor():
+    """docs/serving_api.md against the configuration that Triton checks requests with."""
+    config = (TEMPLATES / "recommend" / "config.pbtxt").read_text()
+    page = (TEMPLATES.parents[1] / "docs" / "serving_api.md").read_text()
+    tensors = re.findall(r'name: "(\w+)" data_type: TYPE_(\w+)', config)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| \[", page, re.MULTILINE)
+    assert rows == tensors and len(tensors) == 15
 
 
 def test_only_safe_errors_are_repeated():
