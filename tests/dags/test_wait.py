@@ -28,7 +28,7 @@ def make(root: Path, day: str, step: str) -> None:
 
 def test_a_day_that_is_there_is_not_waited_for(tmp_path) -> None:
     make(tmp_path, DAY, "tokenize")
-    wait(tmp_path).execute({})
+    assert wait(tmp_path).execute({}) is None  # to wait is to raise TaskDeferred
 
 
 def test_a_late_day_is_waited_for_without_a_worker(tmp_path) -> None:
@@ -60,7 +60,7 @@ def test_days_train_in_order_if_the_day_before_was_ingested(tmp_path) -> None:
 
 
 def test_a_run_by_hand_does_not_wait(tmp_path) -> None:
-    wait(tmp_path, wait_hours="0").execute({})
+    assert wait(tmp_path, wait_hours="0").execute({}) is None  # nothing is there, and it is not deferred
 
 
 def test_data_that_goes_away_again_fails_the_task(tmp_path) -> None:

@@ -1,4 +1,7 @@
-"""Faults of a day's data and of the processes that make it. Table: docs/faults.md (see tests/faults/fault.py)."""
+"""Faults of a day's data and of the processes that make it. Table: docs/faults.md (see tests/faults/fault.py).
+
+This file is long because it is a list: one function a fault, each readable by itself.
+"""
 
 from __future__ import annotations
 
