@@ -104,12 +104,18 @@ class EventPathway(nn.Module):
 
 
 class SequenceOneRec(OneRec):
-    """`sid_NL` [N, 3] and `content_NF` [N, F] (unit rows) describe the catalogue."""
+    """`sid_NL` [N, 3] and `content_NF` [N, F] (unit rows) describe the catalogue. `trie`: what the beam may name, where
+    tuples are shared and so the catalogue's own trie cannot be built."""
 
     content_NF: Tensor
 
     def __init__(
-        self, options: OneRecSequences, sid_NL: np.ndarray, content_NF: np.ndarray, codebook_size: int
+        self,
+        options: OneRecSequences,
+        sid_NL: np.ndarray,
+        content_NF: np.ndarray,
+        codebook_size: int,
+        trie: Trie | None = None,
     ) -> None:
         super().__init__(options.sizes(codebook_size, len(sid_NL)), torch.from_numpy(sid_NL))
         d = options.d_model
@@ -130,7 +136,7 @@ class SequenceOneRec(OneRec):
         self.own = nn.Embedding(len(sid_NL) + 1, d)
         nn.init.normal_(self.own.weight, std=d**-0.5)
         del self.item_residual, self.item_bias_N  # `own` is the residual here; history and head share one table
-        self.trie = Trie.build(sid_NL, codebook_size)
+        self.trie = Trie.build(sid_NL, codebook_size) if trie is None else trie
         self._siblings: list[Tensor] | None = None
 
     def _apply(self, fn, recurse=True):  # the trie and the sibling tables follow the weights to their device

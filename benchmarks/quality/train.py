@@ -27,6 +27,7 @@ from benchmarks.quality.protocol import PLACES, Selection, autocast
 from benchmarks.quality.sasrec import sampled_softmax
 from benchmarks.quality.steps import Steps, adam, set_rate
 from models.evaluation.metrics import next_item_metrics
+from models.tokenizer.trie import Trie
 
 Weights = tuple[float, float]  # of the item-level score (inf: without the beam's) and of co-occurrence
 CO_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -104,12 +105,13 @@ def train_onerec(
     *,
     seed: int,
     device: torch.device,
+    trie: Trie | None = None,
     progress: Callable[[str], None] = print,
 ) -> tuple[SequenceOneRec, Selection]:
-    """Fit on the training items; returns the model of the best validation epoch."""
+    """Fit on the training items; returns the model of the best validation epoch. `trie` as in SequenceOneRec."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = SequenceOneRec(options, sid_NL, content_NF, codebook_size).to(device)
+    model = SequenceOneRec(options, sid_NL, content_NF, codebook_size, trie).to(device)
     rows = sequences.training() if options.causal else windows(sequences.training())
     data = Batches([r for r in rows if len(r) > 1], sequences.num_items, device)
     optimizer = adam(

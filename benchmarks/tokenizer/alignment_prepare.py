@@ -2,8 +2,8 @@
 
 python -m benchmarks.tokenizer.alignment_prepare --kuairand LOGS --beauty AMAZON/beauty --out prepared/alignment
 
-Writes NAME.npz a source, small enough to carry to a machine with a GPU (content tokens are cut to 20 an item, brought
-to 128 dimensions by PCA and kept as int8), where benchmarks.tokenizer.alignment trains and measures.
+Writes NAME.npz a source, small enough to carry to a machine with a GPU (content tokens are cut to --longest an item,
+brought to --width dimensions by PCA and kept as int8), where benchmarks.tokenizer.alignment trains and measures.
 
 A fifth of the users is held out (their pairs are the test), and so is a tenth of the items ("cold": training sees no
 interaction with them, as if they were new). Two kinds of pairs, neither chosen by any of the methods compared:
@@ -34,8 +34,6 @@ from models.tokenizer.qformer import ItemEncoderConfig
 from models.tokenizer.refresh import codebook_size_for
 from models.tokenizer.representation import RepresentationConfig, represent
 from models.tokenizer.swing import SwingConfig, swing
-
-LONGEST, WIDTH = 20, 128
 
 
 @dataclasses.dataclass
@@ -129,8 +127,8 @@ class Split:
         return cls(source.users[train], source.liked[train], pair[warm], pair[is_cold], near[~cold[near].any(1)])
 
 
-def content_tokens(items: pa.Table, kept: Path) -> dict[str, np.ndarray]:
-    """Tokens of the text encoder as int8 [n, WIDTH] with one scale, offsets, and each item's mean of all its tokens."""
+def content_tokens(items: pa.Table, kept: Path, longest: int, width: int) -> dict[str, np.ndarray]:
+    """Tokens of the text encoder as int8 [n, width] with one scale, offsets, and each item's mean of all its tokens."""
     values, offsets = kept / "tokens.npy", kept / "offsets.npy"
     if not offsets.exists():
         kept.mkdir(parents=True, exist_ok=True)
@@ -143,20 +141,20 @@ def content_tokens(items: pa.Table, kept: Path) -> dict[str, np.ndarray]:
     mean = np.add.reduceat(x, tokens.offsets[:-1][length > 0], axis=0) / length[length > 0, None]
     pooled = np.zeros((len(length), x.shape[1]), np.float32)
     pooled[length > 0] = mean
-    first = np.concatenate([np.arange(a, min(b, a + LONGEST)) for a, b in zip(tokens.offsets, tokens.offsets[1:])])
+    first = np.concatenate([np.arange(a, min(b, a + longest)) for a, b in zip(tokens.offsets, tokens.offsets[1:])])
     centred = x[first] - x[first].mean(0)
     _, basis = np.linalg.eigh(centred.T @ centred)
-    narrow = centred @ basis[:, ::-1][:, :WIDTH]
+    narrow = centred @ basis[:, ::-1][:, :width]
     scale = np.abs(narrow).max() / 127
     return {
         "values": np.round(narrow / scale).astype(np.int8),
         "scale": np.array([scale], np.float32),
-        "offsets": np.concatenate([[0], np.cumsum(np.minimum(length, LONGEST))]),
+        "offsets": np.concatenate([[0], np.cumsum(np.minimum(length, longest))]),
         "pooled": pooled.astype(np.float16),
     }
 
 
-def prepare(source: Source, out: Path, seed: int) -> None:
+def prepare(source: Source, out: Path, seed: int, longest: int, width: int) -> None:
     """Everything of one source into OUT/NAME.npz."""
     split, items, config = Split.of(source, seed), read_items(source.items), ItemEncoderConfig()
     tags, author = hashed(items, config.tag_buckets, config.author_buckets)
@@ -181,7 +179,7 @@ def prepare(source: Source, out: Path, seed: int) -> None:
         "svd": represent(source.items, config=RepresentationConfig(), **about)[1].astype(np.float16),
     }
     if "caption" in source.items.column_names:
-        arrays |= content_tokens(source.items, out / "kept" / source.name)
+        arrays |= content_tokens(source.items, out / "kept" / source.name, longest, width)
         arrays["captions"] = caption_ids([i.caption for i in items]).astype(np.int32)
     np.savez_compressed(out / f"{source.name}.npz", **arrays)
     print(f"{source.name}: {len(items):,} items, {len(u2i):,} user-to-item and {len(i2i):,} Swing pairs")
@@ -192,12 +190,14 @@ def main() -> None:
     p.add_argument("--kuairand", type=Path, help="folder of the KuaiRand-Pure CSV files")
     p.add_argument("--beauty", type=Path, help="folder with items.jsonl and sequences.txt")
     p.add_argument("--seed", type=int, default=1, help="of the split (1)")
+    p.add_argument("--longest", type=int, default=20, help="content tokens an item (20)")
+    p.add_argument("--width", type=int, default=128, help="dimensions of a content token (128)")
     p.add_argument("--out", type=Path, required=True)
     args = p.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     for load, folder in ((kuairand, args.kuairand), (beauty, args.beauty)):
         if folder:
-            prepare(load(folder), args.out, args.seed)
+            prepare(load(folder), args.out, args.seed, args.longest, args.width)
 
 
 if __name__ == "__main__":
