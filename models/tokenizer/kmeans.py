@@ -19,10 +19,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from models.tokenizer.assign import assign, squared_norms
+from models.tokenizer.bounds import Bounds
 from models.tokenizer.vectors import Vectors
 
 SAMPLE, MIN_SAMPLE = 8, 2048  # sampled rows a centroid, and at least
 GREEDY, ROUNDS = 256, 32  # up to so many codes k-means++ draws one by one, above in so many rounds
+BOUNDS_DIM = 192  # dimensions from which on keeping bounds costs a CPU less than the distances they save
 LAST_REPAIRS = 3  # passes after the last iteration that only fill empty clusters
 
 
@@ -74,11 +76,21 @@ def kmeans(
     norm_N = torch.full((len(vectors),), torch.nan, dtype=centroid_KD.dtype, device=vectors.device)  # found in pass one
     distance_N = torch.empty(len(vectors), dtype=centroid_KD.dtype, device=vectors.device)
     settled = False  # the centroids are the means of the codes that the pass before found
+    saves = centroid_KD.device.type == "cpu" and vectors.dim >= BOUNDS_DIM
+    bounds = Bounds(len(vectors), centroid_KD) if saves else None
+    whole = True  # the next pass compares every row with every centroid
     for iteration in range(iterations + LAST_REPAIRS + 1):
-        total_KD, count_K, moved, off = _pass(vectors, centroid_KD, code_N, distance_N, norm_N, iteration == 0, peers)
+        if bounds is not None:
+            bounds.moved(centroid_KD, code_N, whole)
+        state = (code_N, distance_N, norm_N, iteration == 0, peers, bounds)
+        total_KD, count_K, moved, off = _pass(vectors, centroid_KD, *state)
         if iteration == iterations + LAST_REPAIRS or not off:
             break
         empty = (count_K == 0).nonzero().flatten()
+        if bounds is not None and bounds.stale and len(empty):  # the worst-served row is found by distances of today
+            bounds.moved(centroid_KD, code_N, True)
+            _pass(vectors, centroid_KD, *state)
+        whole = len(empty) > 0
         worst_ED = _worst(vectors, distance_N, len(empty), peers)
         last = iteration >= iterations
         if not len(worst_ED) and (last or (settled and not moved)):
@@ -99,6 +111,7 @@ def _pass(
     norm_N: Tensor,
     first: bool,
     peers: Peers,
+    bounds: Bounds | None,
 ) -> tuple[Tensor, Tensor, int, int]:
     """Assign every row (codes and distances are written in place); sums and counts of all processes,
     how many rows changed their code, and how many lie off their centroid by more than rounding."""
@@ -110,7 +123,10 @@ def _pass(
         here = slice(start, start + len(x))
         if first:
             norm_N[here] = squared_norms(x, norm_N.dtype)
-        code, distance = assign(x, centroid_KD, norm_N[here])
+        if bounds is None:
+            code, distance = assign(x, centroid_KD, norm_N[here])
+        else:
+            code, distance = bounds.assign(x, norm_N[here], here)
         distance[distance <= 64 * torch.finfo(distance.dtype).eps * norm_N[here]] = 0  # what rounding leaves of zero
         news[0] += (code_N[here] != code).sum()
         news[1] += (distance > 0).sum()
