@@ -47,6 +47,7 @@ ROWS = {
     "aligned": "(d) RQ-Kmeans, aligned, collisions left in",
     "aligned_unique": "(e) RQ-Kmeans, aligned, one ID an item",
     "text_unique": "RQ-Kmeans of the text, one ID an item",
+    "balanced_unique": "balanced RQ-Kmeans of the text, one ID an item",
     "rqvae_unique": "RQ-VAE of the text, one ID an item",
     "svd_unique": "RQ-Kmeans of text beside PPMI-SVD (the kind svd), one ID an item",
     "svd": "RQ-Kmeans of text beside PPMI-SVD, collisions left in",

@@ -42,10 +42,12 @@ def both(nearest: np.ndarray, x_ND: np.ndarray, books: list[np.ndarray]) -> tupl
     return nearest.astype(np.int16), unique_codes(nearest, x_ND, books).astype(np.int16)
 
 
-def by_kmeans(x_ND: np.ndarray, k: int, seed: int, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+def by_kmeans(
+    x_ND: np.ndarray, k: int, seed: int, device: str = "cpu", variant: str = "plain"
+) -> tuple[np.ndarray, np.ndarray]:
     """RQ-Kmeans of vectors: nearest codes, and unique ones."""
     x = torch.from_numpy(x_ND).to(device)
-    books = rq_kmeans.fit(x, LEVELS, k, seed)
+    books = rq_kmeans.fit(x, LEVELS, k, seed, variant=variant)
     nearest = rq_kmeans.encode(x, books).cpu().numpy()
     return both(nearest, x_ND, [b.cpu().numpy() for b in books])
 
@@ -91,6 +93,7 @@ def main() -> None:
         tables[f"random_{seed}_unique"] = random_codes(sequences.num_items, k, seed).astype(np.int16)
         for name, made in (
             ("text", by_kmeans(only_text, k, seed)),
+            ("balanced", by_kmeans(only_text, k, seed, variant="balanced")),
             ("svd", by_kmeans(fused, k, seed)),
             ("rqvae", by_rq_vae(only_text, k, seed)),
         ):

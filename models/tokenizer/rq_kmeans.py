@@ -53,7 +53,9 @@ def fit(
     for level in range(levels):
         residuals = Residuals(vectors, codebooks, codes)
         if variant == "balanced":
-            centroid_KD, code_N = balanced_kmeans(torch.cat(list(residuals.chunks())), k, seed + level)
+            x_left = torch.cat(list(residuals.chunks()))
+            centroid_KD = balanced_kmeans(x_left, k, seed + level)[0]
+            code_N = assign(x_left, centroid_KD)[0].int()  # the next level is fitted on what `encode` leaves over
         else:
             centroid_KD, code_N = kmeans(
                 residuals,
