@@ -180,7 +180,7 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--device", default="cuda")
     p.add_argument("--jobs", type=int, default=6, help="trainings side by side")
-    p.add_argument("--epochs", type=int, default=40)
+    p.add_argument("--epochs", type=int, default=40, help="at least 5: every fifth is validated, the best is kept")
     p.add_argument("--seconds", type=float, default=float("inf"), help="longest training; its rate falls accordingly")
     p.add_argument("--budget", type=float, default=float("inf"), help="seconds after which nothing runs any more")
     p.add_argument("--steps", type=int, default=2000, help="of alignment")
@@ -189,6 +189,8 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     p.add_argument("--one", nargs=2, metavar=("ROW", "SEED"), help=argparse.SUPPRESS)
     args = p.parse_args()
+    if args.epochs < 5:
+        p.error(f"--epochs {args.epochs}: no epoch would be validated; write 5 or more")
     if args.one:
         row, seed = args.one[0], int(args.one[1])
         if row == ALIGN:
