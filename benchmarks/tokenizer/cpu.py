@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from benchmarks.tokenizer.data import beauty_vectors
 from benchmarks.tokenizer.page import heading
@@ -78,6 +79,7 @@ def main() -> None:
     p.add_argument("--scikit-most", type=int, default=10**7, help="rows up to which the slowest, scikit-learn, runs")
     args = p.parse_args()
     torch.set_num_threads(args.threads)
+    threadpool_limits(args.threads)
     ways: dict[str, Callable[..., np.ndarray]] = {"ours": ours, "faiss-cpu": faiss_kmeans, "scikit-learn": scikit}
     text = (
         heading(

@@ -12,10 +12,11 @@ Legend: N vectors, D dimensions, K centroids, T tiles of 256 centroids, R rows t
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-SCORES = 1 << 18  # scores that exist at one time on CPU: they stay in the cache
+SCORES = 1 << 19  # scores that exist at one time on CPU: they stay in the cache
 SCORES_CUDA = 1 << 28
 FAST_CODES, FAST_DIM = 512, 64  # from this size on the fused kernel is used
 CANDIDATES, REFINE_ROWS = 4, 8192
@@ -43,18 +44,36 @@ def assign(x_ND: Tensor, centroid_KD: Tensor, norm_N: Tensor | None = None) -> t
 
 def _plain(x_ND: Tensor, centroid_KD: Tensor, norm_N: Tensor) -> tuple[Tensor, Tensor]:
     norm_K, twice_DK = centroid_KD.square().sum(1), (-2 * centroid_KD).T.contiguous()
-    rows = max(1, (SCORES_CUDA if x_ND.is_cuda else SCORES) // len(centroid_KD))
-    code = torch.empty(len(x_ND), dtype=torch.int64, device=x_ND.device)
-    distance = torch.empty(len(x_ND), dtype=centroid_KD.dtype, device=x_ND.device)
-    scores = torch.empty(min(rows, len(x_ND)), len(centroid_KD), dtype=centroid_KD.dtype, device=x_ND.device)
-    for start in range(0, len(x_ND), rows):
-        x = x_ND[start : start + rows].to(centroid_KD.dtype)
-        score = torch.addmm(norm_K, x, twice_DK, out=scores[: len(x)])
-        # NumPy's argmin is vectorised: a sixth of the time of torch's on a CPU.
-        best = score.argmin(1) if x.is_cuda else torch.from_numpy(score.numpy().argmin(1))
-        code[start : start + rows] = best
-        distance[start : start + rows] = score.gather(1, best[:, None])[:, 0]
+    N, K, device = len(x_ND), len(centroid_KD), x_ND.device
+    rows = max(1, (SCORES_CUDA if x_ND.is_cuda else SCORES) // K)
+    code = torch.empty(N, dtype=torch.int64, device=device)
+    distance = torch.empty(N, dtype=centroid_KD.dtype, device=device)
+    scores = torch.empty(min(rows, N), K, dtype=centroid_KD.dtype, device=device)
+    for start in range(0, N, rows):
+        x = x_ND[start : start + rows].detach().to(centroid_KD.dtype)
+        score, here = scores[: len(x)], slice(start, start + len(x))
+        if x.is_cuda:
+            torch.addmm(norm_K, x, twice_DK, out=score)
+            code[here] = score.argmin(1)
+            distance[here] = score.gather(1, code[here, None])[:, 0]
+        else:
+            code.numpy()[here], distance.numpy()[here] = nearest(scores_of(x, twice_DK, norm_K, score))
     return code, distance.add_(norm_N).clamp_min_(0)
+
+
+def scores_of(x_BD: Tensor, twice_DK: Tensor, norm_K: Tensor, out_BK: Tensor) -> np.ndarray:
+    """|c|^2 - 2 x c on a CPU, into `out`. NumPy's product takes an eighth less time than torch's (AMD EPYC)."""
+    score_BK = out_BK.numpy()
+    np.matmul(x_BD.numpy(), twice_DK.numpy(), out=score_BK)
+    score_BK += norm_K.numpy()
+    return score_BK
+
+
+def nearest(score_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Place and value of the least score of each row. NumPy's argmin takes a sixth of the time of torch's on a CPU."""
+    B, K = score_BK.shape
+    best_B = score_BK.argmin(1)
+    return best_B, score_BK.reshape(-1).take(best_B + np.arange(0, B * K, K))
 
 
 def _fused(x_ND: Tensor, centroid_KD: Tensor, norm_N: Tensor) -> tuple[Tensor, Tensor]:

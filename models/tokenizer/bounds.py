@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.tokenizer.assign import SCORES
+from models.tokenizer.assign import SCORES, nearest, scores_of
 
 WORTH = 0.8  # share of a whole comparison up to which the bounds are used
 TRIED = (0, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8)  # shares of the centroids to compare with all rows
@@ -75,7 +75,8 @@ class Bounds:
         place_K = torch.full((len(self.centroid_KD),), -1)
         place_K[self.first_T] = torch.arange(T)
         c_TD = self.centroid_KD[self.first_T]
-        score = torch.addmm(c_TD.square().sum(1), x_BD.to(c_TD.dtype), (-2 * c_TD).T)
+        x, score = x_BD.to(c_TD.dtype), torch.empty(len(x_BD), T, dtype=c_TD.dtype)
+        scores_of(x, (-2 * c_TD).T.contiguous(), c_TD.square().sum(1), score)
         place_B = place_K[self.code_N[here]]
         own = (place_B >= 0).nonzero().flatten()
         if len(own):
@@ -94,11 +95,11 @@ class Bounds:
         scores = torch.empty(min(step, len(x_BD)), len(c), dtype=c.dtype)
         for start in range(0, len(x_BD), step):
             part = slice(start, start + step)
-            x, row, at = x_BD[part].to(c.dtype), row_B[part], np.arange(len(x_BD[part]))
-            score = torch.addmm(norm_K, x, twice_DK, out=scores[: len(x)]).numpy()
-            best = score.argmin(1)
-            distance = torch.from_numpy(score[at, best]) + norm_B[part]
-            score[at, best] = np.inf
+            x, row = x_BD[part].to(c.dtype), row_B[part]
+            score = scores_of(x, twice_DK, norm_K, scores[: len(x)])
+            best, value = nearest(score)
+            distance = torch.from_numpy(value) + norm_B[part]
+            score[np.arange(len(x)), best] = np.inf
             second = torch.from_numpy(score.min(1)) + norm_B[part]
             self.code_N[row], self.distance_N[row] = torch.from_numpy(best), distance.clamp(min=0)
             self.upper_N[row] = (distance + noise_B[part]).clamp_min_(0).sqrt_()
