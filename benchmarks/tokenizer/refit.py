@@ -3,7 +3,7 @@
     python -m benchmarks.tokenizer.refit --prepared prepared/refit --device cuda --jobs 6
 
 --prepared is written by benchmarks.tokenizer.refit_prepare. A reduced model is pre-trained on the days up to the fit
-with the tokenizer fitted there. Then the tokenizer is refitted and training goes on over the rows of the refit's day,
+with the tokenizer fitted there. Then the tokenizer is refitted and training goes on over those days and the refit's own,
 once with every way of taking over the codes, at the rate of a later day or at a rate that warms up to bootstrap's and
 falls again. The loss is that of rows of that day that are never trained on. What is done is kept in --results.
 
@@ -78,11 +78,13 @@ def reduced_config(codebook_size: int, items: int, static: int) -> OneRecConfig:
 
 
 class Rows:
-    """Padded rows on a device; a batch is a gather."""
+    """Padded rows of some parts, end to end, on a device; a batch is a gather."""
 
-    def __init__(self, file: Path, part: str, device: str) -> None:
+    def __init__(self, file: Path, parts: tuple[str, ...], device: str) -> None:
         with np.load(file, allow_pickle=False) as f:
-            arrays = {k.removeprefix(f"{part}_"): f[k] for k in f.files if k.startswith(f"{part}_")}
+            names = [k.removeprefix("day_") for k in f.files if k.startswith("day_")]
+            arrays = {k: np.concatenate([f[f"{part}_{k}"] for part in parts]) for k in names}
+            self.day_rows = len(f["day_static"])  # the last ones, if the day is among the parts
         kept = {k: torch.from_numpy(v if v.dtype == bool else v.astype(np.int64)) for k, v in arrays.items()}
         self.tensors = {k: v.to(device) for k, v in kept.items()}
 
@@ -143,7 +145,7 @@ def pretrained(seed: int, args: argparse.Namespace) -> int:
     file = args.results / f"pretrained_{seed}.safetensors"
     if not file.exists():
         torch.set_num_threads(1)
-        data, tables = Rows(args.prepared / "rows.npz", "past", args.device), load(args)
+        data, tables = Rows(args.prepared / "rows.npz", ("past",), args.device), load(args)
         static, k = data.tensors["static"].shape[1], int(tables["codebook"][0])
         model = model_of(tables[f"fit_{seed}"], k, static, seed, args.device)
         optimizer, names = make_optimizer(model, **RATES)
@@ -159,7 +161,7 @@ def one(seed: int, name: str, args: argparse.Namespace) -> tuple[int, str, list[
     """The curve of one way."""
     torch.set_num_threads(1)
     way, tables = WAYS[name], load(args)
-    data, k = Rows(args.prepared / "rows.npz", "day", args.device), int(tables["codebook"][0])
+    data, k = Rows(args.prepared / "rows.npz", ("past", "day"), args.device), int(tables["codebook"][0])
     sid_NL, state = tables[f"{way.codes}_{seed}"], load_file(args.results / f"pretrained_{seed}.safetensors")
     if way.carried:
         state = carry_code_embeddings(state, list(tables[f"{way.codes}_{seed}_source"]))
@@ -177,8 +179,9 @@ def one(seed: int, name: str, args: argparse.Namespace) -> tuple[int, str, list[
         for p in model.parameters():
             if f"step/{names[id(p)]}" in state:
                 optimizer.state[p] = {m: state[f"{m}/{names[id(p)]}"].to(p.device) for m in MOMENTS}
-    rows = np.random.default_rng(0).permutation(len(data))
-    held, rest = rows[:HELD_ROWS], rows[HELD_ROWS:]
+    day = len(data) - np.random.default_rng(0).permutation(data.day_rows) - 1
+    held = day[:HELD_ROWS]
+    rest = np.setdiff1d(np.arange(len(data)), held)
     return seed, name, train(model, optimizer, data, rest, args.more, way.warmed, seed, held, args.every)
 
 
