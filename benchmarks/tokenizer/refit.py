@@ -3,7 +3,7 @@
     python -m benchmarks.tokenizer.refit --prepared prepared/refit --device cuda --jobs 6
 
 --prepared is written by benchmarks.tokenizer.refit_prepare. A reduced model is pre-trained on the days up to the fit
-with the tokenizer fitted there. Then the tokenizer is refitted and training goes on over those days and the refit's own,
+with the tokenizer fitted there. Then the tokenizer is refitted, and training goes on over those days and the refit's,
 once with every way of taking over the codes, at the rate of a later day or at a rate that warms up to bootstrap's and
 falls again. The loss is that of rows of that day that are never trained on. What is done is kept in --results.
 
