@@ -264,3 +264,13 @@ def test_decide_compares_near_ties_again_and_reads_the_index_from_the_low_bits()
     assert int(wrong.sum()) >= 2  # bfloat16 alone decides some wrongly
     assert int((code != truth.argmax(1)).sum()) <= 1
     torch.testing.assert_close(best, truth.gather(1, code[:, None])[:, 0], atol=0.1, rtol=1e-2)
+
+
+def test_a_balanced_level_is_fitted_on_what_encoding_leaves_over():
+    """Not on what the balanced clusters leave: the nearest centroid of a vector may be another cluster's."""
+    x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+    first, second = rq_kmeans.fit(x, 2, 8, 0, variant="balanced")
+    centroid, cluster = balanced_kmeans(x, 8, 0)
+    nearest = assign(x, centroid)[0]
+    assert torch.equal(first, centroid) and not torch.equal(nearest, cluster.long())
+    assert torch.equal(second, balanced_kmeans(x - centroid[nearest], 8, 1)[0])

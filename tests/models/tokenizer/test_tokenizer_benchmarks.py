@@ -1,14 +1,20 @@
-"""What the benchmarks of Swing and alignment compute: ranks by brute force, what is held out, the drawn log."""
+"""What the tokenizer's benchmarks compute: ranks by brute force, what is held out, the drawn log, who wins a tuple."""
 
 from __future__ import annotations
+
+import argparse
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from benchmarks.tokenizer.alignment import measure
 from benchmarks.tokenizer.alignment_prepare import Source, Split
+from benchmarks.tokenizer.end_to_end import winners
+from benchmarks.tokenizer.end_to_end_prepare import random_codes
+from benchmarks.tokenizer.refit import page
 from benchmarks.tokenizer.swing import write_log
 
 
@@ -58,3 +64,30 @@ def test_the_drawn_log_has_the_size_asked_for(tmp_path):
     log = pq.read_table(tmp_path / "log.parquet")
     assert 50_000 <= len(log) < 52_000
     assert 15 < np.median(np.unique(log["user_id"].to_numpy(), return_counts=True)[1]) < 35
+
+
+def test_a_shared_tuple_names_its_most_popular_item():
+    """End to end with collisions left in: items 0, 2 and 3 share a tuple, 2 is liked most; 1 has its own."""
+    sid = np.array([[1, 2, 3], [0, 0, 1], [1, 2, 3], [1, 2, 3]])
+    trie, hidden = winners(sid, np.array([4, 0, 9, 4]), 8)
+    assert trie.lookup(torch.from_numpy(sid)).tolist() == [2, 1, 2, 2]
+    assert trie.lookup(torch.tensor([[0, 0, 2]])).tolist() == [-1]
+    assert hidden == 0.5
+
+
+def test_random_codes_are_distinct_and_in_the_codebook():
+    codes = random_codes(500, 8, 3)
+    assert codes.shape == (500, 3) and codes.min() >= 0 and codes.max() < 8
+    assert len(np.unique(codes, axis=0)) == 500
+
+
+def test_steps_to_recover_are_counted_against_the_same_seed_without_a_refit(tmp_path):
+    churn = {f"{n}_{s}_churn": np.array([0.1, 0.2, 0.3]) for n in ("warm", "cold") for s in (1, 2)}
+    np.savez(tmp_path / "tables.npz", **churn)
+    curves = {
+        "no refit, a later day's rate": {"1": [(0, 10.0), (20, 9.0)], "2": [(0, 8.0), (20, 7.5)]},
+        "refit, matched, warmed rate": {"1": [(0, 12.0), (20, 10.1)], "2": [(0, 9.0), (20, 8.5)]},
+    }
+    text = page(curves, argparse.Namespace(prepared=tmp_path, seeds=[1, 2]))
+    row = next(line for line in text.splitlines() if line.startswith("| refit, matched"))
+    assert "| 20, more than 20 |" in row  # 10.1 is within 2 % of 10.0, 8.5 is not within 2 % of 8.0
