@@ -25,8 +25,8 @@ import torch
 from benchmarks.quality.data import Sequences
 from benchmarks.rq_vae import train_rq_vae
 from models.tokenizer import rq_kmeans
-from models.tokenizer.refresh import LEVELS, codebook_size_for
 from models.tokenizer.representation import Representation, RepresentationConfig
+from models.tokenizer.state import LEVELS, codebook_size_for
 from models.tokenizer.unique import unique_codes
 
 TOKENS = 32

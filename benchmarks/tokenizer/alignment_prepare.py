@@ -31,8 +31,8 @@ from models.tokenizer.content.encoder import Tokens, content_encoder, encode_all
 from models.tokenizer.content.items import hashed, read_items
 from models.tokenizer.pairs import PairConfig, training_pairs
 from models.tokenizer.qformer import ItemEncoderConfig
-from models.tokenizer.refresh import codebook_size_for
 from models.tokenizer.representation import RepresentationConfig, represent
+from models.tokenizer.state import codebook_size_for
 from models.tokenizer.swing import SwingConfig, swing
 
 

@@ -25,7 +25,7 @@ from benchmarks.quality.prepare import COLLABORATIVE_WEIGHT, CONTENT_DIM, vector
 from benchmarks.rq_vae import train_rq_vae
 from models.tokenizer import rq_kmeans
 from models.tokenizer.pairs import PairConfig, training_pairs
-from models.tokenizer.refresh import LEVELS, codebook_size_for
+from models.tokenizer.state import LEVELS, codebook_size_for
 from models.tokenizer.unique import unique_codes
 
 EPOCHS, LATENT = 200, 32  # of the RQ-VAE, as in benchmarks.quality.prepare

@@ -1,8 +1,10 @@
-"""The items table as the tokenizer reads it: ids with a digest of what they contain, and the content of a few of them.
+"""What the tokenizer reads: ids of the items table with a digest of what they contain, the content of a few of them,
+and who liked what in the training sets.
 
 ids, digest = read_digests(path)                    # one scan, nothing kept but 16 bytes an item
 rows = read_rows(path, ids[new])                    # only these rows come into memory
 content = content_of(rows)
+users, liked = read_positives(training_sets, ids)
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from models.onerec.features import POSITIVE_MASK
 
 TEXTS = ("caption", "asr", "ocr")
 COLUMNS = ("item_id", "tags", "author_id", *TEXTS, "cover_uri", "frame_uris")
@@ -67,3 +71,19 @@ def content_of(rows: pa.Table) -> Content:
         rows["author_id"].fill_null(-1).to_numpy(),
         [" ".join(filter(None, parts)) for parts in zip(*texts)] if texts else [""] * len(rows),
     )
+
+
+def read_positives(training_sets: list[Path], ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(user, row of `ids`) of every positive impression in the training sets."""
+    users, liked = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for path in training_sets:
+        t = pq.read_table(path, columns=["user_id", "item_id", "label"])
+        lists = t["item_id"].combine_chunks()
+        user = np.repeat(t["user_id"].to_numpy(), lists.value_lengths().to_numpy())
+        positive = (t["label"].combine_chunks().flatten().to_numpy() & POSITIVE_MASK) > 0
+        users.append(user[positive])
+        liked.append(lists.flatten().to_numpy()[positive])
+    user, item = np.concatenate(users), np.concatenate(liked)
+    row = np.minimum(np.searchsorted(ids, item), len(ids) - 1)
+    known = ids[row] == item
+    return user[known], row[known]

@@ -93,7 +93,7 @@ def test_the_work_folder_of_a_refresh_reaches_the_alignment(tmp_path: Path, monk
     monkeypatch.setattr(refresh, "represent", represent)
     monkeypatch.setattr(refresh, "read_rows", lambda items: None)
     monkeypatch.setattr(refresh, "read_digests", lambda items: ([1], [2]))
-    monkeypatch.setattr(refresh, "_positives", lambda sets, ids: (None, None))
+    monkeypatch.setattr(refresh, "read_positives", lambda sets, ids: (None, None))
     with pytest.raises(Reached, match="work"):
         refresh.refresh_tokenizer(
             items=tmp_path, training_sets=[], previous=None, out=tmp_path, seed=0, work=tmp_path / "work"

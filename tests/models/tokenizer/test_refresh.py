@@ -21,8 +21,9 @@ from models.tokenizer.aligned import AlignedConfig
 from models.tokenizer.alignment import AlignmentConfig
 from models.tokenizer.carry import CARRY, Carry
 from models.tokenizer.qformer import ItemEncoderConfig
-from models.tokenizer.refresh import RefreshConfig, codebook_size_for, refresh_tokenizer
+from models.tokenizer.refresh import RefreshConfig, refresh_tokenizer
 from models.tokenizer.representation import Representation, content_matrix
+from models.tokenizer.state import codebook_size_for
 from models.training.checkpoint import Tokenizer, load_model, load_optimizer, load_weights, save_model, save_weights
 from models.training.optimizer import make_optimizer
 from models.training.pretrain import PretrainConfig, pretrain
