@@ -37,7 +37,8 @@ CANDIDATES = 64  # of the beam and of the item-level head each; ten are shown
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """`seconds` ends a training early; the learning rate follows epochs or seconds, whichever is further."""
+    """`seconds` ends a training early; the learning rate follows epochs or seconds, whichever is further. One
+    epoch in `every` is validated."""
 
     epochs: int = 60
     batch: int = 256
@@ -45,6 +46,7 @@ class Training:
     weight_decay: float = 0.01
     warmup: float = 0.05
     patience: int = 20
+    every: int = 5
     seconds: float = float("inf")
     select: Weights = (1.0, 0.0)
 
@@ -133,7 +135,10 @@ def train_onerec(
 
     run = Steps(step, device)
     steps = training.epochs * math.ceil(len(data.length_U) / training.batch)
-    selection, done = Selection(model, patience=training.patience, seconds=training.seconds, progress=progress), 0
+    selection = Selection(
+        model, patience=training.patience, seconds=training.seconds, progress=progress, every=training.every
+    )
+    done = 0
     for epoch in range(training.epochs):
         model.train()
         for rows_BT in data.epoch(training.batch, rng):

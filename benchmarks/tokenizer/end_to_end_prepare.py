@@ -18,46 +18,12 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks.quality.data import Sequences
 from benchmarks.quality.prepare import COLLABORATIVE_WEIGHT, CONTENT_DIM, vectors
-from benchmarks.rq_vae import train_rq_vae
-from models.tokenizer import rq_kmeans
+from benchmarks.tokenizer.code_tables import by_kmeans, by_rq_vae, random_codes
 from models.tokenizer.pairs import PairConfig, training_pairs
-from models.tokenizer.state import LEVELS, codebook_size_for
-from models.tokenizer.unique import unique_codes
-
-EPOCHS, LATENT = 200, 32  # of the RQ-VAE, as in benchmarks.quality.prepare
-
-
-def random_codes(items: int, k: int, seed: int) -> np.ndarray:
-    """Distinct random tuples [N, LEVELS]."""
-    packed = np.random.default_rng(seed).choice(k**LEVELS, items, replace=False)
-    return np.stack([packed // k**level % k for level in reversed(range(LEVELS))], 1)
-
-
-def both(nearest: np.ndarray, x_ND: np.ndarray, books: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Codes as they are and one ID an item, int16."""
-    return nearest.astype(np.int16), unique_codes(nearest, x_ND, books).astype(np.int16)
-
-
-def by_kmeans(
-    x_ND: np.ndarray, k: int, seed: int, device: str = "cpu", variant: str = "plain"
-) -> tuple[np.ndarray, np.ndarray]:
-    """RQ-Kmeans of vectors: nearest codes, and unique ones."""
-    x = torch.from_numpy(x_ND).to(device)
-    books = rq_kmeans.fit(x, LEVELS, k, seed, variant=variant)
-    nearest = rq_kmeans.encode(x, books).cpu().numpy()
-    return both(nearest, x_ND, [b.cpu().numpy() for b in books])
-
-
-def by_rq_vae(x_ND: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """TIGER's tokenizer: nearest codes, and unique ones by distance of the latents."""
-    x = torch.from_numpy(x_ND / x_ND.std()).float()
-    model = train_rq_vae(x, codes=k, seed=seed, epochs=EPOCHS, latent=LATENT, batch=1024, revive=True)
-    nearest, latent = (t.numpy() for t in model.encode(x))
-    return both(nearest, latent, [book.detach().numpy() for book in model.codebook])
+from models.tokenizer.state import codebook_size_for
 
 
 def main() -> None:
@@ -72,7 +38,7 @@ def main() -> None:
     rows, k = sequences.training(), codebook_size_for(sequences.num_items)
     users, liked = np.repeat(np.arange(len(rows)), [len(r) for r in rows]), np.concatenate(rows)
     with np.load(args.alignment / "Beauty.npz", allow_pickle=False) as f:
-        kept = {name: f[name] for name in ("values", "scale", "offsets", "tags", "author", "captions")}
+        kept = {name: f[name] for name in ("values", "scale", "offsets", "tags", "author")}
     if len(kept["tags"]) != sequences.num_items:
         raise ValueError(f"{args.alignment} holds {len(kept['tags'])} items, {args.quality} {sequences.num_items}")
     pairs = training_pairs(users, liked, sequences.num_items, PairConfig(), args.seeds[0])

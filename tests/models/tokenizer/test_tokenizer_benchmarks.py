@@ -12,8 +12,8 @@ import torch
 
 from benchmarks.tokenizer.alignment import measure
 from benchmarks.tokenizer.alignment_prepare import Source, Split
+from benchmarks.tokenizer.code_tables import random_codes
 from benchmarks.tokenizer.end_to_end import winners
-from benchmarks.tokenizer.end_to_end_prepare import random_codes
 from benchmarks.tokenizer.refit import page
 from benchmarks.tokenizer.swing import write_log
 
