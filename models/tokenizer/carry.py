@@ -21,20 +21,23 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 CARRY = "carry.safetensors"
-PARENT = "parent_sid_sha256"
+PARENT, REFIT = "parent_sid_sha256", "refit"
 _TABLE = re.compile(r"(?:^|[./])code\.(\d+)\.weight$")
 _BIAS = re.compile(r"(?:^|[./])code_bias_LK$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Carry:
-    """`parent`: digest of the SID table the model was trained with; `source`: a level's old code of each new code."""
+    """`parent`: digest of the SID table the model was trained with; `source`: a level's old code of each new code;
+    `refit`: the codebooks are new ones, so that what a code means has moved."""
 
     parent: str
     source: tuple[np.ndarray, ...]
+    refit: bool = False
 
     def save(self, path: Path) -> None:
-        save_file({f"source_{i}": s.astype(np.int64) for i, s in enumerate(self.source)}, path, {PARENT: self.parent})
+        tensors = {f"source_{i}": s.astype(np.int64) for i, s in enumerate(self.source)}
+        save_file(tensors | {REFIT: np.array([self.refit])}, path, {PARENT: self.parent})
 
     @classmethod
     def load(cls, path: Path) -> Carry | None:
@@ -42,8 +45,9 @@ class Carry:
         if not path.is_file():
             return None
         with safe_open(path, "np") as file:
-            parent = file.metadata()[PARENT]
-            return cls(parent, tuple(file.get_tensor(name) for name in sorted(file.keys())))
+            parent, names = file.metadata()[PARENT], sorted(file.keys())
+            source = tuple(file.get_tensor(name) for name in names if name != REFIT)
+            return cls(parent, source, REFIT in names and bool(file.get_tensor(REFIT)[0]))
 
 
 def carry_code_embeddings(state: Mapping[str, Tensor], source: Sequence[np.ndarray]) -> dict[str, Tensor]:

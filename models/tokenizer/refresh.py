@@ -92,7 +92,7 @@ def refresh_tokenizer(
     if reason is not None and before is not None:
         report["churn"] = metrics.churn(before.codes, tokens.codes[: len(before.codes)])
     if before is not None and (report["changed_ids"] or len(tokens.books[0]) != len(before.books[0])):
-        Carry(sid_digest(before.codes), tuple(source)).save(out / CARRY)
+        Carry(sid_digest(before.codes), tuple(source), refit=reason is not None).save(out / CARRY)
     report["gates"] = judge(report, config.gates)
     return report
 

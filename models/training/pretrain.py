@@ -70,6 +70,7 @@ class PretrainConfig:
     lr_sparse: float = 3e-3
     lr_dense: float = 1.5e-3
     lr_daily_scale: float = 0.1  # where bootstrap's cosine ends
+    lr_refit_scale: float = 1.0  # on the day of a refit of the tokenizer: codes have moved, a tenth would not follow
     weight_decay: float = 0.05
     warmup_share: float = 0.05
     clip_norm: float = 1.0
@@ -167,12 +168,13 @@ def pretrain(
     optimizer, names = make_optimizer(
         model, lr_sparse=config.lr_sparse, lr_dense=config.lr_dense, weight_decay=config.weight_decay
     )
+    scale = 1.0
     if previous is None:
         start_optimizer(optimizer)
     else:
         carry = tok.carries(previous / "model.safetensors")
         load_optimizer(optimizer, names, previous / "optimizer.safetensors", len(tok.catalogue), carry)
-    scale = 1.0 if previous is None else config.lr_daily_scale
+        scale = config.lr_refit_scale if carry is not None and carry.refit else config.lr_daily_scale
 
     run = _run_digest(config, model.config, index, tok, previous, seed, streams)
     state = {f"model/{k}": v for k, v in model.state_dict().items() if k != "sid_NL"} | moments(optimizer, names)

@@ -65,3 +65,7 @@ def test_a_carry_is_kept_on_disk(tmp_path):
     Carry("abc", (np.array([1, 0]), np.array([0, 0]))).save(tmp_path / CARRY)
     again = Carry.load(tmp_path / CARRY)
     assert again is not None and again.parent == "abc" and [s.tolist() for s in again.source] == [[1, 0], [0, 0]]
+    assert not again.refit
+    Carry("abc", again.source, refit=True).save(tmp_path / CARRY)
+    again = Carry.load(tmp_path / CARRY)
+    assert again is not None and again.refit and len(again.source) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from models.tokenizer.refresh import refresh_tokenizer
+from models.training import pretrain as pretraining
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.pretrain import PretrainConfig, pretrain
 from tests.models.conftest import CLICK, Row, World, simulate_days, write_items, write_training_set
@@ -67,6 +69,25 @@ def test_a_later_day_resumes_model_and_optimiser_and_takes_new_items(world, tmp_
     assert model.config.items == 52
     old = load_file(tmp_path / "first" / "model.safetensors")["bos_D"]
     assert not torch.equal(model.bos_D, old)
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_the_day_of_a_refit_trains_at_a_rate_of_its_own(world, tmp_path, monkeypatch, refit):
+    """Codes have moved: a later day's tenth of the rate would not follow them."""
+    _pretrain(world, tmp_path / "first", training_sets=world.training[:1])
+    (tmp_path / "tokenizer").mkdir()
+    refresh_tokenizer(
+        items=world.items, training_sets=world.training, previous=world.tokenizer, out=tmp_path / "tokenizer", seed=9,
+        refit=refit, progress=lambda _: None,
+    )  # fmt: skip
+    rates: list[float] = []
+    monkeypatch.setattr(pretraining, "set_rate", lambda optimizer, rate: rates.append(rate))
+    config = dataclasses.replace(CONFIG, lr_daily_scale=0.25, lr_refit_scale=0.5)
+    more = {"tokenizer": tmp_path / "tokenizer", "previous": tmp_path / "first", "config": config}
+    _pretrain(world, tmp_path / "second", training_sets=world.training[1:], **more)
+    carry = Tokenizer.load(tmp_path / "tokenizer").carry
+    assert (carry is not None and carry.refit) == refit
+    assert max(rates) == pytest.approx(0.5 if refit else 0.25)
 
 
 def test_a_wrong_tokenizer_is_refused(world, tmp_path):
