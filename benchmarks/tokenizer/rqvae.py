@@ -53,8 +53,8 @@ def rows(name: str, x: np.ndarray, k: int, epochs: int) -> list[str]:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--beauty", type=Path, required=True)
-    p.add_argument("--kuairand", type=Path, required=True)
+    p.add_argument("--beauty", type=Path, help="left out: KuaiRand alone")
+    p.add_argument("--kuairand", type=Path, help="left out: Beauty alone")
     p.add_argument("--cache", type=Path, default=Path("build"))
     p.add_argument("--epochs", type=int, default=60)
     p.add_argument("--out", type=Path)
@@ -72,10 +72,12 @@ def main() -> None:
         " | items that share a tuple |\n"
         "|---|---|---|---|---|---|---|---|---|---|\n"
     )
-    real = kuairand(args.kuairand).vectors
-    text += "".join(rows(f"KuaiRand, {len(real):,} x {real.shape[1]}, 128 codes", real, 128, args.epochs))
-    words = beauty_vectors(args.beauty, args.cache)
-    text += "".join(rows(f"Beauty, {len(words):,} x {words.shape[1]}, 256 codes", words, 256, args.epochs))
+    if args.kuairand:
+        real = kuairand(args.kuairand).vectors
+        text += "".join(rows(f"KuaiRand, {len(real):,} x {real.shape[1]}, 128 codes", real, 128, args.epochs))
+    if args.beauty:
+        words = beauty_vectors(args.beauty, args.cache)
+        text += "".join(rows(f"Beauty, {len(words):,} x {words.shape[1]}, 256 codes", words, 256, args.epochs))
     print(text)
     if args.out:
         args.out.write_text(text)
