@@ -8,8 +8,8 @@
 Leaves are the items in the order of their packed codes: `key` (int64, sorted) and `item` (int32). Nodes of a level are
 its distinct prefixes in order; a node's children are one contiguous run of the next level: `first[l][node]` is where
 it starts, `code[l][child]` the code on the edge (int16; the last level's is key modulo codebook size).
-12 bytes an item and 6 a node. Building takes 42 bytes an item at its peak, reading included, measured at 10 million
-items (benchmarks/tokenizer/trie.md): 3.9 GiB for 100 million.
+12 bytes an item and 6 a node. Building takes 36 bytes an item at its peak, reading included: 3.3 GiB for 100 million
+items, measured (benchmarks/tokenizer/trie.md).
 Saved as safetensors, which loads as a memory map: plain arrays, nothing executable, pages read when touched.
 
 Legend: N items, L levels, P levels of a prefix, K codebook size, C largest number of children.
