@@ -187,6 +187,7 @@ def one(seed: int, name: str, args: argparse.Namespace) -> tuple[int, str, list[
 
 def page(curves: dict[str, dict[str, list]], args: argparse.Namespace) -> str:
     """A row a way: the steps after which it is where it was without a refit; the mean curve."""
+    curves = {w: dict(sorted(c.items())) for w, c in curves.items()}
     ways = [w for w in WAYS if w in curves]
     steps = [s for s, _ in next(iter(curves[ways[0]].values()))]
     mean = {w: np.mean([[v for _, v in c] for c in curves[w].values()], 0) for w in ways}
