@@ -1,0 +1,240 @@
+"""KuaiRand-Pure: OneRec's rows of the table, trained once and day by day, with and without alignment.
+
+    python -m benchmarks.quality.kuairand_onerec --data LOGS/kuairand-pure --prepared build/quality/kuairand_onerec
+    python -m benchmarks.quality.kuairand_onerec --prepared build/quality/kuairand_onerec --device cuda
+
+The first runs the day's own steps (ingest, validate, pathways) for eight days and makes the tokenizers of every seed:
+some minutes on a CPU. The second calls what the day calls: pre-training, reward model, RSFT + ECPO, ranking. "Once"
+is a first day at 2022-05-05; "day by day" is a first day at 2022-04-28 and seven later days, each from the release of
+the day before. All are measured on the unseen positives of 2022-05-06. The number of pre-training steps of a first day
+is chosen on 2022-05-05 by a model that has seen the days before it (`STEPS`, one seed). Lists go to `--lists`, for
+`benchmarks.quality.kuairand_table`; a list that is there already is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.machine import commit, hardware
+from benchmarks.quality import lists
+from models.evaluation.evaluate import Ranker, held_out
+from models.evaluation.metrics import ranking_metrics
+from models.reward.train import train_reward
+from models.training.align import AlignConfig, align, align_later_day
+from models.training.checkpoint import Tokenizer
+from models.training.pretrain import PretrainConfig, pretrain
+
+DAYS = ("2022-04-28", "2022-04-29", "2022-04-30", *(f"2022-05-0{d}" for d in range(1, 6)))
+CHOOSE, LAST = DAYS[-2:]  # the last day of training, while choosing and in the table
+STEPS = (480, 960, 1920)
+KINDS = ("once", "daily")
+
+
+def quiet(line: str) -> None:
+    """Progress of a training: its log is of no use here."""
+
+
+def features(data: Path, root: Path) -> Path:
+    """Run the features steps of DAYS in a workspace below `root`; what has run is reused. Returns its folder."""
+    from kfp_components.context import Run
+    from kfp_components.ingest import step as ingest
+    from kfp_components.pathways import step as pathways
+    from kfp_components.validate import step as validate
+    from kfp_components.workspace import Workspace
+
+    workspace = Workspace(root=str(root), source="kuairand-pure")
+    for day in DAYS:
+        run = Run(workspace=workspace, day=day, seed=0)
+        tables = ingest.run(run, data=str(data))
+        pathways.run(run, tables=tables, quality=validate.run(run, tables=tables))
+    return workspace.base
+
+
+def prepare(workspace: Path, out: Path, seeds: list[int]) -> None:
+    """Copy the partitions that training reads, and make the tokenizers of every seed, once and day by day."""
+    from models.tokenizer.refresh import refresh_tokenizer
+
+    for table, under in (("training", "features"), ("evaluation", "features"), ("items", "lake")):
+        (out / table).mkdir(parents=True, exist_ok=True)
+        for folder in sorted((workspace / under / table).glob("dt=*")):
+            shutil.copyfile(folder / "part-0.parquet", out / table / f"{folder.name}.parquet")
+
+    def fit(day: str, seed: int, to: Path, previous: Path | None) -> Path:
+        if not (to / "trie.safetensors").exists():
+            shutil.rmtree(to, ignore_errors=True)
+            to.mkdir(parents=True)
+            items = out / "items" / f"dt={day}.parquet"
+            refresh_tokenizer(
+                items=items, training_sets=up_to(out, day), previous=previous, out=to, seed=seed, progress=quiet
+            )
+        return to
+
+    for seed in seeds:
+        if seed == seeds[0]:
+            fit(CHOOSE, seed, out / "tokenizer" / f"choose_{seed}", None)
+        fit(LAST, seed, out / "tokenizer" / f"once_{seed}", None)
+        before = None
+        for day in DAYS:
+            before = fit(day, seed, out / "tokenizer" / f"daily_{seed}" / day, before)
+        print(f"tokenizers of seed {seed}", flush=True)
+
+
+def up_to(prepared: Path, day: str) -> list[Path]:
+    """Training partitions of all days up to one. Raises ValueError without any."""
+    found = [p for p in sorted((prepared / "training").glob("dt=*.parquet")) if p.stem <= f"dt={day}"]
+    if not found:
+        raise ValueError(f"{prepared} holds no training rows up to {day}; prepare it with --data")
+    return found
+
+
+def ranked(prepared: Path, day: str, tokenizer: Path, model: Path, device: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """(user ids, lists, recall@50) on the day after `day`."""
+    rows_of = prepared / "evaluation" / f"dt={day}.parquet"
+    rows, wanted, seen = held_out(rows_of)
+    ranker = Ranker(rows_of, Tokenizer.load(tokenizer), model, rows, device)
+    found, _ = ranker.rank(seen)
+    return ranker.data.user_id[rows], found, float(ranking_metrics(found, wanted)["recall@50"].mean())
+
+
+def first_day(
+    prepared: Path, day: str, tokenizer: Path, out: Path, *, seed: int, steps: int, device: str
+) -> dict[str, Any]:
+    """Pre-train on all days up to `day`; the model lies in out/pretrained."""
+    (out / "pretrained").mkdir(parents=True)
+    return pretrain(
+        training_sets=up_to(prepared, day),
+        tokenizer=tokenizer,
+        previous=None,
+        out=out / "pretrained",
+        seed=seed,
+        progress=quiet,
+        config=PretrainConfig(min_steps=steps),
+        device=device,
+    )
+
+
+def aligned(
+    prepared: Path, day: str, tokenizer: Path, out: Path, *, previous: Path | None, seed: int, device: str
+) -> dict[str, Any]:
+    """Reward model and alignment of a day whose model lies in out/pretrained; the result lies in out/aligned."""
+    for name in ("reward", "aligned"):
+        (out / name).mkdir()
+    sets = up_to(prepared, day)
+    train_reward(
+        training_sets=sets if previous is None else sets[-1:],
+        tokenizer=tokenizer,
+        items=prepared / "items" / f"dt={day}.parquet",
+        previous=previous and previous / "reward",
+        out=out / "reward",
+        seed=seed,
+        progress=quiet,
+    )
+    return align(
+        training_sets=sets[-1:],
+        tokenizer=tokenizer,
+        model=out / "pretrained",
+        reward=out / "reward",
+        out=out / "aligned",
+        seed=seed,
+        progress=quiet,
+        config=AlignConfig() if previous is None else align_later_day(),
+        device=device,
+    )
+
+
+def one(kind: str, seed: int, steps: int, prepared: Path, folder: Path, device: str, jobs: int) -> None:
+    """Both rows of a kind: without alignment, and with it."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    begun = time.monotonic()
+    about = {"device": hardware(device), "commit": commit(), "steps": steps}
+
+    def keep(title: str, tokenizer: Path, model: Path, **more: Any) -> None:
+        users, found, recall = ranked(prepared, LAST, tokenizer, model, device)
+        more |= {"seconds": round(time.monotonic() - begun, 1)}
+        lists.save(folder, lists.Lists(model=title, seed=seed, user_id=users, ranked=found, about=about | more))
+        print(f"{title}, seed {seed}: recall@50 {recall:.4f}, {json.dumps(more)}", flush=True)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if kind == "once":
+            tokenizer, out = prepared / "tokenizer" / f"once_{seed}", Path(scratch)
+            first_day(prepared, LAST, tokenizer, out, seed=seed, steps=steps, device=device)
+            keep("OneRec, once", tokenizer, out / "pretrained")
+            found = aligned(prepared, LAST, tokenizer, out, previous=None, seed=seed, device=device)
+            keep("OneRec, once, RSFT + ECPO", tokenizer, out / "aligned", kept=found["kept"])
+            return
+        kept, chains = [], {"pretrained": "OneRec, day by day", "aligned": "OneRec, day by day, RSFT + ECPO"}
+        before: dict[str, Path] = {}  # of each chain, the folder of the day before
+        for day in DAYS:
+            tokenizer = prepared / "tokenizer" / f"daily_{seed}" / day
+            for chain in chains:
+                out = Path(scratch) / chain / day
+                if not before and chain == "pretrained":
+                    first_day(prepared, day, tokenizer, out, seed=seed, steps=steps, device=device)
+                elif not before.get(chain):
+                    shutil.copytree(Path(scratch) / "pretrained" / day / "pretrained", out / "pretrained")
+                else:
+                    (out / "pretrained").mkdir(parents=True)
+                    pretrain(
+                        training_sets=up_to(prepared, day)[-1:],
+                        tokenizer=tokenizer,
+                        previous=before[chain] / chain,
+                        out=out / "pretrained",
+                        seed=seed,
+                        progress=quiet,
+                        device=device,
+                    )
+                if chain == "aligned":
+                    found = aligned(prepared, day, tokenizer, out, previous=before.get(chain), seed=seed, device=device)
+                    kept.append(found["kept"])
+                before[chain] = out
+        for chain, title in chains.items():
+            more = {"kept": kept} if chain == "aligned" else {}
+            keep(title, tokenizer, before[chain] / chain, **more)
+
+
+def choose(steps: int, seed: int, prepared: Path, device: str, jobs: int) -> float:
+    """recall@50 of 2022-05-05 by a model trained on the days before."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer = prepared / "tokenizer" / f"choose_{seed}"
+        first_day(prepared, CHOOSE, tokenizer, Path(scratch), seed=seed, steps=steps, device=device)
+        return ranked(prepared, CHOOSE, tokenizer, Path(scratch) / "pretrained", device)[2]
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, help="folder of KuaiRand-Pure: prepare, train nothing")
+    p.add_argument("--prepared", type=Path, required=True)
+    p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    p.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    p.add_argument("--steps", type=int, help="of a first day's pre-training (default: chosen on 2022-05-05)")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--jobs", type=int, default=1, help="trainings side by side (1)")
+    p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
+    args = p.parse_args()
+    if args.data:
+        prepare(features(args.data.resolve(), args.prepared / "var"), args.prepared, args.seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
+        steps = args.steps
+        if steps is None:
+            tried = pool.starmap(choose, [(s, args.seeds[0], args.prepared, args.device, args.jobs) for s in STEPS], 1)
+            steps = STEPS[int(np.argmax(tried))]
+            print(f"{steps} steps: recall@50 of the day before {dict(zip(STEPS, tried))}", flush=True)
+        more = (steps, args.prepared, args.lists, args.device, args.jobs)
+        pool.starmap(one, [(kind, seed, *more) for kind in args.kinds for seed in args.seeds], 1)
+
+
+if __name__ == "__main__":
+    main()
