@@ -145,22 +145,31 @@ def evaluate(ranked_UK: np.ndarray, day: dict[str, np.ndarray]) -> dict[str, flo
     return {name: float(values[name].mean()) for name in COLUMNS}
 
 
+def rank(model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device) -> np.ndarray:
+    """The first TOP items of each of the day's users [U, TOP]; what was seen before the day is left out (-1)."""
+    return retrieve(model, day, device, TOP)[0]
+
+
 @torch.no_grad()
-def rank(model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device, top: int = TOP) -> np.ndarray:
-    """The first `top` items of each of the day's users [U, top]; what was seen before the day is left out (-1)."""
+def retrieve(
+    model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device, places: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `places` items of each of the day's users [U, places], -1 where none is left, and log-probabilities."""
     num_items, rows = int(day["num_items"]), day["rows"]
     sequences = np.split(day["items"].astype(np.int64), day["offsets"][1:-1])
     seen = np.split(day["seen"], day["seen_ends"][:-1])
-    table_ND, ranked = model.table(), []
+    table_ND, ranked, scores = model.table(), [], []
     for start in range(0, len(rows), 512):
         part = slice(start, start + 512)
         items_BT = torch.from_numpy(padded([sequences[u] for u in rows[part]], MAX_HISTORY, num_items)).to(device)
-        score = F.linear(model(items_BT, table_ND)[:, -1].float(), table_ND[:-1].float()).cpu().numpy()
+        logit_BN = F.linear(model(items_BT, table_ND)[:, -1].float(), table_ND[:-1].float())
+        score = torch.log_softmax(logit_BN, -1).cpu().numpy()
         for line, out in zip(score, seen[part]):
             line[out] = -np.inf
-        best = np.argsort(-score, axis=1, kind="stable")[:, :top]
-        ranked.append(np.where(np.take_along_axis(score, best, 1) == -np.inf, -1, best))
-    return np.concatenate(ranked)
+        best = np.argsort(-score, axis=1, kind="stable")[:, :places]
+        scores.append(np.take_along_axis(score, best, 1))
+        ranked.append(np.where(scores[-1] == -np.inf, -1, best))
+    return np.concatenate(ranked), np.concatenate(scores)
 
 
 def main() -> None:
