@@ -157,7 +157,8 @@ def main() -> None:
         for precision in args.precisions:
             for batch in args.batches:
                 run = measure(module, config, batch, precision == "bfloat16", args)
-                run["mfu"] = sum(flops.values()) * batch / (1e-3 * run["p50"]) / PEAK[precision]
+                of_peak = sum(flops.values()) * batch / (1e-3 * run["p50"]) / PEAK[precision]
+                run["mfu"] = of_peak if args.device == "cuda" else None
                 found["runs"].append(run)
                 print(f"{time.monotonic() - begun:5.0f} s  {name}: {json.dumps(run)}", flush=True)
         args.out.parent.mkdir(parents=True, exist_ok=True)

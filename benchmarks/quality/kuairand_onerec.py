@@ -8,7 +8,7 @@ some minutes on a CPU. The second calls what the day calls: pre-training, reward
 is a first day at 2022-05-05; "day by day" is a first day at 2022-04-28 and seven later days, each from the release of
 the day before. All are measured on the unseen positives of 2022-05-06. The number of pre-training steps of a first day
 is chosen on 2022-05-05 by a model that has seen the days before it (`STEPS`, one seed). Lists go to `--lists`, for
-`benchmarks.quality.kuairand_table`; a list that is there already is not made again.
+`benchmarks.quality.kuairand_table`; what is there already is not trained again.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ from models.training.pretrain import PretrainConfig, pretrain
 
 DAYS = ("2022-04-28", "2022-04-29", "2022-04-30", *(f"2022-05-0{d}" for d in range(1, 6)))
 CHOOSE, LAST = DAYS[-2:]  # the last day of training, while choosing and in the table
-STEPS = (480, 960, 1920)
-KINDS = ("once", "daily")
+STEPS = (480, 960)
+KINDS = {
+    "once": {"pretrained": "OneRec, once", "aligned": "OneRec, once, RSFT + ECPO"},
+    "daily": {"pretrained": "OneRec, day by day", "aligned": "OneRec, day by day, RSFT + ECPO"},
+}
 
 
 def quiet(line: str) -> None:
@@ -156,7 +159,7 @@ def aligned(
 def one(kind: str, seed: int, steps: int, prepared: Path, folder: Path, device: str, jobs: int) -> None:
     """Both rows of a kind: without alignment, and with it."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    begun = time.monotonic()
+    begun, titles = time.monotonic(), KINDS[kind]
     about = {"device": hardware(device), "commit": commit(), "steps": steps}
 
     def keep(title: str, tokenizer: Path, model: Path, **more: Any) -> None:
@@ -169,15 +172,15 @@ def one(kind: str, seed: int, steps: int, prepared: Path, folder: Path, device: 
         if kind == "once":
             tokenizer, out = prepared / "tokenizer" / f"once_{seed}", Path(scratch)
             first_day(prepared, LAST, tokenizer, out, seed=seed, steps=steps, device=device)
-            keep("OneRec, once", tokenizer, out / "pretrained")
+            keep(titles["pretrained"], tokenizer, out / "pretrained")
             found = aligned(prepared, LAST, tokenizer, out, previous=None, seed=seed, device=device)
-            keep("OneRec, once, RSFT + ECPO", tokenizer, out / "aligned", kept=found["kept"])
+            keep(titles["aligned"], tokenizer, out / "aligned", kept=found["kept"])
             return
-        kept, chains = [], {"pretrained": "OneRec, day by day", "aligned": "OneRec, day by day, RSFT + ECPO"}
+        kept = []
         before: dict[str, Path] = {}  # of each chain, the folder of the day before
         for day in DAYS:
             tokenizer = prepared / "tokenizer" / f"daily_{seed}" / day
-            for chain in chains:
+            for chain in titles:
                 out = Path(scratch) / chain / day
                 if not before and chain == "pretrained":
                     first_day(prepared, day, tokenizer, out, seed=seed, steps=steps, device=device)
@@ -198,7 +201,7 @@ def one(kind: str, seed: int, steps: int, prepared: Path, folder: Path, device: 
                     found = aligned(prepared, day, tokenizer, out, previous=before.get(chain), seed=seed, device=device)
                     kept.append(found["kept"])
                 before[chain] = out
-        for chain, title in chains.items():
+        for chain, title in titles.items():
             more = {"kept": kept} if chain == "aligned" else {}
             keep(title, tokenizer, before[chain] / chain, **more)
 
@@ -217,7 +220,7 @@ def main() -> None:
     p.add_argument("--data", type=Path, help="folder of KuaiRand-Pure: prepare, train nothing")
     p.add_argument("--prepared", type=Path, required=True)
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    p.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    p.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     p.add_argument("--steps", type=int, help="of a first day's pre-training (default: chosen on 2022-05-05)")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--jobs", type=int, default=1, help="trainings side by side (1)")
@@ -233,7 +236,11 @@ def main() -> None:
             steps = STEPS[int(np.argmax(tried))]
             print(f"{steps} steps: recall@50 of the day before {dict(zip(STEPS, tried))}", flush=True)
         more = (steps, args.prepared, args.lists, args.device, args.jobs)
-        pool.starmap(one, [(kind, seed, *more) for kind in args.kinds for seed in args.seeds], 1)
+        wanted = [(kind, seed) for kind in args.kinds for seed in args.seeds]
+        left = [
+            w for w in wanted if not all(lists.path(args.lists, title, w[1]).exists() for title in KINDS[w[0]].values())
+        ]
+        pool.starmap(one, [(*w, *more) for w in left], 1)
 
 
 if __name__ == "__main__":

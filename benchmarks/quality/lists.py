@@ -42,12 +42,16 @@ class Lists:
         return self.ranked[at]
 
 
+def path(folder: Path, model: str, seed: int) -> Path:
+    """Where a model's lists lie."""
+    return folder / f"{re.sub(r'[^a-z0-9]+', '-', model.lower()).strip('-')}_{seed}.npz"
+
+
 def save(folder: Path, lists: Lists) -> Path:
     """Write `<model>_<seed>.npz`; a reader sees the old or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"[^a-z0-9]+", "-", lists.model.lower()).strip("-")
-    path = folder / f"{name}_{lists.seed}.npz"
-    staged = folder / f".{path.name}"
+    target = path(folder, lists.model, lists.seed)
+    staged = folder / f".{target.name}"
     with open(staged, "wb") as file:
         np.savez_compressed(
             file,
@@ -57,15 +61,15 @@ def save(folder: Path, lists: Lists) -> Path:
             seed=lists.seed,
             about=json.dumps(lists.about),
         )
-    os.replace(staged, path)
-    return path
+    os.replace(staged, target)
+    return target
 
 
 def read(folder: Path) -> list[Lists]:
     """All of a folder, by model and seed. Raises ValueError when it holds none."""
     found = []
-    for path in sorted(folder.glob("*.npz")):
-        with np.load(path, allow_pickle=False) as file:
+    for one in sorted(folder.glob("*.npz")):
+        with np.load(one, allow_pickle=False) as file:
             found.append(
                 Lists(
                     model=str(file["model"]),
