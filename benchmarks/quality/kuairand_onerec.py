@@ -237,10 +237,12 @@ def main() -> None:
             print(f"{steps} steps: recall@50 of the day before {dict(zip(STEPS, tried))}", flush=True)
         more = (steps, args.prepared, args.lists, args.device, args.jobs)
         wanted = [(kind, seed) for kind in args.kinds for seed in args.seeds]
-        left = [
-            w for w in wanted if not all(lists.path(args.lists, title, w[1]).exists() for title in KINDS[w[0]].values())
-        ]
-        pool.starmap(one, [(*w, *more) for w in left], 1)
+        done = [all(lists.path(args.lists, t, seed).exists() for t in KINDS[kind].values()) for kind, seed in wanted]
+        tasks = [pool.apply_async(one, (*w, *more)) for w, is_done in zip(wanted, done) if not is_done]
+        for task in tasks:
+            task.wait()  # one that fails must not end the others
+        for task in tasks:
+            task.get()
 
 
 if __name__ == "__main__":
