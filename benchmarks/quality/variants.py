@@ -66,6 +66,7 @@ def _with(title: str, *, ids: str | None = None, weight: Weights | None = None, 
 
 VARIANTS: dict[str, Variant] = {
     "sasrec": Variant(title="SASRec, sampled softmax (re-run)", sasrec=SASRecConfig()),
+    "sasrec_mixed": Variant(title="SASRec, sampled softmax, random batches", sasrec=SASRecConfig(mixed=True)),
     "sasrec_64": Variant(title="SASRec, sampled softmax, d 64", sasrec=SASRecConfig(d_model=64)),
     "sasrec_full": Variant(title="SASRec, full softmax", sasrec=SASRecConfig(negatives=0)),
     "tiger": TIGER,
