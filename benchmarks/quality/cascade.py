@@ -124,11 +124,13 @@ class Stages:
         self.data = rows_of([rows_file], prepared, seed)
         rows, _, _ = held_out(rows_file)
         order = dict(zip(self.data.user_id[rows].tolist(), rows.tolist()))
-        self.rows = np.array([order[user] for user in day["user_id"].tolist()])
+        row = np.array([order.get(user, -1) for user in day["user_id"].tolist()])
+        self.rows = np.maximum(row, 0)
         self.index, self.score = retrieve(retrieval, day, device, max(CANDIDATES))
         ids = np.where(self.index >= 0, day["item_id"][self.index], -1)
         self.item = np.where(ids >= 0, self.data.catalogue.index(ids.ravel()).reshape(ids.shape), -1)
         self.item[self.item == len(self.data.catalogue)] = -1
+        self.item[row < 0] = -1  # the few users without a row of features get nothing, as from OneRec
 
     def ranker(self, model: Ranker) -> np.ndarray:
         return scores(model, self.data, self.rows, self.item, self.device)
@@ -146,7 +148,7 @@ class Stages:
 def choose(args: argparse.Namespace, day: dict[str, np.ndarray], device: torch.device) -> dict:
     """Everything that is chosen, by recall@50 of 2022-05-05, and what was tried."""
     seed = args.seeds[0]
-    _, curve = train_retrieval("two-tower", day, epochs=args.retrieval_epochs, seed=seed, device=device, every=2)
+    _, curve = train_retrieval("two-tower", day, epochs=args.retrieval_epochs, seed=seed, device=device, every=4)
     best = max(curve, key=lambda point: point[1])[0]
     retrieval, _ = train_retrieval("two-tower", day, epochs=best, seed=seed, device=device)
     stages = Stages(retrieval, day, args.prepared, CHOOSE, seed, device)

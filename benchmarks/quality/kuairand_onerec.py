@@ -4,11 +4,11 @@
     python -m benchmarks.quality.kuairand_onerec --prepared build/quality/kuairand_onerec --device cuda
 
 The first runs the day's own steps (ingest, validate, pathways) for eight days and makes the tokenizers of every seed:
-some minutes on a CPU. The second calls what the day calls: pre-training, reward model, RSFT + ECPO, ranking. "Once"
-is a first day at 2022-05-05; "day by day" is a first day at 2022-04-28 and seven later days, each from the release of
-the day before. All are measured on the unseen positives of 2022-05-06. The number of pre-training steps of a first day
-is chosen on 2022-05-05 by a model that has seen the days before it (`STEPS`, one seed). Lists go to `--lists`, for
-`benchmarks.quality.kuairand_table`; what is there already is not trained again.
+some minutes on a CPU. The second is for a GPU. "Once" is a first day at 2022-05-05; "day by day" is a first day at
+2022-04-28 and seven later days, each from the model of the day before. A first day's pre-training is `first_day.py`
+with the best of RECIPES on 2022-05-05, by a model that has seen the days before it (one seed); a later day's, the
+reward model, RSFT + ECPO and the ranking are what the day calls. All are measured on the unseen positives of
+2022-05-06. Lists go to `--lists`, for `benchmarks.quality.kuairand_table`; what is there already is not trained again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,39 @@ import torch
 
 from benchmarks.machine import commit, hardware
 from benchmarks.quality import lists
+from benchmarks.quality.first_day import Recipe, first_day
 from models.evaluation.evaluate import Ranker, held_out
 from models.evaluation.metrics import ranking_metrics
-from models.reward.train import train_reward
+from models.reward.measure import calibrate
+from models.reward.pscore import PScore
+from models.reward.train import (
+    CALIBRATION,
+    EPOCHS,
+    TEST,
+    fit,
+    fold_of,
+    labelled,
+    new_model,
+    rows_with_labels,
+    set_categories,
+)
 from models.training.align import AlignConfig, align, align_later_day
 from models.training.checkpoint import Tokenizer
-from models.training.pretrain import PretrainConfig, pretrain
+from models.training.pretrain import pretrain
 
 DAYS = ("2022-04-28", "2022-04-29", "2022-04-30", *(f"2022-05-0{d}" for d in range(1, 6)))
 CHOOSE, LAST = DAYS[-2:]  # the last day of training, while choosing and in the table
-STEPS = (480, 960)
+RECIPES = {
+    "8 epochs": Recipe(),
+    "8 epochs, dropout .1": Recipe(dropout=0.1),
+    "16 epochs, dropout .1": Recipe(epochs=16, dropout=0.1),
+    "16 epochs, dropout .2": Recipe(epochs=16, dropout=0.2),
+    "16 epochs, dropout .2, rate x 2": Recipe(epochs=16, dropout=0.2, rate=2.0),
+    "16 epochs, dropout .3": Recipe(epochs=16, dropout=0.3),
+    "24 epochs, dropout .3": Recipe(epochs=24, dropout=0.3),
+    "16 epochs, dropout .2, d 192": Recipe(epochs=16, dropout=0.2, d_model=192),
+}
+GRAPHS = not os.environ.get("ONEREC_NO_GRAPHS")  # set it where a first day's step cannot be captured
 KINDS = {
     "once": {"pretrained": "OneRec, once", "aligned": "OneRec, once, RSFT + ECPO"},
     "daily": {"pretrained": "OneRec, day by day", "aligned": "OneRec, day by day, RSFT + ECPO"},
@@ -110,23 +133,6 @@ def ranked(prepared: Path, day: str, tokenizer: Path, model: Path, device: str) 
     return ranker.data.user_id[rows], found, float(ranking_metrics(found, wanted)["recall@50"].mean())
 
 
-def first_day(
-    prepared: Path, day: str, tokenizer: Path, out: Path, *, seed: int, steps: int, device: str
-) -> dict[str, Any]:
-    """Pre-train on all days up to `day`; the model lies in out/pretrained."""
-    (out / "pretrained").mkdir(parents=True)
-    return pretrain(
-        training_sets=up_to(prepared, day),
-        tokenizer=tokenizer,
-        previous=None,
-        out=out / "pretrained",
-        seed=seed,
-        progress=quiet,
-        config=PretrainConfig(min_steps=steps),
-        device=device,
-    )
-
-
 def aligned(
     prepared: Path, day: str, tokenizer: Path, out: Path, *, previous: Path | None, seed: int, device: str
 ) -> dict[str, Any]:
@@ -134,14 +140,14 @@ def aligned(
     for name in ("reward", "aligned"):
         (out / name).mkdir()
     sets = up_to(prepared, day)
-    train_reward(
-        training_sets=sets if previous is None else sets[-1:],
-        tokenizer=tokenizer,
-        items=prepared / "items" / f"dt={day}.parquet",
+    rewarded(
+        sets if previous is None else sets[-1:],
+        tokenizer,
+        prepared / "items" / f"dt={day}.parquet",
         previous=previous and previous / "reward",
         out=out / "reward",
         seed=seed,
-        progress=quiet,
+        device=device,
     )
     return align(
         training_sets=sets[-1:],
@@ -156,63 +162,88 @@ def aligned(
     )
 
 
-def one(kind: str, seed: int, steps: int, prepared: Path, folder: Path, device: str, jobs: int) -> None:
+def rewarded(
+    sets: list[Path], tokenizer: Path, items: Path, *, previous: Path | None, out: Path, seed: int, device: str
+) -> None:
+    """`models.reward.train.train_reward` on a device, without its measures."""
+    torch.manual_seed(seed)
+    tok = Tokenizer.load(tokenizer)
+    data = labelled(sets, tok)
+    model = new_model(data, tok) if previous is None else PScore.load(previous, tok)
+    set_categories(model, data, tok, items)
+    model.to(device)
+    rows = rows_with_labels(data)
+    fold = fold_of(data.user_id[rows])
+    trained = rows[~np.isin(fold, [*TEST, *CALIBRATION])]
+    fit(model, data, trained, seed=seed, epochs=EPOCHS if previous is None else 1, progress=quiet)
+    calibrate(model, data, rows[np.isin(fold, CALIBRATION)])
+    model.cpu().save(out)
+
+
+def one(kind: str, seed: int, recipe: str, prepared: Path, folder: Path, device: str, jobs: int) -> None:
     """Both rows of a kind: without alignment, and with it."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     begun, titles = time.monotonic(), KINDS[kind]
-    about = {"device": hardware(device), "commit": commit(), "steps": steps}
+    about = {"device": hardware(device), "commit": commit(), "recipe": recipe}
 
-    def keep(title: str, tokenizer: Path, model: Path, **more: Any) -> None:
+    def keep(chain: str, tokenizer: Path, model: Path, **more: Any) -> None:
         users, found, recall = ranked(prepared, LAST, tokenizer, model, device)
         more |= {"seconds": round(time.monotonic() - begun, 1)}
-        lists.save(folder, lists.Lists(model=title, seed=seed, user_id=users, ranked=found, about=about | more))
-        print(f"{title}, seed {seed}: recall@50 {recall:.4f}, {json.dumps(more)}", flush=True)
+        made = lists.Lists(model=titles[chain], seed=seed, user_id=users, ranked=found, about=about | more)
+        lists.save(folder, made)
+        print(f"{titles[chain]}, seed {seed}: recall@50 {recall:.4f}, {json.dumps(more)}", flush=True)
+
+    def bootstrap(day: str, tokenizer: Path, out: Path) -> None:
+        sets = up_to(prepared, day)
+        first_day(training_sets=sets, tokenizer=tokenizer, out=out, recipe=RECIPES[recipe], seed=seed, device=device)
 
     with tempfile.TemporaryDirectory() as scratch:
         if kind == "once":
             tokenizer, out = prepared / "tokenizer" / f"once_{seed}", Path(scratch)
-            first_day(prepared, LAST, tokenizer, out, seed=seed, steps=steps, device=device)
-            keep(titles["pretrained"], tokenizer, out / "pretrained")
+            bootstrap(LAST, tokenizer, out / "pretrained")
+            keep("pretrained", tokenizer, out / "pretrained")
             found = aligned(prepared, LAST, tokenizer, out, previous=None, seed=seed, device=device)
-            keep(titles["aligned"], tokenizer, out / "aligned", kept=found["kept"])
+            keep("aligned", tokenizer, out / "aligned", kept=found["kept"])
             return
-        kept = []
-        before: dict[str, Path] = {}  # of each chain, the folder of the day before
-        for day in DAYS:
-            tokenizer = prepared / "tokenizer" / f"daily_{seed}" / day
-            for chain in titles:
-                out = Path(scratch) / chain / day
-                if not before and chain == "pretrained":
-                    first_day(prepared, day, tokenizer, out, seed=seed, steps=steps, device=device)
-                elif not before.get(chain):
-                    shutil.copytree(Path(scratch) / "pretrained" / day / "pretrained", out / "pretrained")
-                else:
-                    (out / "pretrained").mkdir(parents=True)
+        for chain in titles:
+            before, kept = None, []
+            for day in DAYS:
+                tokenizer, out = prepared / "tokenizer" / f"daily_{seed}" / day, Path(scratch) / chain / day
+                (out / "pretrained").mkdir(parents=True)
+                if before is not None:
                     pretrain(
                         training_sets=up_to(prepared, day)[-1:],
                         tokenizer=tokenizer,
-                        previous=before[chain] / chain,
+                        previous=before / chain,
                         out=out / "pretrained",
                         seed=seed,
                         progress=quiet,
                         device=device,
                     )
+                elif chain == "pretrained":
+                    bootstrap(day, tokenizer, out / "pretrained")
+                else:  # both chains start from one model
+                    own = Path(scratch) / "pretrained" / day / "pretrained"
+                    shutil.copytree(own, out / "pretrained", dirs_exist_ok=True)
                 if chain == "aligned":
-                    found = aligned(prepared, day, tokenizer, out, previous=before.get(chain), seed=seed, device=device)
+                    found = aligned(prepared, day, tokenizer, out, previous=before, seed=seed, device=device)
                     kept.append(found["kept"])
-                before[chain] = out
-        for chain, title in titles.items():
-            more = {"kept": kept} if chain == "aligned" else {}
-            keep(title, tokenizer, before[chain] / chain, **more)
+                before = out
+            keep(chain, tokenizer, out / chain, **({"kept": kept} if kept else {}))
 
 
-def choose(steps: int, seed: int, prepared: Path, device: str, jobs: int) -> float:
+def choose(recipe: str, seed: int, prepared: Path, device: str, jobs: int) -> float:
     """recall@50 of 2022-05-05 by a model trained on the days before."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    begun, sets = time.monotonic(), up_to(prepared, CHOOSE)
     with tempfile.TemporaryDirectory() as scratch:
-        tokenizer = prepared / "tokenizer" / f"choose_{seed}"
-        first_day(prepared, CHOOSE, tokenizer, Path(scratch), seed=seed, steps=steps, device=device)
-        return ranked(prepared, CHOOSE, tokenizer, Path(scratch) / "pretrained", device)[2]
+        tokenizer, out = prepared / "tokenizer" / f"choose_{seed}", Path(scratch)
+        first_day(training_sets=sets, tokenizer=tokenizer, out=out, recipe=RECIPES[recipe], seed=seed, device=device)
+        trained = time.monotonic() - begun
+        recall = ranked(prepared, CHOOSE, tokenizer, out, device)[2]
+    print(f"{recipe}: recall@50 of 2022-05-05 {recall:.4f}, {trained:.0f} s + ranking "
+          f"{time.monotonic() - begun - trained:.0f} s", flush=True)  # fmt: skip
+    return recall
 
 
 def main() -> None:
@@ -221,7 +252,7 @@ def main() -> None:
     p.add_argument("--prepared", type=Path, required=True)
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
-    p.add_argument("--steps", type=int, help="of a first day's pre-training (default: chosen on 2022-05-05)")
+    p.add_argument("--recipe", choices=list(RECIPES), help="of a first day (default: the best on 2022-05-05)")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--jobs", type=int, default=1, help="trainings side by side (1)")
     p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
@@ -230,12 +261,14 @@ def main() -> None:
         prepare(features(args.data.resolve(), args.prepared / "var"), args.prepared, args.seeds)
         return
     with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
-        steps = args.steps
-        if steps is None:
-            tried = pool.starmap(choose, [(s, args.seeds[0], args.prepared, args.device, args.jobs) for s in STEPS], 1)
-            steps = STEPS[int(np.argmax(tried))]
-            print(f"{steps} steps: recall@50 of the day before {dict(zip(STEPS, tried))}", flush=True)
-        more = (steps, args.prepared, args.lists, args.device, args.jobs)
+        recipe = args.recipe
+        if recipe is None:
+            tried = pool.starmap(
+                choose, [(r, args.seeds[0], args.prepared, args.device, args.jobs) for r in RECIPES], 1
+            )
+            recipe = list(RECIPES)[int(np.argmax(tried))]
+            print(f"chosen: {recipe}", flush=True)
+        more = (recipe, args.prepared, args.lists, args.device, args.jobs)
         wanted = [(kind, seed) for kind in args.kinds for seed in args.seeds]
         done = [all(lists.path(args.lists, t, seed).exists() for t in KINDS[kind].values()) for kind, seed in wanted]
         tasks = [pool.apply_async(one, (*w, *more)) for w, is_done in zip(wanted, done) if not is_done]

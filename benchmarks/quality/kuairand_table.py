@@ -25,7 +25,7 @@ from models.evaluation.slices import slices
 
 HERE = Path(__file__).resolve().parent
 BAR = "EASE + 0.02 log popularity"
-KEPT_OF_MODEL = ("epochs", "steps", "candidates")  # of what lists say about themselves, in the table
+KEPT_OF_MODEL = ("epochs", "recipe", "candidates")  # of what lists say about themselves, in the table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

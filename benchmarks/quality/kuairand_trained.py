@@ -36,7 +36,7 @@ from benchmarks.quality.steps import Steps, adam
 from models.evaluation.metrics import ranking_metrics
 
 DAYS = {"choose": 20220505, "test": 20220506}
-WIDTH, DROPOUT, RATE, BATCH, MOST_EPOCHS, DECAY = 128, 0.3, 1e-3, 128, 30, 0.9
+WIDTH, DROPOUT, RATE, BATCH, MOST_EPOCHS, DECAY = 128, 0.3, 1e-3, 128, 60, 0.9
 
 
 class TwoTower(nn.Module):
@@ -189,7 +189,7 @@ def main() -> None:
     days = {key: dict(np.load(args.prepared / f"{day}.npz", allow_pickle=False).items()) for key, day in DAYS.items()}
     for kind in args.models:
         begun = time.monotonic()
-        _, curve = train(kind, days["choose"], epochs=args.epochs, seed=args.seeds[0], device=device, every=2)
+        _, curve = train(kind, days["choose"], epochs=args.epochs, seed=args.seeds[0], device=device, every=4)
         best, _ = max(curve, key=lambda point: point[1])
         print(f"{time.monotonic() - begun:6.1f} s  {kind}: {best} epochs, chosen on {curve}", flush=True)
         for seed in args.seeds:

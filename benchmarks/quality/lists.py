@@ -19,6 +19,7 @@ import numpy as np
 
 COLUMNS = ("recall@10", "recall@50", "recall@100", "ndcg@10", "ndcg@50")
 TOP = 100  # places of a list
+MISSING = 0.02  # share of users for whom a model may have no list
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,14 +33,18 @@ class Lists:
     about: dict[str, Any]
 
     def of(self, users: np.ndarray) -> np.ndarray:
-        """The lists of these users, in their order. Raises ValueError naming a user who has none."""
+        """The lists of these users, in their order; nothing (-1) for a user who has none.
+
+        Raises ValueError when more than one user in fifty has none: the lists are of another day.
+        """
         order = np.argsort(self.user_id)
         at = order[np.minimum(np.searchsorted(self.user_id[order], users), len(order) - 1)]
-        if len(missing := users[self.user_id[at] != users]):
+        known = self.user_id[at] == users
+        if known.mean() < 1 - MISSING:
             raise ValueError(
-                f"{self.model}, seed {self.seed} ranked nothing for user {missing[0]}: another day's lists"
+                f"{self.model}, seed {self.seed} ranked {known.sum():,} of {len(users):,} users: another day's lists?"
             )
-        return self.ranked[at]
+        return np.where(known[:, None], self.ranked[at], -1)
 
 
 def path(folder: Path, model: str, seed: int) -> Path:

@@ -36,6 +36,7 @@ class SASRecConfig:
 
     `mixed`: batches of random rows, as published, their loss a mean over the batch's own targets, without autocast, and
     validation after every epoch; else batches of rows of like length and one divisor for all of them, which is faster.
+    `with_validation`: the validation items are trained on too, for exactly `epochs`: what that would be worth, no row.
     """
 
     d_model: int = 256
@@ -48,6 +49,7 @@ class SASRecConfig:
     epochs: int = 200
     patience: int = 50
     mixed: bool = False
+    with_validation: bool = False
 
 
 class Block(nn.Module):
@@ -169,7 +171,8 @@ def train_sasrec(
     rng = np.random.default_rng(seed)
     model = SASRec(config, sequences.num_items).to(device)
     optimizer = adam(model.parameters(), rate=config.learning_rate, weight_decay=0.0, decoupled=False, device=device)
-    data = Batches([r for r in sequences.training() if len(r) > 1], sequences.num_items, device)
+    known = sequences.held_out("test")[0] if config.with_validation else sequences.training()
+    data = Batches([r for r in known if len(r) > 1], sequences.num_items, device)
     targets = data.targets(config.batch)
     most = int(MOST_TARGETS * targets)
 
@@ -195,7 +198,7 @@ def train_sasrec(
         model.train()
         for rows_BT in (data.mixed_epoch if config.mixed else data.epoch)(config.batch, rng):
             run(rows_BT)
-        if selection.due(epoch):
+        if selection.due(epoch) if not config.with_validation else epoch + 1 == config.epochs:
             validation = rank_next(model.eval().scores, sequences, "validation", device)
             if selection.stop(epoch, validation):
                 break

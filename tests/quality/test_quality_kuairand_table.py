@@ -23,8 +23,10 @@ def test_lists_come_back(tmp_path: Path) -> None:
     assert (found.model, found.seed, found.about) == ("OneRec, RSFT + ECPO", 2, {"device": "CPU"})
     assert found.ranked.tolist() == [[1, 2], [40_000, -1]]
     assert found.of(np.array([3, 7])).tolist() == [[40_000, -1], [1, 2]]
-    with pytest.raises(ValueError, match="ranked nothing for user 5"):
+    with pytest.raises(ValueError, match="ranked 1 of 2 users"):
         found.of(np.array([3, 5]))
+    many = some("SASRec", 1, list(range(99)), [[user] for user in range(99)])
+    assert many.of(np.arange(100))[:, 0].tolist() == [*range(99), -1]  # one in a hundred may lack a list
     with pytest.raises(ValueError, match="holds no lists"):
         lists.read(tmp_path / "empty")
 
