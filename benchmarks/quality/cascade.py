@@ -39,7 +39,7 @@ from models.training.checkpoint import Tokenizer
 from models.training.data import PATHWAYS, TrainingSet
 from models.training.pretrain import static_features
 
-BATCH, RATE, SHOWN, CHUNK = 128, 1e-3, 12, 128
+BATCH, RATE, SHOWN, CHUNK = 512, 2e-3, 12, 128
 CANDIDATES, NEGATIVES, EPOCHS = (100, 200, 500), (0, 12), (1, 2, 3)
 WEIGHTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, float("inf"))  # of the ranker's score beside the retrieval's; inf: alone
 ROWS = {"alone": "two-tower, then DIN + SIM", "joint": "two-tower + DIN + SIM, joint score"}
@@ -148,9 +148,10 @@ class Stages:
 def choose(args: argparse.Namespace, day: dict[str, np.ndarray], device: torch.device) -> dict:
     """Everything that is chosen, by recall@50 of 2022-05-05, and what was tried."""
     seed = args.seeds[0]
-    _, curve = train_retrieval("two-tower", day, epochs=args.retrieval_epochs, seed=seed, device=device, every=4)
+    retrieval, curve = train_retrieval(
+        "two-tower", day, epochs=args.retrieval_epochs, seed=seed, device=device, every=4
+    )
     best = max(curve, key=lambda point: point[1])[0]
-    retrieval, _ = train_retrieval("two-tower", day, epochs=best, seed=seed, device=device)
     stages = Stages(retrieval, day, args.prepared, CHOOSE, seed, device)
     data = rows_of(up_to(args.prepared, CHOOSE), args.prepared, seed)
     tried = []
@@ -189,11 +190,15 @@ def main() -> None:
             "two-tower", days["test"], epochs=chosen["retrieval_epochs"], seed=seed, device=device
         )
         stages = Stages(retrieval, days["test"], args.prepared, LAST, args.seeds[0], device)
+        made: dict[tuple[int, int], np.ndarray] = {}
         for kind, title in ROWS.items():
             of = chosen[kind]
-            # The learning rate's fall knows the number of epochs it was chosen with.
-            models = train_ranker(data, negatives=of["negatives"], epochs=max(EPOCHS), seed=seed, device=device)
-            found = next(stages.ranker(m) for epoch, m in enumerate(models, 1) if epoch == of["epochs"])
+            if (of["negatives"], of["epochs"]) not in made:
+                # The learning rate's fall knows the number of epochs it was chosen with.
+                models = train_ranker(data, negatives=of["negatives"], epochs=max(EPOCHS), seed=seed, device=device)
+                for epoch, model in enumerate(models, 1):
+                    made[of["negatives"], epoch] = stages.ranker(model)
+            found = made[of["negatives"], of["epochs"]]
             ranked = stages.ranked(found, of["candidates"], of["weight"])
             print(f"{title}, seed {seed}: {json.dumps(evaluate(ranked, days['test']))}", flush=True)
             about = {"device": hardware(args.device), "commit": commit(), "chosen": str(chosen)}

@@ -108,7 +108,7 @@ def prepare(data: Path, out: Path) -> None:
 def train(
     kind: str, day: dict[str, np.ndarray], *, epochs: int, seed: int, device: torch.device, every: int = 0
 ) -> tuple[SASRec | TwoTower, list[tuple[int, float]]]:
-    """The model after `epochs`; with `every` also recall@50 of the day after each so many epochs (the curve)."""
+    """The model after `epochs`; with `every` recall@50 of the day after each so many (the curve), and the best model."""
     torch.manual_seed(seed)
     rng, num_items = np.random.default_rng(seed), int(day["num_items"])
     config = SASRecConfig(d_model=WIDTH, blocks=2, heads=2, dropout=DROPOUT)
@@ -129,13 +129,17 @@ def train(
         loss.backward()
         optimizer.step()
 
-    run, curve = Steps(step, device), []
+    run, curve, best = Steps(step, device), [], {}
     for epoch in range(1, epochs + 1):
         model.train()
         for rows_BT in data.epoch(BATCH, rng):
             run(rows_BT)
         if every and epoch % every == 0:
             curve.append((epoch, evaluate(rank(model.eval(), day, device), day)["recall@50"]))
+            if curve[-1][1] == max(recall for _, recall in curve):
+                best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    if best:
+        model.load_state_dict(best)
     return model.eval(), curve
 
 
