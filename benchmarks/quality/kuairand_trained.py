@@ -108,7 +108,7 @@ def prepare(data: Path, out: Path) -> None:
 def train(
     kind: str, day: dict[str, np.ndarray], *, epochs: int, seed: int, device: torch.device, every: int = 0
 ) -> tuple[SASRec | TwoTower, list[tuple[int, float]]]:
-    """The model after `epochs`; with `every` recall@50 of the day after each so many (the curve), and the best model."""
+    """The model after `epochs`; with `every` recall@50 after each so many (the curve), and the curve's best model."""
     torch.manual_seed(seed)
     rng, num_items = np.random.default_rng(seed), int(day["num_items"])
     config = SASRecConfig(d_model=WIDTH, blocks=2, heads=2, dropout=DROPOUT)
