@@ -29,11 +29,12 @@ from torch import Tensor, nn
 from benchmarks.machine import commit, hardware
 from benchmarks.quality.data import MAX_HISTORY
 from benchmarks.quality.din import Ranker, RankerConfig
-from benchmarks.quality.kuairand_onerec import LAST, up_to
+from benchmarks.quality.first_day import Recipe, config_of
+from benchmarks.quality.kuairand_onerec import LAST, RECIPES, up_to
 from benchmarks.quality.kuairand_trained import WIDTH, TwoTower
 from benchmarks.serving.gpu_program import floors, latencies, requests
 from models.evaluation.evaluate import BEAM
-from models.onerec.config import onerec_laptop
+from models.onerec.config import OneRecConfig
 from models.onerec.model import OneRec
 from models.onerec.pathways import HISTORIES
 from models.onerec.program import ServingProgram
@@ -77,11 +78,13 @@ class Cascade(nn.Module):
         return {"retrieval": user + 2.0 * d * items, "ranking": self.ranker.flops(self.candidates)}
 
 
-def build(prepared: Path, candidates: Sequence[int], device: str) -> tuple[dict[str, nn.Module], Any]:
+def build(
+    prepared: Path, recipe: Recipe, candidates: Sequence[int], device: str
+) -> tuple[dict[str, nn.Module], OneRecConfig]:
     """OneRec's program and a cascade for each number of candidates, float32, random weights; OneRec's configuration."""
     tok = Tokenizer.load(prepared / "tokenizer" / "once_1")
     items, static = len(tok.catalogue), static_features(up_to(prepared, LAST)[0])
-    config = onerec_laptop(codebook_size=tok.codebook_size, items=items, static_features=static)
+    config = config_of(recipe, tok, static)
     torch.manual_seed(0)
     model = OneRec(config, torch.from_numpy(tok.sid_NL)).to(device)
     ids = torch.from_numpy(tok.catalogue.item_ids).to(device)
@@ -138,6 +141,7 @@ def measure(module: nn.Module, config: Any, batch: int, half: bool, args: argpar
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--prepared", type=Path, required=True, help="folder prepared by kuairand_onerec")
+    p.add_argument("--recipe", choices=list(RECIPES), default=next(iter(RECIPES)), help="whose width OneRec has")
     p.add_argument("--candidates", type=int, nargs="+", default=[100, 200, 500])
     p.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
     p.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], choices=sorted(PEAK))
@@ -146,8 +150,14 @@ def main() -> None:
     p.add_argument("--out", type=Path, default=Path("build/quality/cascade_cost.json"))
     args = p.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = False
-    modules, config = build(args.prepared, args.candidates, args.device)
-    about = {"device": hardware(args.device), "commit": commit(), "torch": torch.__version__, "beam": BEAM}
+    modules, config = build(args.prepared, RECIPES[args.recipe], args.candidates, args.device)
+    about = {
+        "device": hardware(args.device),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "beam": BEAM,
+        "recipe": args.recipe,
+    }
     about |= {"items": config.items, "date": datetime.now(UTC).date().isoformat(), "repeats": args.repeats}
     results: dict[str, Any] = {"about": about, "systems": {}}
     for name, module in modules.items():

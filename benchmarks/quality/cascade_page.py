@@ -117,21 +117,16 @@ def recall_plot(models: list[dict[str, Any]], path: Path) -> None:
 
 def cascade_plot(rows: list[tuple[dict[str, Any], dict[str, Any], bool]], path: Path) -> None:
     """recall@50 against FLOPs of a request."""
-    figure = Figure(figsize=(7.2, 3.6))
+    figure = Figure(figsize=(7.2, 3.4))
     axes = figure.subplots()
-    for model, found, retrieval in rows:
+    for (model, found, retrieval), marker in zip(rows, "osD^v"):
         colour = OURS if model["model"].startswith("OneRec") else OTHERS
         x, y = mflop(found, retrieval), model["recall@50"]
-        axes.plot([x, x], model["interval"], color=colour, linewidth=1.5)
-        axes.plot(x, y, "o", color=colour, markersize=6)
-    labels: dict[float, list[str]] = {}
-    for model, found, retrieval in rows:
-        labels.setdefault(mflop(found, retrieval), []).append(f"{model['model']}: {model['recall@50']:.3f}")
-    for x, names in labels.items():
-        top = max(m["interval"][1] for m, f, r in rows if mflop(f, r) == x)
-        axes.annotate("\n".join(names), (x, top), (0, 4), textcoords="offset points", ha="center", fontsize=8)
+        axes.plot([x, x], model["interval"], color=colour, linewidth=1.2)
+        axes.plot(x, y, marker, color=colour, markersize=7, label=f"{model['model']}: {y:.3f}")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     axes.set_xscale("log")
-    axes.margins(x=0.25, y=0.25)
+    axes.margins(x=0.15, y=0.1)
     axes.set_xlabel("MFLOP a request, from shapes")
     axes.set_ylabel("recall@50 (95 % over users)")
     finish(axes)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.quality.protocol import autocast
 from benchmarks.quality.steps import Steps
-from models.onerec.config import onerec_laptop
+from models.onerec.config import OneRecConfig, onerec_laptop
 from models.onerec.model import OneRec
 from models.onerec.moe import MoE
 from models.training.checkpoint import Tokenizer, save_model, save_optimizer, start_optimizer
@@ -61,11 +61,7 @@ def first_day(
     """Train on all rows with a positive, write the model into `out`, and return it. `graphs`: on CUDA."""
     torch.manual_seed(seed)
     tok, daily = Tokenizer.load(tokenizer), PretrainConfig()
-    sizes = {"codebook_size": tok.codebook_size, "items": len(tok.catalogue)}
-    config = onerec_laptop(**sizes, static_features=static_features(training_sets[0]))
-    config = dataclasses.replace(
-        config, dropout=recipe.dropout, d_model=recipe.d_model, ffn_dim=2 * recipe.d_model, expert_dim=128
-    )
+    config = config_of(recipe, tok, static_features(training_sets[0]))
     model = OneRec(config, torch.from_numpy(tok.sid_NL)).to(device).train()
     table = pa.concat_tables([pq.read_table(path, columns=COLUMNS) for path in sorted(training_sets)])
     data = UserDays(table, tok.catalogue, config)
@@ -95,6 +91,12 @@ def first_day(
     save_model(model, out)
     save_optimizer(optimizer, names, out)
     return model.eval()
+
+
+def config_of(recipe: Recipe, tok: Tokenizer, static: int) -> OneRecConfig:
+    """The daily model at the recipe's width and dropout."""
+    config = onerec_laptop(codebook_size=tok.codebook_size, items=len(tok.catalogue), static_features=static)
+    return dataclasses.replace(config, dropout=recipe.dropout, d_model=recipe.d_model, ffn_dim=2 * recipe.d_model)
 
 
 def on_device(data: UserDays, used: np.ndarray, weight: np.ndarray, max_targets: int) -> Rows:
