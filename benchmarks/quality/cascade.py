@@ -39,7 +39,7 @@ from models.training.checkpoint import Tokenizer
 from models.training.data import PATHWAYS, TrainingSet
 from models.training.pretrain import static_features
 
-BATCH, RATE, SHOWN, CHUNK = 512, 2e-3, 12, 128
+BATCH, RATE, SHOWN, CHUNK = 128, 1e-3, 12, 128
 CANDIDATES, NEGATIVES, EPOCHS = (100, 200, 500), (0, 12), (1, 2, 3)
 WEIGHTS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, float("inf"))  # of the ranker's score beside the retrieval's; inf: alone
 ROWS = {"alone": "two-tower, then DIN + SIM", "joint": "two-tower + DIN + SIM, joint score"}
@@ -177,12 +177,18 @@ def main() -> None:
     p.add_argument("--prepared", type=Path, required=True, help="folder prepared by kuairand_onerec")
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--retrieval-epochs", type=int, default=MOST_EPOCHS, help="most epochs of the retrieval")
+    p.add_argument("--chosen", type=Path, help="file of what was chosen: read if it is there, else written")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
     args = p.parse_args()
     device = torch.device(args.device)
     days = {key: dict(np.load(args.trained / f"{day}.npz", allow_pickle=False).items()) for key, day in DAYS.items()}
-    chosen = choose(args, days["choose"], device)
+    if args.chosen and args.chosen.exists():
+        chosen = json.loads(args.chosen.read_text())
+    else:
+        chosen = choose(args, days["choose"], device)
+        if args.chosen:
+            args.chosen.write_text(json.dumps(chosen, indent=1) + "\n")
     data = rows_of(up_to(args.prepared, LAST), args.prepared, args.seeds[0])
     for seed in args.seeds:
         begun = time.monotonic()
@@ -190,6 +196,8 @@ def main() -> None:
             "two-tower", days["test"], epochs=chosen["retrieval_epochs"], seed=seed, device=device
         )
         stages = Stages(retrieval, days["test"], args.prepared, LAST, args.seeds[0], device)
+        epochs = {"epochs": chosen["retrieval_epochs"]}
+        keep(args, days["test"], "two-tower", seed, stages.index[:, :TOP], epochs, begun)
         made: dict[tuple[int, int], np.ndarray] = {}
         for kind, title in ROWS.items():
             of = chosen[kind]
@@ -200,12 +208,25 @@ def main() -> None:
                     made[of["negatives"], epoch] = stages.ranker(model)
             found = made[of["negatives"], of["epochs"]]
             ranked = stages.ranked(found, of["candidates"], of["weight"])
-            print(f"{title}, seed {seed}: {json.dumps(evaluate(ranked, days['test']))}", flush=True)
-            about = {"device": hardware(args.device), "commit": commit(), "chosen": str(chosen)}
-            about |= {"candidates": of["candidates"], "seconds": round(time.monotonic() - begun, 1)}
-            ids = np.where(ranked >= 0, days["test"]["item_id"][ranked], -1)
-            user_id = days["test"]["user_id"]
-            lists.save(args.lists, lists.Lists(model=title, seed=seed, user_id=user_id, ranked=ids, about=about))
+            about = {"candidates": of["candidates"], "chosen": str(chosen)}
+            keep(args, days["test"], title, seed, ranked, about, begun)
+
+
+def keep(
+    args: argparse.Namespace,
+    day: dict[str, np.ndarray],
+    title: str,
+    seed: int,
+    ranked: np.ndarray,
+    about: dict,
+    begun: float,
+) -> None:
+    """Write the lists of a row; `ranked` are indices into the day's items."""
+    about |= {"device": hardware(args.device), "commit": commit(), "seconds": round(time.monotonic() - begun, 1)}
+    ids = np.where(ranked >= 0, day["item_id"][ranked], -1)
+    made = lists.Lists(model=title, seed=seed, user_id=day["user_id"], ranked=ids, about=about)
+    lists.save(args.lists, made)
+    print(f"{about['seconds']} s  {title}, seed {seed}: {json.dumps(evaluate(ranked, day))}", flush=True)
 
 
 if __name__ == "__main__":

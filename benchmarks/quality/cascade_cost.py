@@ -141,7 +141,7 @@ def measure(module: nn.Module, config: Any, batch: int, half: bool, args: argpar
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--prepared", type=Path, required=True, help="folder prepared by kuairand_onerec")
-    p.add_argument("--recipe", choices=list(RECIPES), default=next(iter(RECIPES)), help="whose width OneRec has")
+    p.add_argument("--recipe", choices=list(RECIPES), default="16 epochs, dropout .2", help="whose width OneRec has")
     p.add_argument("--candidates", type=int, nargs="+", default=[100, 200, 500])
     p.add_argument("--batches", type=int, nargs="+", default=[1, 64, 256])
     p.add_argument("--precisions", nargs="+", default=["float32", "bfloat16"], choices=sorted(PEAK))

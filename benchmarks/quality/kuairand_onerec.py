@@ -51,12 +51,14 @@ from models.training.pretrain import pretrain
 DAYS = ("2022-04-28", "2022-04-29", "2022-04-30", *(f"2022-05-0{d}" for d in range(1, 6)))
 CHOOSE, LAST = DAYS[-2:]  # the last day of training, while choosing and in the table
 RECIPES = {
-    "16 epochs, dropout .2": Recipe(epochs=16, dropout=0.2),
-    "16 epochs, dropout .1": Recipe(epochs=16, dropout=0.1),
-    "16 epochs, dropout .3": Recipe(epochs=16, dropout=0.3),
-    "16 epochs, dropout .2, rate x 2": Recipe(epochs=16, dropout=0.2, rate=2.0),
-    "16 epochs, dropout .2, d 192": Recipe(epochs=16, dropout=0.2, d_model=192),
+    "8 epochs": Recipe(),
     "8 epochs, dropout .1": Recipe(dropout=0.1),
+    "16 epochs, dropout .1": Recipe(epochs=16, dropout=0.1),
+    "16 epochs, dropout .2": Recipe(epochs=16, dropout=0.2),
+    "16 epochs, dropout .2, rate x 2": Recipe(epochs=16, dropout=0.2, rate=2.0),
+    "16 epochs, dropout .3": Recipe(epochs=16, dropout=0.3),
+    "24 epochs, dropout .3": Recipe(epochs=24, dropout=0.3),
+    "16 epochs, dropout .2, d 192": Recipe(epochs=16, dropout=0.2, d_model=192),
 }
 GRAPHS = not os.environ.get("ONEREC_NO_GRAPHS")  # set it where a first day's step cannot be captured
 KINDS = {

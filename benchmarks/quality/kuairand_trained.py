@@ -183,6 +183,7 @@ def main() -> None:
     p.add_argument("--models", nargs="+", default=["SASRec", "two-tower"], choices=["SASRec", "two-tower"])
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--epochs", type=int, default=MOST_EPOCHS, help="most epochs while choosing")
+    p.add_argument("--exactly", type=int, help="so many epochs, chosen before: nothing is chosen now")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
     args = p.parse_args()
@@ -193,9 +194,11 @@ def main() -> None:
     days = {key: dict(np.load(args.prepared / f"{day}.npz", allow_pickle=False).items()) for key, day in DAYS.items()}
     for kind in args.models:
         begun = time.monotonic()
-        _, curve = train(kind, days["choose"], epochs=args.epochs, seed=args.seeds[0], device=device, every=4)
-        best, _ = max(curve, key=lambda point: point[1])
-        print(f"{time.monotonic() - begun:6.1f} s  {kind}: {best} epochs, chosen on {curve}", flush=True)
+        best, curve = args.exactly, []
+        if best is None:
+            _, curve = train(kind, days["choose"], epochs=args.epochs, seed=args.seeds[0], device=device, every=4)
+            best, _ = max(curve, key=lambda point: point[1])
+            print(f"{time.monotonic() - begun:6.1f} s  {kind}: {best} epochs, chosen on {curve}", flush=True)
         for seed in args.seeds:
             model, _ = train(kind, days["test"], epochs=best, seed=seed, device=device)
             ranked = rank(model, days["test"], device)
