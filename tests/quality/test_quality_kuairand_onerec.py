@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.quality import kuairand_onerec, lists
-from benchmarks.quality.first_day import Recipe
+from benchmarks.quality import kuairand_onerec, lists, release_lists
+from benchmarks.quality.first_day import Recipe, first_day
 from models.training.align import AlignConfig
 from tests.models.conftest import world  # noqa: F401  (the synthetic source of the models' tests)
 
@@ -66,3 +68,22 @@ def test_a_recipe_is_judged_on_the_day_that_it_has_not_seen(prepared: Path) -> N
     assert 0 < kuairand_onerec.choose("short", 1, prepared, "cpu", 1) <= 1
     with pytest.raises(ValueError, match="prepare it with --data"):
         kuairand_onerec.up_to(prepared, "2022-05-01")
+
+
+def test_a_release_leaves_its_lists(
+    world,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release = tmp_path / "release"
+    recipe = Recipe(epochs=1, batch=32, d_model=16)
+    out, sets = release / "model", list(world.training)
+    first_day(training_sets=sets, tokenizer=world.tokenizer, out=out, recipe=recipe, seed=1, device="cpu")
+    shutil.copytree(world.tokenizer, release / "tokenizer")
+    (release / "manifest.json").write_text(json.dumps({"release_id": "2022-05-06-abc", "seed": 7}))
+    places = [f"--release={release}", f"--evaluation={world.evaluation}", f"--lists={tmp_path / 'lists'}"]
+    monkeypatch.setattr(sys, "argv", ["x", *places])
+    release_lists.main()
+    (found,) = lists.read(tmp_path / "lists")
+    assert (found.model, found.seed, found.about["release"]) == (release_lists.TITLE, 7, "2022-05-06-abc")
+    assert len(found.ranked) == len(found.user_id) > 0
