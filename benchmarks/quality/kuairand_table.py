@@ -24,7 +24,7 @@ from models.evaluation.metrics import bootstrap_interval, ranking_metrics
 from models.evaluation.slices import slices
 
 HERE = Path(__file__).resolve().parent
-BAR = "EASE + 0.02 log popularity"
+BARS = ("EASE + 0.02 log popularity", "SASRec")  # what every model is compared with, user by user
 KEPT_OF_MODEL = ("epochs", "recipe", "candidates")  # of what lists say about themselves, in the table
 
 
@@ -56,8 +56,8 @@ def models(day: Day, trained: list[lists.Lists]) -> list[Model]:
 
 
 def summary(rows: list[Model], wanted: list[np.ndarray]) -> list[dict]:
-    """Each model's means, deviations over seeds, interval, and paired difference of recall@50 to the bar."""
-    bar = next((m.values(wanted)["recall@50"].mean(0) for m in rows if m.name == BAR), None)
+    """Each model's means, deviations over seeds, interval, and paired differences of recall@50 to the bars."""
+    bars = {m.name: m.values(wanted)["recall@50"].mean(0) for m in rows if m.name in BARS}
     out = []
     for model in rows:
         values = model.values(wanted)
@@ -67,7 +67,8 @@ def summary(rows: list[Model], wanted: list[np.ndarray]) -> list[dict]:
         line |= {c: float(values[c].mean()) for c in COLUMNS}
         line |= {f"{c}_sd": float(values[c].mean(1).std(ddof=1)) if seeds > 1 else None for c in COLUMNS}
         line["interval"] = list(bootstrap_interval(recall, 0))
-        line["over_bar"] = list(bootstrap_interval(recall - bar, 0)) if bar is not None else None
+        others = {name: bar for name, bar in bars.items() if name != model.name}
+        line["minus"] = {name: list(bootstrap_interval(recall - bar, 0)) for name, bar in others.items()}
         out.append(line)
     return out
 
@@ -92,19 +93,18 @@ def main() -> None:
     order = order[count[order] > 0]
     parts = slices(wanted, [day.items[s] for s in day.seen], (day.items[order], count[order]))
     lines = summary(rows, wanted)
-    body = []
+    body, bars = [], [m.name for m in rows if m.name in BARS]
     for line in lines:
-        difference = (
-            "-" if line["model"] == BAR or not line["over_bar"] else "{:+.4f} to {:+.4f}".format(*line["over_bar"])
-        )
+        differences = [line["minus"].get(bar) for bar in bars]
         cells = [number(line[c], line[f"{c}_sd"]) for c in COLUMNS]
-        body.append([line["model"], *cells, "{:.4f} to {:.4f}".format(*line["interval"]), difference])
+        cells += ["{:.4f} to {:.4f}".format(*line["interval"])]
+        body.append([line["model"], *cells, *("{:+.4f} to {:+.4f}".format(*d) if d else "-" for d in differences)])
     by_slice = []
     for model, line in zip(rows, lines):
         cells = [model.values(w, u)["recall@50"].mean() for _, u, w in parts]
         line["slices"] = {name: float(cell) for (name, _, _), cell in zip(parts, cells)}
         by_slice.append([model.name, *(f"{cell:.4f}" for cell in cells)])
-    head = ["model", *COLUMNS, "95 % of recall@50", f"recall@50 minus {BAR}"]
+    head = ["model", *COLUMNS, "95 % of recall@50", *(f"recall@50 minus {bar}" for bar in bars)]
     slice_head = ["recall@50", *(f"{name} ({len(users):,})" for name, users, _ in parts)]
     made = sorted({f"{t.about['device']}, commit {t.about['commit']}" for t in trained})
     said = [f"{m.name}: " + ", ".join(f"{k} {v}" for k, v in m.about.items()) for m in rows if m.about]

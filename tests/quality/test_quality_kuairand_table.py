@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.quality import lists
-from benchmarks.quality.kuairand_table import BAR, Model, summary
+from benchmarks.quality.kuairand_table import BARS, Model, summary
 from benchmarks.quality.lists import Lists
 
 
@@ -39,10 +39,10 @@ def test_means_over_seeds_and_differences_to_the_bar() -> None:
     half = blank.copy()
     half[0, 0] = 1
     bar, model = summary(
-        [Model(name=BAR, ranked=[miss], about={}), Model(name="OneRec", ranked=[hit, half], about={})], wanted
+        [Model(name=BARS[0], ranked=[miss], about={}), Model(name="OneRec", ranked=[hit, half], about={})], wanted
     )
     assert bar["recall@50"] == 0 and bar["recall@50_sd"] is None
     assert model["recall@50"] == 0.75
     assert model["recall@50_sd"] == pytest.approx(np.std([1, 0.5], ddof=1))
-    assert model["over_bar"] == model["interval"]  # the bar's recall is 0 for every user
+    assert bar["minus"] == {} and model["minus"] == {BARS[0]: model["interval"]}  # the bar's recall is 0 for every user
     assert 0.5 <= model["interval"][0] <= model["interval"][1] <= 1
