@@ -96,7 +96,7 @@ def main() -> None:
     body, bars = [], [m.name for m in rows if m.name in BARS]
     for line in lines:
         differences = [line["minus"].get(bar) for bar in bars]
-        cells = [number(line[c], line[f"{c}_sd"]) for c in COLUMNS]
+        cells = [str(line["seeds"]), *(number(line[c], line[f"{c}_sd"]) for c in COLUMNS)]
         cells += ["{:.4f} to {:.4f}".format(*line["interval"])]
         body.append([line["model"], *cells, *("{:+.4f} to {:+.4f}".format(*d) if d else "-" for d in differences)])
     by_slice = []
@@ -104,14 +104,15 @@ def main() -> None:
         cells = [model.values(w, u)["recall@50"].mean() for _, u, w in parts]
         line["slices"] = {name: float(cell) for (name, _, _), cell in zip(parts, cells)}
         by_slice.append([model.name, *(f"{cell:.4f}" for cell in cells)])
-    head = ["model", *COLUMNS, "95 % of recall@50", *(f"recall@50 minus {bar}" for bar in bars)]
+    head = ["model", "seeds", *COLUMNS, "95 % of recall@50", *(f"recall@50 minus {bar}" for bar in bars)]
     slice_head = ["recall@50", *(f"{name} ({len(users):,})" for name, users, _ in parts)]
     made = sorted({f"{t.about['device']}, commit {t.about['commit']}" for t in trained})
     said = [f"{m.name}: " + ", ".join(f"{k} {v}" for k, v in m.about.items()) for m in rows if m.about]
     args.out.write_text(
         f"# KuaiRand-Pure, unseen positives of {args.day}: {len(wanted):,} users, {len(day.items):,} items\n\n"
-        f"{table(head, body)}\nMean over seeds (three where ± stands, which is their standard deviation); intervals of "
-        "95 % by bootstrap over users.\n\n"
+        f"{table(head, body)}\nMean ± standard deviation over seeds; 95 % intervals by bootstrap over users. Users whom a "
+        "model gave no list count as misses: at most "
+        f"{max((len(wanted) - len(t.user_id) for t in trained), default=0)} (docs/decisions.md).\n\n"
         f"By slice (users in brackets):\n\n{table(slice_head, by_slice)}\n"
         + (f"Chosen on the day before: {'; '.join(said)}.\n\n" if said else "")
         + (f"Trained on: {'; '.join(made)}. Floors and this page:\n" if made else "")
