@@ -2,17 +2,20 @@
 
     python -m benchmarks.quality.cascade_page --cost build/quality/cascade_cost.json
 
-Quality comes from kuairand.json (`kuairand_table`), cost from `cascade_cost`; both are measured elsewhere, nothing is
-computed here but ratios. Writes cascade.md, and into `--figures` kuairand_recall.svg and cascade.svg.
+Quality comes from kuairand.json (`kuairand_table`), or with `--printed` from the lines that `cascade` printed, where
+its lists are lost (without intervals, then); cost from `cascade_cost`. Nothing is computed here but means and ratios.
+Writes cascade.md, and into `--figures` kuairand_recall.svg and cascade.svg.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -41,6 +44,23 @@ def systems(models: list[dict[str, Any]], cost: dict[str, Any]) -> list[tuple[di
     return out
 
 
+def printed(files: list[Path], chosen: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the cascade from lines `<seconds> s  <model>, seed <n>: <metrics as JSON>`; no intervals."""
+    values: dict[str, list[dict[str, float]]] = {}
+    for file in files:
+        for title, metrics in re.findall(r"s  (.+), seed \d+: (\{.+\})", file.read_text()):
+            values.setdefault(title, []).append(json.loads(metrics))
+    candidates = {title: {"candidates": chosen[kind]["candidates"]} for kind, title in ROWS.items()}
+    out = []
+    for title, found in values.items():
+        row: dict[str, Any] = {"model": title, "about": candidates.get(title, {}), "interval": None}
+        for name in found[0]:
+            row[name] = float(np.mean([f[name] for f in found]))
+            row[f"{name}_sd"] = float(np.std([f[name] for f in found], ddof=1)) if len(found) > 1 else None
+        out.append(row)
+    return out
+
+
 def mflop(found: dict[str, Any], retrieval_only: bool) -> float:
     flops = found["flops"]
     return (flops["retrieval"] if retrieval_only else sum(flops.values())) / 1e6
@@ -55,7 +75,7 @@ def quality_table(rows: list[tuple[dict[str, Any], dict[str, Any], bool]]) -> st
     body = []
     for model, found, retrieval in rows:
         cells = [f"{model[c]:.4f}" + (f" ± {model[c + '_sd']:.4f}" if model[f"{c}_sd"] else "") for c in head[1:5]]
-        interval = "{:.4f} to {:.4f}".format(*model["interval"])
+        interval = "{:.4f} to {:.4f}".format(*model["interval"]) if model["interval"] else "-"
         body.append([model["model"], *cells, interval, f"{mflop(found, retrieval):,.0f}"])
     return table(head, body)
 
@@ -122,7 +142,8 @@ def cascade_plot(rows: list[tuple[dict[str, Any], dict[str, Any], bool]], path: 
     for (model, found, retrieval), marker in zip(rows, "osD^v"):
         colour = OURS if model["model"].startswith("OneRec") else OTHERS
         x, y = mflop(found, retrieval), model["recall@50"]
-        axes.plot([x, x], model["interval"], color=colour, linewidth=1.2)
+        if model["interval"]:
+            axes.plot([x, x], model["interval"], color=colour, linewidth=1.2)
         axes.plot(x, y, marker, color=colour, markersize=7, label=f"{model['model']}: {y:.3f}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     axes.set_xscale("log")
@@ -145,12 +166,20 @@ def main() -> None:
     p.add_argument("--cost", type=Path, required=True)
     p.add_argument("--figures", type=Path, default=FIGURES)
     p.add_argument("--out", type=Path, default=HERE / "cascade.md")
+    p.add_argument("--printed", type=Path, nargs="+", default=[], help="what cascade printed, instead of its lists")
+    p.add_argument("--chosen", type=Path, help="what cascade had chosen, with --printed")
     args = p.parse_args()
     models, cost = json.loads(args.quality.read_text())["models"], json.loads(args.cost.read_text())
+    every = models
+    if args.printed:
+        own = printed(args.printed, json.loads(args.chosen.read_text()))
+        models = [m for m in models if m["model"] not in {row["model"] for row in own}] + own
     rows, about = systems(models, cost["systems"]), cost["about"]
     args.out.write_text(
         "# One model or a cascade, KuaiRand-Pure\n\nQuality as in [kuairand.md](kuairand.md); the cascade is two-tower "
-        "retrieval and DIN + SIM ranking (`cascade.py`), all its choices made on the day before.\n\n"
+        "retrieval and DIN + SIM ranking (`cascade.py`), all its choices made on the day before.\n"
+        + ("Rows without an interval are means of what the run printed; its lists were lost.\n" if args.printed else "")
+        + "\n"
         f"{quality_table(rows)}\nOne request, full histories, from host memory to host memory, CUDA graphs without a "
         f"compiler; OneRec with a beam of {about['beam']}, {about['items']:,} items, random weights. The best of the "
         f"batches gives users/s and device seconds a million requests.\n\n{cost_table(cost['systems'])}\n"
@@ -158,7 +187,7 @@ def main() -> None:
         f"{about['commit']}, {about['date']}, `python -m benchmarks.quality.cascade_cost`, three rounds of "
         f"{about['repeats']} requests. This page:\n" + footer([], "cascade_page")
     )
-    recall_plot(models, args.figures / "kuairand_recall.svg")
+    recall_plot(every, args.figures / "kuairand_recall.svg")
     cascade_plot(rows, args.figures / "cascade.svg")
     print(args.out)
 

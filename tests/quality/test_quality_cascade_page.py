@@ -61,3 +61,12 @@ def test_the_page_sets_quality_beside_cost(tmp_path: Path, monkeypatch: pytest.M
     for name in ("kuairand_recall.svg", "cascade.svg"):
         drawn = (tmp_path / name).read_text()
         assert "OneRec, once" in drawn and len(drawn) < 60_000
+
+
+def test_lines_that_were_printed_become_rows(tmp_path: Path) -> None:
+    lines = [f'{9 + s}.5 s  two-tower, then DIN + SIM, seed {s}: {{"recall@50": {0.2 + s / 100}}}' for s in (1, 3)]
+    (tmp_path / "log.txt").write_text("something else\n" + "\n".join(lines))
+    (row,) = cascade_page.printed([tmp_path / "log.txt"], {"alone": {"candidates": 100}, "joint": {"candidates": 200}})
+    assert row["model"] == "two-tower, then DIN + SIM" and row["about"] == {"candidates": 100}
+    assert row["recall@50"] == pytest.approx(0.22) and row["recall@50_sd"] == pytest.approx(0.02 / 2**0.5)
+    assert row["interval"] is None
