@@ -1,6 +1,6 @@
 """`onerec eval`: a release on a day's evaluation rows, by slice, with intervals over users.
 
-onerec eval production 2022-05-06            onerec eval 2022-05-05-0123456789ab rows.parquet --json
+onerec eval production 2022-05-05            onerec eval 2022-05-05-0123456789ab rows.parquet --json
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ SHOWN = ("recall@10", "recall@50", "recall@100", "ndcg@10")
 
 def add(commands) -> None:
     parser = command(
-        commands, "eval", "how well a release ranks a day's unseen positives", "onerec eval production 2022-05-06"
+        commands, "eval", "how well a release ranks a day's unseen positives", "onerec eval production 2022-05-05"
     )
     parser.add_argument("release", help=f"release id, or a channel ({', '.join(CHANNELS)})")
-    parser.add_argument("data", help="day (YYYY-MM-DD) of the workspace, or a Parquet file of evaluation rows")
+    parser.add_argument(
+        "data",
+        help="day (YYYY-MM-DD) of the workspace whose evaluation rows to rank (what came after that day), or a Parquet "
+        "file of such rows",
+    )
     parser.add_argument("--users", type=int, help="a random sample of so many users (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sample and intervals (default: 0)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")

@@ -98,6 +98,13 @@ class Batches:
         blank = np.zeros(0, np.int64)
         self.rows_UT = torch.from_numpy(padded([*rows, blank], int(self.length_U.max()), padding)).to(device)
 
+    def mixed_epoch(self, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
+        """Every user once in random order, [size, T] a batch, all of full length; the last batch is filled up."""
+        order = np.append(rng.permutation(len(self.length_U)), np.full(-len(self.length_U) % size, len(self.length_U)))
+        order_CB = torch.from_numpy(order.reshape(-1, size)).to(self.rows_UT.device)
+        for rows_B in order_CB:
+            yield self.rows_UT[rows_B]
+
     def epoch(self, size: int, rng: np.random.Generator) -> Iterator[Tensor]:
         """Every user once, [size, T] a batch: rows of like length, so that little is padding, batches in random order.
 

@@ -1,18 +1,17 @@
-"""KuaiRand-Pure: the floors and EASE on the unseen positives of 2022-05-06, everything before as training.
+"""KuaiRand-Pure: the day's protocol, the floors and EASE. `kuairand_table.py` makes the table.
 
-    python -m benchmarks.quality.kuairand --data LOGS/kuairand-pure        # some minutes on one CPU core -> kuairand.md
+    day = read_day(Path("logs/kuairand-pure"), 20220506)
+    baselines(day)["EASE, lambda 500"]                      # [U, TOP] indices into day.items
 
 Positive: long view, like, follow or forward. A user counts who has a positive on the day that they were never shown
 before; seen items leave every list; recall and NDCG are means over users, by slice as in `onerec eval`. EASE is the
 closed form of Steck 2019 (arXiv 1905.03375, equation 8) with one regulariser; it is the bar a trained model must pass.
-For OneRec's own rows run the days and then `onerec eval production 2022-05-05`.
 
 Legend: U users, N items.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
 
@@ -22,14 +21,11 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 from scipy.linalg import inv
 
-from benchmarks.quality.report import footer, table
-from models.evaluation.metrics import bootstrap_interval, ranking_metrics
-from models.evaluation.slices import slices
+from benchmarks.quality.lists import TOP
 
 LOG, HISTORY = "log_standard_4_25_to_5_06_pure.csv", "history_4_08_to_4_24_last50.parquet"
 POSITIVE = ("long_view", "is_like", "is_follow", "is_forward")
-TOP, LAMBDA, RECENT_DAYS, SHRINK = 100, 500.0, 3, 0.02
-COLUMNS = ("recall@10", "recall@50", "recall@100", "ndcg@10", "ndcg@50")
+LAMBDA, RECENT_DAYS, SHRINK = 500.0, 3, 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +33,11 @@ class Day:
     """What is known before the day, and what is wanted of it. Items are indices into `items`.
 
     positive_UN: users' positive items before the day. seen, wanted: item indices of each evaluated user, numbered by
-    `rows` of positive_UN. recent_N: positives of each item in the last RECENT_DAYS days.
+    `rows` of positive_UN, whose ids are `user_id`. recent_N: positives of each item in the last RECENT_DAYS days.
     """
 
     items: np.ndarray
+    user_id: np.ndarray
     positive_UN: sp.csr_matrix
     recent_N: np.ndarray
     rows: np.ndarray
@@ -74,6 +71,7 @@ def read_day(data: Path, day: int) -> Day:
     rows = np.flatnonzero(np.diff(target.indptr))
     return Day(
         items=items,
+        user_id=users[rows],
         positive_UN=positive,
         recent_N=np.bincount(item[: len(frame)][recent & good], minlength=len(items)).astype(float),
         rows=rows,
@@ -131,34 +129,3 @@ def baselines(day: Day, regulariser: float = LAMBDA) -> dict[str, np.ndarray]:
     found[f"EASE, lambda {regulariser:g}"] = rank(day, lambda rows: x[rows] @ weights)
     found[f"EASE + {SHRINK} log popularity"] = rank(day, lambda rows: x[rows] @ weights + popular)
     return found
-
-
-def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data", type=Path, required=True)
-    p.add_argument("--day", type=int, default=20220506)
-    p.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "kuairand.md")
-    args = p.parse_args()
-    day = read_day(args.data, args.day)
-    count = np.asarray(day.positive_UN.sum(0)).ravel()
-    order = np.argsort(-count, kind="stable")
-    popular = order[count[order] > 0], count[order][count[order] > 0]
-    parts = slices(day.wanted, day.seen, popular)
-    rows, by_slice = [], []
-    for name, ranked in baselines(day).items():
-        values = ranking_metrics(ranked, day.wanted)
-        low, high = bootstrap_interval(values["recall@50"], 0)
-        rows.append([name, *(f"{values[c].mean():.4f}" for c in COLUMNS), f"{low:.4f} to {high:.4f}"])
-        cells = [f"{ranking_metrics(ranked[u], wanted)['recall@50'].mean():.4f}" for _, u, wanted in parts]
-        by_slice.append([name, *cells])
-    head = ["model", *COLUMNS, "95 % of recall@50"]
-    slice_head = ["recall@50", *(f"{name} ({len(users):,})" for name, users, _ in parts)]
-    args.out.write_text(
-        f"# KuaiRand-Pure, unseen positives of {args.day}: {len(day.rows):,} users, {len(day.items):,} items\n\n"
-        f"{table(head, rows)}\nBy slice (users in brackets):\n\n{table(slice_head, by_slice)}\n{footer([], 'kuairand')}"
-    )
-    print(args.out)
-
-
-if __name__ == "__main__":
-    main()

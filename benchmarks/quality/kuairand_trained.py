@@ -4,11 +4,12 @@
     python -m benchmarks.quality.kuairand_trained --prepared build/quality/kuairand --device cuda
 
 The first writes, for the last two days of the log, each user's positives before the day in their order, and what is
-wanted of the day (.npz); the second needs PyTorch, NumPy, SciPy and PyArrow alone. The number of epochs is chosen on
-the day before (`--choose`, recall@50 there); a second model then trains for as long on everything before the day.
-Three seeds. Every position of a user predicts the next positive against all items. The two-tower model's user is the
-mean of the item vectors so far, newer ones weighing more, through a feed-forward; its item an embedding through
-another: no order but the weights, and a dot product, so that an index can serve it.
+wanted of the day (.npz); the second needs PyTorch and NumPy alone. The number of epochs is chosen on the day before
+(recall@50 there); a second model then trains for as long on everything before the day. Three seeds. Lists go to
+`--lists`, for `benchmarks.quality.kuairand_table`. Every position of a user predicts the next positive against all
+items. The two-tower model's user is the mean of the item vectors so far, newer ones weighing more, through a
+feed-forward; its item an embedding through another: no order but the weights, and a dot product, so that an index can
+serve it.
 
 Legend: U users, B users of a batch, T events, D width, N items.
 """
@@ -25,17 +26,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.machine import commit, hardware
+from benchmarks.quality import lists
 from benchmarks.quality.data import IGNORED, MAX_HISTORY, Batches, padded
-from benchmarks.quality.kuairand import COLUMNS, HISTORY, LOG, POSITIVE, TOP, read_day
+from benchmarks.quality.lists import COLUMNS, TOP
 from benchmarks.quality.protocol import autocast
-from benchmarks.quality.report import footer, table
 from benchmarks.quality.sasrec import SASRec, SASRecConfig, sampled_softmax
 from benchmarks.quality.steps import Steps, adam
 from models.evaluation.metrics import ranking_metrics
 
 DAYS = {"choose": 20220505, "test": 20220506}
-WIDTH, DROPOUT, RATE, BATCH, MOST_EPOCHS, DECAY = 128, 0.3, 1e-3, 128, 30, 0.9
-HERE = Path(__file__).resolve().parent
+WIDTH, DROPOUT, RATE, BATCH, MOST_EPOCHS, DECAY = 128, 0.3, 1e-3, 128, 60, 0.9
 
 
 class TwoTower(nn.Module):
@@ -69,9 +70,14 @@ class TwoTower(nn.Module):
 
 
 def prepare(data: Path, out: Path) -> None:
-    """One .npz a day: items, offsets (positives end to end), rows, and seen and wanted of each row, end to end."""
+    """One .npz a day: items, offsets (positives end to end), rows, and seen and wanted of each row, end to end.
+
+    All are indices into item_id; user_id holds the rows' users.
+    """
     import pyarrow.csv as pc
     import pyarrow.parquet as pq
+
+    from benchmarks.quality.kuairand import HISTORY, LOG, POSITIVE, read_day
 
     out.mkdir(parents=True, exist_ok=True)
     log = pc.read_csv(data / LOG).to_pandas().drop_duplicates().sort_values("time_ms", kind="stable")
@@ -92,6 +98,8 @@ def prepare(data: Path, out: Path) -> None:
             offsets=np.append(0, np.cumsum(np.bincount(user, minlength=len(users)))),
             num_items=len(known.items),
             rows=known.rows,
+            item_id=known.items,
+            user_id=known.user_id,
             **{name: np.concatenate(lists).astype(np.int32) for name, lists in flat.items()},
             **ends,
         )
@@ -99,8 +107,8 @@ def prepare(data: Path, out: Path) -> None:
 
 def train(
     kind: str, day: dict[str, np.ndarray], *, epochs: int, seed: int, device: torch.device, every: int = 0
-) -> tuple[dict[str, float], list[tuple[int, float]]]:
-    """Metrics of the day after `epochs`; with `every` also recall@50 after each so many epochs (the curve)."""
+) -> tuple[SASRec | TwoTower, list[tuple[int, float]]]:
+    """The model after `epochs`; with `every` recall@50 after each so many (the curve), and the curve's best model."""
     torch.manual_seed(seed)
     rng, num_items = np.random.default_rng(seed), int(day["num_items"])
     config = SASRecConfig(d_model=WIDTH, blocks=2, heads=2, dropout=DROPOUT)
@@ -121,36 +129,51 @@ def train(
         loss.backward()
         optimizer.step()
 
-    run, curve, found = Steps(step, device), [], {}
+    run, curve, best = Steps(step, device), [], {}
     for epoch in range(1, epochs + 1):
         model.train()
         for rows_BT in data.epoch(BATCH, rng):
             run(rows_BT)
-        if epoch == epochs or (every and epoch % every == 0):
-            found = evaluate(model.eval(), day, sequences, device)
-            curve.append((epoch, found["recall@50"]))
-    return found, curve
+        if every and epoch % every == 0:
+            curve.append((epoch, evaluate(rank(model.eval(), day, device), day)["recall@50"]))
+            if curve[-1][1] == max(recall for _, recall in curve):
+                best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    if best:
+        model.load_state_dict(best)
+    return model.eval(), curve
+
+
+def evaluate(ranked_UK: np.ndarray, day: dict[str, np.ndarray]) -> dict[str, float]:
+    """Means over the day's users of the table's columns."""
+    values = ranking_metrics(ranked_UK, np.split(day["wanted"], day["wanted_ends"][:-1]))
+    return {name: float(values[name].mean()) for name in COLUMNS}
+
+
+def rank(model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device) -> np.ndarray:
+    """The first TOP items of each of the day's users [U, TOP]; what was seen before the day is left out (-1)."""
+    return retrieve(model, day, device, TOP)[0]
 
 
 @torch.no_grad()
-def evaluate(
-    model: SASRec | TwoTower, day: dict[str, np.ndarray], sequences: list[np.ndarray], device: torch.device
-) -> dict[str, float]:
-    """Means over the day's users of the table's columns; what was seen before the day is left out."""
+def retrieve(
+    model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device, places: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `places` items of each of the day's users [U, places], -1 where none is left, and log-probabilities."""
     num_items, rows = int(day["num_items"]), day["rows"]
+    sequences = np.split(day["items"].astype(np.int64), day["offsets"][1:-1])
     seen = np.split(day["seen"], day["seen_ends"][:-1])
-    wanted = np.split(day["wanted"], day["wanted_ends"][:-1])
-    table_ND, ranked = model.table(), []
+    table_ND, ranked, scores = model.table(), [], []
     for start in range(0, len(rows), 512):
         part = slice(start, start + 512)
         items_BT = torch.from_numpy(padded([sequences[u] for u in rows[part]], MAX_HISTORY, num_items)).to(device)
-        score = F.linear(model(items_BT, table_ND)[:, -1].float(), table_ND[:-1].float()).cpu().numpy()
+        logit_BN = F.linear(model(items_BT, table_ND)[:, -1].float(), table_ND[:-1].float())
+        score = torch.log_softmax(logit_BN, -1).cpu().numpy()
         for line, out in zip(score, seen[part]):
             line[out] = -np.inf
-        best = np.argsort(-score, axis=1, kind="stable")[:, :TOP]
-        ranked.append(np.where(np.take_along_axis(score, best, 1) == -np.inf, -1, best))
-    values = ranking_metrics(np.concatenate(ranked), wanted)
-    return {name: float(values[name].mean()) for name in COLUMNS}
+        best = np.argsort(-score, axis=1, kind="stable")[:, :places]
+        scores.append(np.take_along_axis(score, best, 1))
+        ranked.append(np.where(scores[-1] == -np.inf, -1, best))
+    return np.concatenate(ranked), np.concatenate(scores)
 
 
 def main() -> None:
@@ -160,32 +183,31 @@ def main() -> None:
     p.add_argument("--models", nargs="+", default=["SASRec", "two-tower"], choices=["SASRec", "two-tower"])
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--epochs", type=int, default=MOST_EPOCHS, help="most epochs while choosing")
+    p.add_argument("--exactly", type=int, help="so many epochs, chosen before: nothing is chosen now")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    p.add_argument("--out", type=Path, default=HERE / "kuairand_trained.md")
+    p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
     args = p.parse_args()
     if args.data:
         prepare(args.data, args.prepared)
         return
     device = torch.device(args.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     days = {key: dict(np.load(args.prepared / f"{day}.npz", allow_pickle=False).items()) for key, day in DAYS.items()}
-    rows, results = [], []
     for kind in args.models:
         begun = time.monotonic()
-        _, curve = train(kind, days["choose"], epochs=args.epochs, seed=args.seeds[0], device=device, every=2)
-        best, _ = max(curve, key=lambda point: point[1])
-        print(f"{time.monotonic() - begun:6.1f} s  {kind}: {best} epochs, chosen on {curve}", flush=True)
-        found = [train(kind, days["test"], epochs=best, seed=seed, device=device)[0] for seed in args.seeds]
-        print(f"{time.monotonic() - begun:6.1f} s  {kind}: {json.dumps(found)}", flush=True)
-        mean = [np.mean([f[c] for f in found]) for c in COLUMNS]
-        spread = [np.std([f[c] for f in found], ddof=1) if len(found) > 1 else 0.0 for c in COLUMNS]
-        rows.append([kind, *(f"{m:.4f} ± {s:.4f}" for m, s in zip(mean, spread)), str(best)])
-        results.append({"device": name})
-        args.out.write_text(
-            f"# KuaiRand-Pure, unseen positives of {DAYS['test']}: trained baselines, {len(days['test']['rows']):,} "
-            f"users\n\n{table(['model', *COLUMNS, 'epochs'], rows)}\nMean and standard deviation of {len(args.seeds)} "
-            f"seeds; epochs chosen on {DAYS['choose']}.\n\n{footer(results, 'kuairand_trained')}"
-        )
+        best, curve = args.exactly, []
+        if best is None:
+            _, curve = train(kind, days["choose"], epochs=args.epochs, seed=args.seeds[0], device=device, every=4)
+            best, _ = max(curve, key=lambda point: point[1])
+            print(f"{time.monotonic() - begun:6.1f} s  {kind}: {best} epochs, chosen on {curve}", flush=True)
+        for seed in args.seeds:
+            model, _ = train(kind, days["test"], epochs=best, seed=seed, device=device)
+            ranked = rank(model, days["test"], device)
+            found = evaluate(ranked, days["test"])
+            print(f"{time.monotonic() - begun:6.1f} s  {kind}, seed {seed}: {json.dumps(found)}", flush=True)
+            about = {"device": hardware(args.device), "commit": commit(), "epochs": best, "curve": curve}
+            ids = np.where(ranked >= 0, days["test"]["item_id"][ranked], -1)
+            user_id = days["test"]["user_id"]
+            lists.save(args.lists, lists.Lists(model=kind, seed=seed, user_id=user_id, ranked=ids, about=about))
 
 
 if __name__ == "__main__":

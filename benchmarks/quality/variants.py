@@ -66,6 +66,11 @@ def _with(title: str, *, ids: str | None = None, weight: Weights | None = None, 
 
 VARIANTS: dict[str, Variant] = {
     "sasrec": Variant(title="SASRec, sampled softmax (re-run)", sasrec=SASRecConfig()),
+    "sasrec_mixed": Variant(title="SASRec, sampled softmax, random batches", sasrec=SASRecConfig(mixed=True)),
+    "sasrec_known": Variant(
+        title="SASRec, sampled softmax, trained on the validation item too, 10 epochs",
+        sasrec=SASRecConfig(mixed=True, with_validation=True, epochs=10),
+    ),
     "sasrec_64": Variant(title="SASRec, sampled softmax, d 64", sasrec=SASRecConfig(d_model=64)),
     "sasrec_full": Variant(title="SASRec, full softmax", sasrec=SASRecConfig(negatives=0)),
     "tiger": TIGER,

@@ -113,3 +113,11 @@ def test_ranking_a_perfect_model_gives_one() -> None:
 
     assert len(wanted) == len(rows)
     assert means(rank_next(oracle, s, "test", torch.device("cpu"), batch=7)) == dict.fromkeys(METRICS, 1.0)
+
+
+def test_mixed_batches_hold_every_user_once_at_full_length() -> None:
+    rows = [np.arange(1 + i % 5) for i in range(11)]
+    batches = list(Batches(rows, 9, torch.device("cpu")).mixed_epoch(4, np.random.default_rng(0)))
+    assert [tuple(b.shape) for b in batches] == [(4, 5)] * 3
+    lengths = torch.cat([(b < 9).sum(1) for b in batches]).tolist()
+    assert sorted(lengths) == sorted([len(r) for r in rows] + [0])

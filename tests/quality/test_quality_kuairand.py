@@ -49,7 +49,7 @@ def test_the_day_keeps_unseen_positives_and_what_came_before(tmp_path: Path) -> 
     write_logs(tmp_path)
     day = read_day(tmp_path, 20220506)
     assert day.items.tolist() == [10, 11, 12, 13, 14, 15]
-    assert day.rows.tolist() == [0, 2]
+    assert day.rows.tolist() == [0, 2] and day.user_id.tolist() == [1, 3]
     assert [day.items[w].tolist() for w in day.wanted] == [[12], [10]]
     assert [sorted(day.items[s].tolist()) for s in day.seen] == [[10, 11], []]
     assert day.positive_UN.toarray().tolist() == [[1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 1], [0] * 6]
@@ -73,6 +73,7 @@ def test_ease_finds_the_partner_that_popularity_does_not() -> None:
         x[u, item] = 0
     day = Day(
         items=np.arange(20),
+        user_id=np.arange(100),
         positive_UN=sp.csr_matrix(x),
         recent_N=x.sum(0),
         rows=np.arange(100),

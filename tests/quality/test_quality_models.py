@@ -34,8 +34,9 @@ def small_model(sid: np.ndarray, content: np.ndarray, **changed) -> SequenceOneR
     return SequenceOneRec(dataclasses.replace(SMALL, **changed), sid, content, CODES).eval()
 
 
-def test_sasrec_learns_the_ring(planted: Sequences) -> None:
-    config = SASRecConfig(d_model=32, epochs=20, batch=32, negatives=16)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_sasrec_learns_the_ring(planted: Sequences, mixed: bool) -> None:
+    config = SASRecConfig(d_model=32, epochs=20, batch=32, negatives=16, mixed=mixed)
     _, selection = train_sasrec(config, planted, seed=1, device=CPU, **QUIET)
     assert selection.best > 0.6
     assert selection.best == max(point["ndcg@10"] for point in selection.curve)

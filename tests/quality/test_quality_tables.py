@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality import variants
+from benchmarks.quality import sasrec_gap, variants
 from benchmarks.quality.baselines import co_occurrence, most_popular, transitions
 from benchmarks.quality.data import Sequences
 from benchmarks.quality.follows import Follows
@@ -140,3 +140,14 @@ def test_the_table_marks_the_best_of_each_column() -> None:
     text = markdown(rows)
     assert "| other | **.0600** | - | .0100 | .0200 | paper |" in text
     assert "| OneRec | .0510 ± .0014 | **.0510** ± .0014 |" in text
+
+
+def test_the_gap_of_sasrec_is_told_by_set_and_variant(tmp_path: Path) -> None:
+    for seed, value in ((1, 0.08), (2, 0.09)):
+        result = {"test": dict.fromkeys(ORDER, value), "best_epoch": 9 + seed, "device": "a card"}
+        (tmp_path / f"beauty_sasrec_mixed_{seed}_test.json").write_text(json.dumps(result))
+    text, every = sasrec_gap.page(tmp_path)
+    assert len(every) == 2
+    assert "0.0850 ± 0.0071" in text and "| 10, 11 |" in text and "(published) | - | - | 0.0921 | 0.0531 |" in text
+    with pytest.raises(ValueError, match="holds no results"):
+        sasrec_gap.page(tmp_path / "empty")

@@ -1,0 +1,162 @@
+"""A first day's pre-training on one GPU, as fast as so small a model allows: all rows on the device, steps as graphs.
+
+    first_day(training_sets=[...], tokenizer=folder, out=folder, recipe=Recipe(), seed=1, device="cuda")
+
+Model, losses, recency weights, two learning rates with warm-up and cosine, clipping and the experts' balance are those
+of `models.training.pretrain`; a last epoch goes by day, as there. What differs: padding is computed and masked
+(`packs=False`), so that a step has one shape and is replayed as a CUDA graph; batches are larger and of fixed size;
+and the numbers of a `Recipe`, which are chosen on validation. Writes what `pretrain` writes, without metrics.
+
+Legend: R rows, B rows of a batch, M targets a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from benchmarks.quality.protocol import autocast
+from benchmarks.quality.steps import Steps
+from models.onerec.config import OneRecConfig, onerec_laptop
+from models.onerec.model import OneRec
+from models.onerec.moe import MoE
+from models.training.checkpoint import Tokenizer, save_model, save_optimizer, start_optimizer
+from models.training.data import PATHWAYS, UserDays
+from models.training.losses import item_loss
+from models.training.optimizer import learning_rate, make_optimizer
+from models.training.pretrain import PretrainConfig, static_features
+from models.training.stream import COLUMNS, DAY_S, Index, Recency
+
+Rows = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is chosen on validation; `rate` multiplies both learning rates of the daily recipe."""
+
+    epochs: int = 8
+    batch: int = 512
+    rate: float = 1.0
+    dropout: float = 0.0
+    d_model: int = 96
+    item_weight: float = 1.0
+
+
+def first_day(
+    *,
+    training_sets: list[Path],
+    tokenizer: Path,
+    out: Path,
+    recipe: Recipe,
+    seed: int,
+    device: str,
+    graphs: bool = True,
+) -> OneRec:
+    """Train on all rows with a positive, write the model into `out`, and return it. `graphs`: on CUDA."""
+    torch.manual_seed(seed)
+    tok, daily = Tokenizer.load(tokenizer), PretrainConfig()
+    config = config_of(recipe, tok, static_features(training_sets[0]))
+    model = OneRec(config, torch.from_numpy(tok.sid_NL)).to(device).train()
+    table = pa.concat_tables([pq.read_table(path, columns=COLUMNS) for path in sorted(training_sets)])
+    data = UserDays(table, tok.catalogue, config)
+    weight = Recency(half_life_days=daily.half_life_days, least=daily.min_weight).weight(
+        data.now_s, Index.scan(training_sets, tok.catalogue)
+    )
+    used = np.flatnonzero(data.targets.lengths)
+    rows = {name: t.to(device) for name, t in on_device(data, used, weight, daily.max_targets).items()}
+    optimizer, names = make_optimizer(
+        model,
+        lr_sparse=recipe.rate * daily.lr_sparse,
+        lr_dense=recipe.rate * daily.lr_dense,
+        weight_decay=daily.weight_decay,
+    )
+    for group in optimizer.param_groups:  # a captured step reads its rate from a tensor
+        group["lr"], group["capturable"] = torch.tensor(group["base_lr"], device=device), device.startswith("cuda")
+    start_optimizer(optimizer)
+    step = make_step(model, optimizer, rows, recipe.item_weight, daily.clip_norm)
+    batches = plan(len(used), data.now_s[used], recipe, seed)
+    run, steps = Steps(step, torch.device(device)) if graphs else step, len(batches)
+    batches_CB = torch.from_numpy(np.stack(batches)).to(device)
+    for number, rows_B in enumerate(batches_CB):
+        for group in optimizer.param_groups:
+            group["lr"].fill_(group["base_lr"] * learning_rate(number, steps, daily.warmup_share))
+        run(rows_B)
+    out.mkdir(parents=True, exist_ok=True)
+    save_model(model, out)
+    save_optimizer(optimizer, names, out)
+    return model.eval()
+
+
+def config_of(recipe: Recipe, tok: Tokenizer, static: int) -> OneRecConfig:
+    """The daily model at the recipe's width and dropout."""
+    config = onerec_laptop(codebook_size=tok.codebook_size, items=len(tok.catalogue), static_features=static)
+    return dataclasses.replace(config, dropout=recipe.dropout, d_model=recipe.d_model, ffn_dim=2 * recipe.d_model)
+
+
+def on_device(data: UserDays, used: np.ndarray, weight: np.ndarray, max_targets: int) -> Rows:
+    """All used rows at full length, smallest integers; behind them one row that is all padding."""
+    parts = []
+    limit = {name: getattr(data.config, f"{name}_len") for name in PATHWAYS}
+    for start in range(0, len(used), 4096):
+        chunk = used[start : start + 4096]
+        batch = data.batch(chunk, max_targets)
+        batch["weight"] = torch.from_numpy(weight[chunk]).float()
+        for name, length in {**limit, "targets": max_targets}.items():
+            mask = "target_mask" if name == "targets" else f"{name}_mask"
+            missing = length - batch[name].shape[1]
+            batch[name] = torch.nn.functional.pad(batch[name], (0, 0) * (batch[name].ndim - 2) + (missing, 0))
+            batch[mask] = torch.nn.functional.pad(batch[mask], (missing, 0))
+        parts.append({k: v.int() if v.dtype == torch.int64 else v for k, v in batch.items()})
+    rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: torch.cat([t, torch.zeros_like(t[:1])]) for name, t in rows.items()}
+
+
+def plan(rows: int, now_s: np.ndarray, recipe: Recipe, seed: int) -> list[np.ndarray]:
+    """Row numbers of every batch [B]: seeded passes, the last one by day; a pass's last batch is filled up."""
+    rng, batches = np.random.default_rng(seed), []
+    for epoch in range(recipe.epochs):
+        order = rng.permutation(rows)
+        if epoch == recipe.epochs - 1:
+            order = order[np.argsort(now_s[order] // DAY_S, kind="stable")]
+        order = np.append(order, np.full(-len(order) % recipe.batch, rows))
+        batches += list(order.reshape(-1, recipe.batch))
+    return batches
+
+
+def loss_of(model: OneRec, batch: Rows, item_weight: float) -> Tensor:
+    """`models.training.losses.PretrainLoss` with shapes that do not depend on the data."""
+    weight_BM = batch["target_mask"] * batch["weight"][:, None]
+    targets_BM, total = batch["targets"], batch["target_mask"].sum()
+    z_BTD, mask_BT = model.encode(batch, packs=False)
+    codes_BML, nll = model.sid_NL[targets_BM], torch.zeros((), device=z_BTD.device)
+    for level, logits in enumerate(model.code_logits(codes_BML, z_BTD, mask_BT)):
+        each = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), codes_BML[..., level].flatten(), reduction="none"
+        )
+        nll = nll + (each.view_as(weight_BM) * weight_BM).sum()
+    return nll / total.clamp_min(1) + item_weight * item_loss(model, targets_BM, weight_BM, z_BTD, total)
+
+
+def make_step(model: OneRec, optimizer: torch.optim.Optimizer, rows: Rows, item_weight: float, clip: float):
+    """step(rows_B): gather the rows, one update."""
+    parameters, moes = list(model.parameters()), [m for m in model.modules() if isinstance(m, MoE)]
+
+    def step(rows_B: Tensor) -> None:
+        batch = {k: v.index_select(0, rows_B) for k, v in rows.items()}
+        batch = {k: v.long() if v.dtype == torch.int32 else v for k, v in batch.items()}
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(rows_B.device):
+            loss = loss_of(model, batch, item_weight)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+        optimizer.step()
+        for moe in moes:
+            moe.balance()
+
+    return step

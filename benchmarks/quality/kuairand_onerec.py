@@ -1,0 +1,282 @@
+"""KuaiRand-Pure: OneRec's rows of the table, trained once and day by day, with and without alignment.
+
+    python -m benchmarks.quality.kuairand_onerec --data LOGS/kuairand-pure --prepared build/quality/kuairand_onerec
+    python -m benchmarks.quality.kuairand_onerec --prepared build/quality/kuairand_onerec --device cuda
+
+The first runs the day's own steps (ingest, validate, pathways) for eight days and makes the tokenizers of every seed:
+some minutes on a CPU. The second is for a GPU. "Once" is a first day at 2022-05-05; "day by day" is a first day at
+2022-04-28 and seven later days, each from the model of the day before. A first day's pre-training is `first_day.py`
+with the best of RECIPES on 2022-05-05, by a model that has seen the days before it (one seed); a later day's, the
+reward model, RSFT + ECPO and the ranking are what the day calls. All are measured on the unseen positives of
+2022-05-06. Lists go to `--lists`, for `benchmarks.quality.kuairand_table`; what is there already is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.machine import commit, hardware
+from benchmarks.quality import lists
+from benchmarks.quality.first_day import Recipe, first_day
+from models.evaluation.evaluate import Ranker, held_out
+from models.evaluation.metrics import ranking_metrics
+from models.reward.measure import calibrate
+from models.reward.pscore import PScore
+from models.reward.train import (
+    CALIBRATION,
+    EPOCHS,
+    TEST,
+    fit,
+    fold_of,
+    labelled,
+    new_model,
+    rows_with_labels,
+    set_categories,
+)
+from models.training.align import AlignConfig, align, align_later_day
+from models.training.checkpoint import Tokenizer
+from models.training.pretrain import pretrain
+
+DAYS = ("2022-04-28", "2022-04-29", "2022-04-30", *(f"2022-05-0{d}" for d in range(1, 6)))
+CHOOSE, LAST = DAYS[-2:]  # the last day of training, while choosing and in the table
+RECIPES = {
+    "8 epochs": Recipe(),
+    "8 epochs, dropout .1": Recipe(dropout=0.1),
+    "16 epochs, dropout .1": Recipe(epochs=16, dropout=0.1),
+    "16 epochs, dropout .2": Recipe(epochs=16, dropout=0.2),
+    "16 epochs, dropout .2, rate x 2": Recipe(epochs=16, dropout=0.2, rate=2.0),
+    "16 epochs, dropout .3": Recipe(epochs=16, dropout=0.3),
+    "24 epochs, dropout .3": Recipe(epochs=24, dropout=0.3),
+    "16 epochs, dropout .2, d 192": Recipe(epochs=16, dropout=0.2, d_model=192),
+}
+GRAPHS = not os.environ.get("ONEREC_NO_GRAPHS")  # set it where a first day's step cannot be captured
+KINDS = {
+    "once": {"pretrained": "OneRec, once", "aligned": "OneRec, once, RSFT + ECPO"},
+    "daily": {"pretrained": "OneRec, day by day", "aligned": "OneRec, day by day, RSFT + ECPO"},
+}
+
+
+def quiet(line: str) -> None:
+    """Progress of a training: its log is of no use here."""
+
+
+def features(data: Path, root: Path) -> Path:
+    """Run the features steps of DAYS in a workspace below `root`; what has run is reused. Returns its folder."""
+    from kfp_components.context import Run
+    from kfp_components.ingest import step as ingest
+    from kfp_components.pathways import step as pathways
+    from kfp_components.validate import step as validate
+    from kfp_components.workspace import Workspace
+
+    workspace = Workspace(root=str(root), source="kuairand-pure")
+    for day in DAYS:
+        run = Run(workspace=workspace, day=day, seed=0)
+        tables = ingest.run(run, data=str(data))
+        pathways.run(run, tables=tables, quality=validate.run(run, tables=tables))
+    return workspace.base
+
+
+def prepare(workspace: Path, out: Path, seeds: list[int]) -> None:
+    """Copy the partitions that training reads, and make the tokenizers of every seed, once and day by day."""
+    from models.tokenizer.refresh import refresh_tokenizer
+
+    for table, under in (("training", "features"), ("evaluation", "features"), ("items", "lake")):
+        (out / table).mkdir(parents=True, exist_ok=True)
+        for folder in sorted((workspace / under / table).glob("dt=*")):
+            shutil.copyfile(folder / "part-0.parquet", out / table / f"{folder.name}.parquet")
+
+    def fit(day: str, seed: int, to: Path, previous: Path | None) -> Path:
+        if not (to / "trie.safetensors").exists():
+            shutil.rmtree(to, ignore_errors=True)
+            to.mkdir(parents=True)
+            items = out / "items" / f"dt={day}.parquet"
+            refresh_tokenizer(
+                items=items, training_sets=up_to(out, day), previous=previous, out=to, seed=seed, progress=quiet
+            )
+        return to
+
+    for seed in seeds:
+        if seed == seeds[0]:
+            fit(CHOOSE, seed, out / "tokenizer" / f"choose_{seed}", None)
+        fit(LAST, seed, out / "tokenizer" / f"once_{seed}", None)
+        before = None
+        for day in DAYS:
+            before = fit(day, seed, out / "tokenizer" / f"daily_{seed}" / day, before)
+        print(f"tokenizers of seed {seed}", flush=True)
+
+
+def up_to(prepared: Path, day: str) -> list[Path]:
+    """Training partitions of all days up to one. Raises ValueError without any."""
+    found = [p for p in sorted((prepared / "training").glob("dt=*.parquet")) if p.stem <= f"dt={day}"]
+    if not found:
+        raise ValueError(f"{prepared} holds no training rows up to {day}; prepare it with --data")
+    return found
+
+
+def ranked(prepared: Path, day: str, tokenizer: Path, model: Path, device: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """(user ids, lists, recall@50) on the day after `day`."""
+    rows_of = prepared / "evaluation" / f"dt={day}.parquet"
+    rows, wanted, seen = held_out(rows_of)
+    ranker = Ranker(rows_of, Tokenizer.load(tokenizer), model, rows, device)
+    found, _ = ranker.rank(seen)
+    return ranker.data.user_id[rows], found, float(ranking_metrics(found, wanted)["recall@50"].mean())
+
+
+def aligned(
+    prepared: Path, day: str, tokenizer: Path, out: Path, *, previous: Path | None, seed: int, device: str
+) -> dict[str, Any]:
+    """Reward model and alignment of a day whose model lies in out/pretrained; the result lies in out/aligned."""
+    for name in ("reward", "aligned"):
+        (out / name).mkdir()
+    sets = up_to(prepared, day)
+    rewarded(
+        sets if previous is None else sets[-1:],
+        tokenizer,
+        prepared / "items" / f"dt={day}.parquet",
+        previous=previous and previous / "reward",
+        out=out / "reward",
+        seed=seed,
+        device=device,
+    )
+    return align(
+        training_sets=sets[-1:],
+        tokenizer=tokenizer,
+        model=out / "pretrained",
+        reward=out / "reward",
+        out=out / "aligned",
+        seed=seed,
+        progress=quiet,
+        config=AlignConfig() if previous is None else align_later_day(),
+        device=device,
+    )
+
+
+def rewarded(
+    sets: list[Path], tokenizer: Path, items: Path, *, previous: Path | None, out: Path, seed: int, device: str
+) -> None:
+    """`models.reward.train.train_reward` on a device, without its measures."""
+    torch.manual_seed(seed)
+    tok = Tokenizer.load(tokenizer)
+    data = labelled(sets, tok)
+    model = new_model(data, tok) if previous is None else PScore.load(previous, tok)
+    set_categories(model, data, tok, items)
+    model.to(device)
+    rows = rows_with_labels(data)
+    fold = fold_of(data.user_id[rows])
+    trained = rows[~np.isin(fold, [*TEST, *CALIBRATION])]
+    fit(model, data, trained, seed=seed, epochs=EPOCHS if previous is None else 1, progress=quiet)
+    calibrate(model, data, rows[np.isin(fold, CALIBRATION)])
+    model.cpu().save(out)
+
+
+def one(kind: str, seed: int, recipe: str, prepared: Path, folder: Path, device: str, jobs: int) -> None:
+    """Both rows of a kind: without alignment, and with it."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    begun, titles = time.monotonic(), KINDS[kind]
+    about = {"device": hardware(device), "commit": commit(), "recipe": recipe}
+
+    def keep(chain: str, tokenizer: Path, model: Path, **more: Any) -> None:
+        users, found, recall = ranked(prepared, LAST, tokenizer, model, device)
+        more |= {"seconds": round(time.monotonic() - begun, 1)}
+        made = lists.Lists(model=titles[chain], seed=seed, user_id=users, ranked=found, about=about | more)
+        lists.save(folder, made)
+        print(f"{titles[chain]}, seed {seed}: recall@50 {recall:.4f}, {json.dumps(more)}", flush=True)
+
+    def bootstrap(day: str, tokenizer: Path, out: Path) -> None:
+        sets = up_to(prepared, day)
+        first_day(training_sets=sets, tokenizer=tokenizer, out=out, recipe=RECIPES[recipe], seed=seed, device=device)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if kind == "once":
+            tokenizer, out = prepared / "tokenizer" / f"once_{seed}", Path(scratch)
+            bootstrap(LAST, tokenizer, out / "pretrained")
+            keep("pretrained", tokenizer, out / "pretrained")
+            found = aligned(prepared, LAST, tokenizer, out, previous=None, seed=seed, device=device)
+            keep("aligned", tokenizer, out / "aligned", kept=found["kept"])
+            return
+        for chain in titles:
+            before, kept = None, []
+            for day in DAYS:
+                tokenizer, out = prepared / "tokenizer" / f"daily_{seed}" / day, Path(scratch) / chain / day
+                (out / "pretrained").mkdir(parents=True)
+                if before is not None:
+                    pretrain(
+                        training_sets=up_to(prepared, day)[-1:],
+                        tokenizer=tokenizer,
+                        previous=before / chain,
+                        out=out / "pretrained",
+                        seed=seed,
+                        progress=quiet,
+                        device=device,
+                    )
+                elif chain == "pretrained":
+                    bootstrap(day, tokenizer, out / "pretrained")
+                else:  # both chains start from one model
+                    own = Path(scratch) / "pretrained" / day / "pretrained"
+                    shutil.copytree(own, out / "pretrained", dirs_exist_ok=True)
+                if chain == "aligned":
+                    found = aligned(prepared, day, tokenizer, out, previous=before, seed=seed, device=device)
+                    kept.append(found["kept"])
+                before = out
+            keep(chain, tokenizer, out / chain, **({"kept": kept} if kept else {}))
+
+
+def choose(recipe: str, seed: int, prepared: Path, device: str, jobs: int) -> float:
+    """recall@50 of 2022-05-05 by a model trained on the days before."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    begun, sets = time.monotonic(), up_to(prepared, CHOOSE)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer, out = prepared / "tokenizer" / f"choose_{seed}", Path(scratch)
+        first_day(training_sets=sets, tokenizer=tokenizer, out=out, recipe=RECIPES[recipe], seed=seed, device=device)
+        trained = time.monotonic() - begun
+        recall = ranked(prepared, CHOOSE, tokenizer, out, device)[2]
+    print(f"{recipe}: recall@50 of 2022-05-05 {recall:.4f}, {trained:.0f} s + ranking "
+          f"{time.monotonic() - begun - trained:.0f} s", flush=True)  # fmt: skip
+    return recall
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, help="folder of KuaiRand-Pure: prepare, train nothing")
+    p.add_argument("--prepared", type=Path, required=True)
+    p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    p.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    p.add_argument("--recipe", choices=list(RECIPES), help="of a first day (default: the best on 2022-05-05)")
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--jobs", type=int, default=1, help="trainings side by side (1)")
+    p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
+    args = p.parse_args()
+    if args.data:
+        prepare(features(args.data.resolve(), args.prepared / "var"), args.prepared, args.seeds)
+        return
+    with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
+        recipe = args.recipe
+        if recipe is None:
+            tried = pool.starmap(
+                choose, [(r, args.seeds[0], args.prepared, args.device, args.jobs) for r in RECIPES], 1
+            )
+            recipe = list(RECIPES)[int(np.argmax(tried))]
+            print(f"chosen: {recipe}", flush=True)
+        more = (recipe, args.prepared, args.lists, args.device, args.jobs)
+        wanted = [(kind, seed) for kind in args.kinds for seed in args.seeds]
+        done = [all(lists.path(args.lists, t, seed).exists() for t in KINDS[kind].values()) for kind, seed in wanted]
+        tasks = [pool.apply_async(one, (*w, *more)) for w, is_done in zip(wanted, done) if not is_done]
+        for task in tasks:
+            task.wait()  # one that fails must not end the others
+        for task in tasks:
+            task.get()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The fast first day: its loss is pre-training's, its rows are the loader's, and it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.quality.first_day import Recipe, first_day, loss_of, on_device, plan
+from models.onerec.config import OneRecConfig
+from models.onerec.model import OneRec
+from models.training.checkpoint import Tokenizer, load_model, load_optimizer
+from models.training.data import TrainingSet
+from models.training.losses import PretrainLoss
+from models.training.optimizer import make_optimizer
+from tests.models.conftest import world  # noqa: F401  (the synthetic source of the models' tests)
+
+
+@pytest.fixture
+def set_up(world):  # noqa: F811
+    tok = Tokenizer.load(world.tokenizer)
+    torch.manual_seed(0)
+    config = OneRecConfig(
+        codebook_size=tok.codebook_size, items=len(tok.catalogue), static_features=3, d_model=16, heads=2, ffn_dim=16
+    )
+    data = TrainingSet(list(world.training), tok.catalogue, config)
+    return OneRec(config, torch.from_numpy(tok.sid_NL)), data
+
+
+def test_the_loss_is_pretrainings(set_up) -> None:
+    model, data = set_up
+    used = np.flatnonzero(data.targets.lengths)
+    weight = np.random.default_rng(0).random(len(data))
+    rows = on_device(data, used, weight, 8)
+    batch = {k: v[:12].long() if v.dtype == torch.int32 else v[:12] for k, v in rows.items()}
+    own = data.batch(used[:12], 8) | {"weight": torch.from_numpy(weight[used[:12]]).float()}
+    expected, _ = PretrainLoss(model, 0.7)(own, own["target_mask"].sum())
+    torch.testing.assert_close(loss_of(model, batch, 0.7), expected, rtol=1e-5, atol=1e-5)
+    padding = {k: torch.cat([v, rows[k][-1:].to(v.dtype)]) for k, v in batch.items()}
+    torch.testing.assert_close(loss_of(model, padding, 0.7), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_every_pass_holds_every_row_once_and_the_last_goes_by_day() -> None:
+    now = np.repeat([3, 1, 2], 5) * 86_400
+    batches = plan(15, now, Recipe(epochs=2, batch=4), seed=1)
+    assert len(batches) == 8
+    for one in (batches[:4], batches[4:]):
+        assert sorted(np.concatenate(one).tolist()) == [*range(15), 15]  # 15: the row of padding
+    last = np.concatenate(batches[4:])[:15]
+    assert (np.diff(now[last]) >= 0).all()
+
+
+def test_a_first_day_learns_and_can_be_continued(world, tmp_path: Path) -> None:  # noqa: F811
+    def loss_after(epochs: int) -> float:
+        out = tmp_path / str(epochs)
+        recipe = Recipe(epochs=epochs, batch=16, d_model=32)
+        model = first_day(
+            training_sets=list(world.training), tokenizer=world.tokenizer, out=out, recipe=recipe, seed=1, device="cpu"
+        )
+        data = TrainingSet(list(world.training), Tokenizer.load(world.tokenizer).catalogue, model.config)
+        batch = data.batch(np.flatnonzero(data.targets.lengths), 8)
+        batch["weight"] = torch.ones(len(batch["targets"]))
+        with torch.no_grad():
+            return PretrainLoss(model, 1.0)(batch, batch["target_mask"].sum())[0].item()
+
+    assert loss_after(4) < loss_after(1) - 0.3
+    tok = Tokenizer.load(world.tokenizer)
+    model = load_model(tmp_path / "4", tok)
+    optimizer, names = make_optimizer(model, lr_sparse=1e-3, lr_dense=1e-3, weight_decay=0)
+    load_optimizer(optimizer, names, tmp_path / "4" / "optimizer.safetensors", len(tok.catalogue))

@@ -1,0 +1,89 @@
+"""OneRec's rows, end to end on a synthetic source of two days: once, day by day, and the tokenizers of both."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.quality import kuairand_onerec, lists, release_lists
+from benchmarks.quality.first_day import Recipe, first_day
+from models.training.align import AlignConfig
+from tests.models.conftest import world  # noqa: F401  (the synthetic source of the models' tests)
+
+DAYS = ("2022-05-05", "2022-05-06")
+
+
+@pytest.fixture
+def prepared(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
+    """What `prepare` makes of a workspace; the rows after the last day are the evaluation's."""
+    few = functools.partial(AlignConfig, min_steps=2, max_steps=2, min_users=8, probe_users=8)
+    for name, value in {
+        "DAYS": DAYS,
+        "CHOOSE": DAYS[0],
+        "LAST": DAYS[1],
+        "RECIPES": {"short": Recipe(epochs=2, batch=16, d_model=32)},
+        "AlignConfig": few,
+        "align_later_day": few,
+    }.items():
+        monkeypatch.setattr(kuairand_onerec, name, value)
+    workspace = tmp_path / "workspace"
+    for day, rows in zip(DAYS, world.training):
+        for file, table in ((rows, "features/training"), (world.evaluation, "features/evaluation")):
+            put(file, workspace / table / f"dt={day}" / "part-0.parquet")
+        put(world.items, workspace / "lake/items" / f"dt={day}" / "part-0.parquet")
+    kuairand_onerec.prepare(workspace, tmp_path / "prepared", [1])
+    return tmp_path / "prepared"
+
+
+def put(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True)
+    shutil.copyfile(source, target)
+
+
+def test_both_kinds_leave_their_lists(prepared: Path, tmp_path: Path) -> None:
+    made = sorted(str(p.relative_to(prepared)) for p in (prepared / "tokenizer").glob("**/trie.safetensors"))
+    assert [m.removeprefix("tokenizer/").removesuffix("/trie.safetensors") for m in made] == [
+        "choose_1",
+        "daily_1/2022-05-05",
+        "daily_1/2022-05-06",
+        "once_1",
+    ]
+    for kind in kuairand_onerec.KINDS:
+        kuairand_onerec.one(kind, 1, "short", prepared, tmp_path / "lists", "cpu", 1)
+    found = lists.read(tmp_path / "lists")
+    assert {f.model for f in found} == {t for titles in kuairand_onerec.KINDS.values() for t in titles.values()}
+    for f in found:
+        assert f.seed == 1 and f.about["recipe"] == "short"
+        assert ("kept" in f.about) == ("ECPO" in f.model)
+        assert all(len(np.unique(row[row >= 0])) == (row >= 0).sum() > 0 for row in f.ranked)
+
+
+def test_a_recipe_is_judged_on_the_day_that_it_has_not_seen(prepared: Path) -> None:
+    assert 0 < kuairand_onerec.choose("short", 1, prepared, "cpu", 1) <= 1
+    with pytest.raises(ValueError, match="prepare it with --data"):
+        kuairand_onerec.up_to(prepared, "2022-05-01")
+
+
+def test_a_release_leaves_its_lists(
+    world,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release = tmp_path / "release"
+    recipe = Recipe(epochs=1, batch=32, d_model=16)
+    out, sets = release / "model", list(world.training)
+    first_day(training_sets=sets, tokenizer=world.tokenizer, out=out, recipe=recipe, seed=1, device="cpu")
+    shutil.copytree(world.tokenizer, release / "tokenizer")
+    (release / "manifest.json").write_text(json.dumps({"release_id": "2022-05-06-abc", "seed": 7}))
+    places = [f"--release={release}", f"--evaluation={world.evaluation}", f"--lists={tmp_path / 'lists'}"]
+    monkeypatch.setattr(sys, "argv", ["x", *places])
+    release_lists.main()
+    (found,) = lists.read(tmp_path / "lists")
+    assert (found.model, found.seed, found.about["release"]) == (release_lists.TITLE, 7, "2022-05-06-abc")
+    assert len(found.ranked) == len(found.user_id) > 0
