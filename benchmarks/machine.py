@@ -28,7 +28,12 @@ def hardware(device: str = "cpu") -> str:
 
 
 def commit() -> str:
-    """Short commit of the repository, `-dirty` behind it if files differ; "unknown" without git or outside of one."""
+    """Short commit of the repository, `-dirty` behind it if files differ; "unknown" without git or outside of one.
+
+    A copy of the tree without its repository is told its commit by the environment variable ONEREC_COMMIT.
+    """
+    if given := os.environ.get("ONEREC_COMMIT"):
+        return given
     command = ["git", "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)

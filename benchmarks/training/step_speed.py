@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import subprocess
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.machine import processor
+from benchmarks.machine import commit, processor
+from models.onerec import embedding, layers, rows
 from models.onerec.config import OneRecConfig
 from models.onerec.embedding import Table
 from models.onerec.features import DURATION_BUCKETS, GAP_BUCKETS, LABEL_STATES, PLAY_BUCKETS
@@ -37,9 +38,21 @@ from models.onerec.model import OneRec
 from models.onerec.moe import MoE
 from models.onerec.sizes import SIZES, lazy, session
 from models.training.losses import ntp_loss
+from models.training.working_copies import WorkingCopies
 
 PEAK = 989e12  # dense bfloat16 of an H100 SXM or H200, FLOP/s
 STATIC_FEATURES = 26
+GROUPS = {  # of a profile's kernels, by name; the first that fits
+    "optimiser": r"[Aa]dam|_update",
+    "clipping": r"[Nn]orm|foreach|multi_tensor",
+    "attention": r"fmha|flash|cudnn.*(sdpa|attn)|sdpa|^_forward|^_backward|varlen",
+    "table gradients": r"embedding|[Rr]adix|[Ss]ort|_sum_pieces|_sum_rows|compute_grad|sum_and_scatter|cub::",
+    "lookups": r"^_gather",
+    "matrix products": r"nvjet|gemm|cutlass|xmma|cublas|grouped|splitK",
+    "copies": r"Memcpy|Memset|CatArray|copy_|fill",
+    "compiled element-wise": r"^triton_poi",
+    "compiled reductions": r"^triton_(red|per|mix)",
+}
 VARIANTS: dict[str, Callable[[OneRecConfig], OneRecConfig]] = {
     "point-wise": lambda c: c,
     "session-wise": session,
@@ -50,13 +63,15 @@ BATCH = {"0.015b": (2048, 4096), "0.121b": (768, 1536), "0.935b": (640, 1280), "
 
 
 class Loss(nn.Module):
-    """batch -> NTP loss."""
+    """batch -> NTP loss, by other parameters than the model's own where they are given."""
 
     def __init__(self, model: OneRec) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, batch: dict[str, Tensor], parameters: dict[str, Tensor] | None = None) -> Tensor:
+        if parameters is not None:
+            return torch.func.functional_call(self, parameters, (batch,))
         z, mask = self.model.encode(batch)
         return ntp_loss(self.model, batch["targets"], batch["target_mask"].float(), z, mask)[0]
 
@@ -129,22 +144,53 @@ class Trainer:
         self.optimizer = optimizer_of(self.model, args.device == "cuda")
         self.autocast = args.precision == "autocast"
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-        step = Step(self.model, dtype)
-        self.step = torch.compile(step, dynamic=None if args.lengths == "mixed" else False) if args.compile else step
+        self.working: WorkingCopies | None = None
+        step: nn.Module = Step(self.model, dtype)
+        if args.working_copies:
+            step = Loss(self.model)
+            self.working = WorkingCopies(step, self.optimizer, dtype)
+        self.step = compiled(step, args) if args.compile else step
         self.device = args.device
 
     def __call__(self, batch: dict[str, Tensor]) -> Tensor:
         """One training step; the loss stays on the device."""
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
-            loss = self.step(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self.working:
+            loss = self.step(batch, self.working.parameters)
+            loss.backward()
+            self.working.step(1.0)
+        else:
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
+                loss = self.step(batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         for module in self.model.modules():
             if isinstance(module, MoE):
                 module.balance()
         return loss.detach()
+
+
+def compiled(step: nn.Module, args: argparse.Namespace) -> Callable:
+    """The compiled step. With a lock file it waits for its turn on the device when it is ready to run, so that several
+    variants compile side by side and are measured one after another."""
+    dynamic = None if args.lengths == "mixed" else False
+    if not args.lock:
+        return torch.compile(step, dynamic=dynamic)
+    import fcntl
+
+    from torch._functorch import config as functorch
+    from torch._inductor.compile_fx import compile_fx
+
+    functorch.force_non_lazy_backward_lowering = True
+    held = args.lock.open("w")
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        done = compile_fx(graph, inputs)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        return done
+
+    return torch.compile(step, dynamic=dynamic, backend=backend)
 
 
 def wait(device: str) -> None:
@@ -220,9 +266,15 @@ def profile(trainer: Trainer, batch: dict[str, Tensor], device: str) -> None:
         print(p.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=70))
         return
     kernels = sorted((e for e in p.key_averages() if e.self_device_time_total), key=lambda e: -e.self_device_time_total)
-    total = sum(e.self_device_time_total for e in kernels if not e.key.startswith(("aten::", "onerec::")))
+    kernels = [e for e in kernels if not e.key.startswith(("aten::", "onerec::")) and " " not in e.key[:12]]
+    total = sum(e.self_device_time_total for e in kernels)
     print(f"kernels of one step, {total / 1e3:.1f} ms together")
-    for e in kernels[:45]:
+    groups = dict.fromkeys([*GROUPS, "rest"], 0.0)
+    for e in kernels:
+        group = next((g for g, pattern in GROUPS.items() if re.search(pattern, e.key)), "rest")
+        groups[group] += e.self_device_time_total / 1e3
+    print("groups, ms:", json.dumps({g: round(ms, 2) for g, ms in groups.items()}))
+    for e in kernels[:70]:
         print(f"{e.self_device_time_total / 1e3:9.3f} ms {e.count:5d} x  {e.key[:150]}")
 
 
@@ -235,10 +287,15 @@ def parse() -> argparse.Namespace:
     p.add_argument("--items", type=int, default=2_000_000, help="catalogue (2,000,000)")
     p.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     p.add_argument("--precision", default="", choices=["", "bf16", "autocast", "fp32"], help="bf16; fp32 on the CPU")
-    p.add_argument("--sdpa", default="flash", choices=["flash", "cudnn"], help="attention kernel tried first (flash)")
+    p.add_argument("--sdpa", default="cudnn", choices=["flash", "cudnn"], help="attention kernel tried first (cudnn)")
     p.add_argument("--lengths", default="full", choices=["full", "masked", "mixed"])
     p.add_argument("--no-compile", dest="compile", action="store_false")
     p.add_argument("--atomic-gradient", action="store_true", help="embedding gradients by atomics, not sorted")
+    p.add_argument("--no-few-queries", dest="few_queries", action="store_false", help="general attention everywhere")
+    p.add_argument("--no-event-kernels", dest="event_kernels", action="store_false", help="compiled lookups of events")
+    p.add_argument("--keep-inputs", action="store_true", help="LeakyReLU keeps its input as well")
+    p.add_argument("--working-copies", action="store_true", help="bfloat16 copies beside the masters, one AdamW kernel")
+    p.add_argument("--lock", type=Path, help="wait for this file's lock between compiling and running")
     p.add_argument("--host-batches", action="store_true", help="synthetic batches come from the host")
     p.add_argument("--data", type=Path, help="prepared folder: a real loader instead of synthetic batches")
     p.add_argument("--steps", type=int, default=10)
@@ -252,6 +309,8 @@ def parse() -> argparse.Namespace:
         large = args.device == "cuda" and torch.cuda.get_device_properties(0).total_memory > 100e9
         args.batch = BATCH.get(args.size, (64, 64))[large]
     flags = {"eager": not args.compile, "atomic gradient": args.atomic_gradient, "host batches": args.host_batches}
+    flags |= {"general attention": not args.few_queries, "compiled lookups": not args.event_kernels}
+    flags |= {"LeakyReLU's input kept": args.keep_inputs, "working copies": args.working_copies}
     flags |= {f"{args.lengths} lengths": args.lengths != "full", "real loader": bool(args.data)}
     args.label = ", ".join([args.precision, args.sdpa, *(name for name, on in flags.items() if on)])
     return args
@@ -261,6 +320,8 @@ def main() -> None:
     args = parse()
     torch.set_float32_matmul_precision("high")
     Table.sorted_gradient = not args.atomic_gradient
+    rows.FEW_QUERIES, embedding.EVENT_KERNELS = args.few_queries, args.event_kernels
+    layers.KEEP_INPUTS = args.keep_inputs
     small = args.size in ("tiny", "laptop")
     codes = 128 if small else 8192
     items = min(args.items, 10_000) if small else args.items
@@ -293,9 +354,7 @@ def main() -> None:
 def about(device: str) -> str:
     """Hardware, version, commit and time, for a table."""
     hardware = torch.cuda.get_device_name() if device == "cuda" else processor()
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    commit = done.stdout.strip() or "unknown"
-    return f"{hardware}, torch {torch.__version__}, commit {commit}, {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
+    return f"{hardware}, torch {torch.__version__}, commit {commit()}, {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
 
 
 def write(out: Path, result: dict, device: str) -> None:
