@@ -24,10 +24,6 @@ class WorkingCopies:
         self.optimizer, self.steps = optimizer, 0
         self.parameters = {name: p.detach().clone().to(dtype).requires_grad_() for name, p in module.named_parameters()}
         self._copy = {id(p): self.parameters[name] for name, p in module.named_parameters()}
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                for moment in ("exp_avg", "exp_avg_sq"):
-                    optimizer.state[p].setdefault(moment, torch.zeros_like(p))
 
     @torch.no_grad()
     def step(self, clip_norm: float) -> Tensor:
@@ -41,6 +37,8 @@ class WorkingCopies:
         for group in self.optimizer.param_groups:
             for p in group["params"]:
                 copy, state = self._copy[id(p)], self.optimizer.state[p]
+                if "exp_avg" not in state:
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
                 if copy.grad is not None:
                     adamw(p, copy, copy.grad, state["exp_avg"], state["exp_avg_sq"], scale, group, self.steps)
                 copy.grad = None
