@@ -6,7 +6,8 @@
 A step is forward, NTP loss, backward, clipping by norm, AdamW and expert balancing, on full histories (1 + 20 + 256 +
 2000 inputs, one target of three codes), bfloat16 compute from float32 master weights. Optimisations can be turned off
 one by one to see what each is worth; the losses of the first steps stand beside the speed, as a proof that they change
-nothing. Needs torch and numpy only, unless --data names a folder with training/*.parquet and tokenizer/.
+nothing. `--data` names a folder of `benchmarks.training.full_histories`: then batches come from pre-training's own
+loader, and `data wait` is the share of the time for which the host, one step ahead of the device, waited for one.
 
 Legend: B users.
 """
@@ -18,7 +19,8 @@ import gc
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,22 +38,26 @@ from models.onerec.features import DURATION_BUCKETS, GAP_BUCKETS, LABEL_STATES, 
 from models.onerec.flops import count_parameters, forward_flops, train_flops
 from models.onerec.model import OneRec
 from models.onerec.moe import MoE
+from models.onerec.pathways import HISTORIES
 from models.onerec.sizes import SIZES, lazy, session
+from models.training.checkpoint import Tokenizer
 from models.training.losses import ntp_loss
+from models.training.stream import Index, Prefetcher, Stream
 from models.training.working_copies import WorkingCopies
 
 PEAK = 989e12  # dense bfloat16 of an H100 SXM or H200, FLOP/s
 STATIC_FEATURES = 26
 GROUPS = {  # of a profile's kernels, by name; the first that fits
-    "optimiser": r"[Aa]dam|_update",
-    "clipping": r"[Nn]orm|foreach|multi_tensor",
+    "optimiser": r"[Aa]dam|^_update",
     "attention": r"fmha|flash|cudnn.*(sdpa|attn)|sdpa|^_forward|^_backward|varlen",
     "table gradients": r"embedding|[Rr]adix|[Ss]ort|_sum_pieces|_sum_rows|compute_grad|sum_and_scatter|cub::",
     "lookups": r"^_gather",
     "matrix products": r"nvjet|gemm|cutlass|xmma|cublas|grouped|splitK",
     "copies": r"Memcpy|Memset|CatArray|copy_|fill",
+    "norms": r"^triton_.*rms_norm",
     "compiled element-wise": r"^triton_poi",
     "compiled reductions": r"^triton_(red|per|mix)",
+    "clipping": r"[Nn]orm|foreach|multi_tensor",
 }
 VARIANTS: dict[str, Callable[[OneRecConfig], OneRecConfig]] = {
     "point-wise": lambda c: c,
@@ -106,19 +112,27 @@ def synthetic_batch(c: OneRecConfig, size: int, targets: int, lengths: str, seed
     return batch
 
 
-def real_batches(folder: Path, config: OneRecConfig, size: int, targets: int) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of a prepared folder, gathered on the host while the device works."""
-    from models.training.checkpoint import Tokenizer
-    from models.training.data import TrainingSet
-
+def stream_of(folder: Path, config: OneRecConfig, args: argparse.Namespace) -> Stream:
+    """Pre-training's stream over a prepared folder, long enough for the whole run."""
     tokenizer = Tokenizer.load(folder / "tokenizer")
-    data = TrainingSet(sorted((folder / "training").glob("*.parquet")), tokenizer.catalogue, config)
-    rows = np.flatnonzero(data.targets.lengths > 0)
-    seed = 0
-    while True:
-        for chosen in data.batches(rows, size, seed):
-            yield data.batch(chosen, targets)
-        seed += 1
+    index = Index.scan(sorted((folder / "training").glob("*.parquet")), tokenizer.catalogue)
+    needed = args.warmup + args.rounds * args.steps + 1
+    return Stream(
+        index=index,
+        catalogue=tokenizer.catalogue,
+        config=config,
+        batch_size=args.batch,
+        max_targets=args.targets,
+        epochs=-(-needed * args.batch // index.rows) + 1,
+        seed=0,
+        pool_rows=args.pool_rows,
+    )
+
+
+def without_full_masks(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of full histories without their masks, as the model takes it; any other as it is."""
+    masks = [f"{name}_mask" for name in HISTORIES]
+    return {k: v for k, v in batch.items() if k not in masks} if all(batch[m].all() for m in masks) else batch
 
 
 def optimizer_of(model: nn.Module, cuda: bool, lr_sparse: float = 1e-4, lr_dense: float = 1e-4) -> torch.optim.AdamW:
@@ -204,22 +218,30 @@ def measure(config: OneRecConfig, args: argparse.Namespace) -> dict:
     trainer = Trainer(config, args)
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    loader: Prefetcher | None = None
     if args.data:
-        source = real_batches(args.data, config, args.batch, args.targets)
+        steps = ((without_full_masks(b),) for b in stream_of(args.data, config, args).batches())
+        loader = Prefetcher(steps, args.device).__enter__()
+        source = (batch for (batch,) in loader)
     else:
         fixed = [synthetic_batch(config, args.batch, args.targets, args.lengths, seed) for seed in range(2)]
         if not args.host_batches:
             fixed = [{k: v.to(args.device) for k, v in b.items()} for b in fixed]
         source = (fixed[i % 2] for i in iter(int, 1) for i in (0, 1))
 
+    full = True
+
     def batch() -> dict[str, Tensor]:
-        return {k: v.to(args.device, non_blocking=True) for k, v in next(source).items()}
+        nonlocal full
+        now = {k: v.to(args.device, non_blocking=True) for k, v in next(source).items()}
+        full = full and "short_mask" not in now
+        return now
 
     first = [trainer(batch()).item()]
     compiled = time.monotonic() - begun
     print(f"first step after {compiled:.0f} s, loss {first[0]:.4f}", flush=True)
     first += [trainer(batch()).item() for _ in range(args.warmup - 1)]
-    seconds, waited = [], 0.0
+    seconds, waited, running = [], 0.0, deque[torch.cuda.Event]()
     for _ in range(args.rounds):
         wait(args.device)
         begun = time.monotonic()
@@ -228,6 +250,11 @@ def measure(config: OneRecConfig, args: argparse.Namespace) -> dict:
             now = batch()
             waited += time.monotonic() - asked
             last = trainer(now)
+            if args.device == "cuda":  # one step ahead at most: who then waits for data lets the device wait soon
+                running.append(torch.cuda.Event())
+                running[-1].record()
+                if len(running) > 1:
+                    running.popleft().synchronize()
         wait(args.device)
         seconds.append((time.monotonic() - begun) / args.steps)
     flops = train_flops(config, args.targets) * args.batch
@@ -245,12 +272,14 @@ def measure(config: OneRecConfig, args: argparse.Namespace) -> dict:
         "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if args.device == "cuda" else None,
         "losses": [round(x, 4) for x in first] + [round(last.item(), 4)],
     }
-    if args.lengths == "mixed" or args.data:  # the count of full histories is not theirs
+    if args.lengths != "masked" and not full:  # the count of full histories is not theirs
         result.pop("tflops")
         result["mfu"] = None
     print(json.dumps(result), flush=True)
     if args.profile:
         profile(trainer, batch(), args.device)
+    if loader:
+        loader.__exit__()
     return result
 
 
@@ -265,8 +294,12 @@ def profile(trainer: Trainer, batch: dict[str, Tensor], device: str) -> None:
     if device != "cuda":
         print(p.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=70))
         return
-    kernels = sorted((e for e in p.key_averages() if e.self_device_time_total), key=lambda e: -e.self_device_time_total)
-    kernels = [e for e in kernels if not e.key.startswith(("aten::", "onerec::")) and " " not in e.key[:12]]
+    on_device = [
+        e
+        for e in p.key_averages()
+        if e.device_type == torch.autograd.DeviceType.CUDA and not getattr(e, "is_user_annotation", False)
+    ]
+    kernels = sorted(on_device, key=lambda e: -e.self_device_time_total)
     total = sum(e.self_device_time_total for e in kernels)
     print(f"kernels of one step, {total / 1e3:.1f} ms together")
     groups = dict.fromkeys([*GROUPS, "rest"], 0.0)
@@ -297,7 +330,8 @@ def parse() -> argparse.Namespace:
     p.add_argument("--working-copies", action="store_true", help="bfloat16 copies beside the masters, one AdamW kernel")
     p.add_argument("--lock", type=Path, help="wait for this file's lock between compiling and running")
     p.add_argument("--host-batches", action="store_true", help="synthetic batches come from the host")
-    p.add_argument("--data", type=Path, help="prepared folder: a real loader instead of synthetic batches")
+    p.add_argument("--data", type=Path, help="prepared folder: the real loader (benchmarks.training.full_histories)")
+    p.add_argument("--pool-rows", type=int, default=2560, help="rows that the loader reads at a time (2560)")
     p.add_argument("--steps", type=int, default=10)
     p.add_argument("--warmup", type=int, default=4)
     p.add_argument("--rounds", type=int, default=3)
@@ -326,8 +360,6 @@ def main() -> None:
     codes = 128 if small else 8192
     items = min(args.items, 10_000) if small else args.items
     if args.data:
-        from models.training.checkpoint import Tokenizer
-
         tokenizer = Tokenizer.load(args.data / "tokenizer")
         codes, items = tokenizer.codebook_size, len(tokenizer.catalogue)
     config = VARIANTS[args.variant](SIZES[args.size](items=items, static_features=STATIC_FEATURES, codebook_size=codes))
@@ -369,6 +401,7 @@ def write(out: Path, result: dict, device: str) -> None:
             "samples/s",
             "TFLOP/s",
             "MFU",
+            "data wait",
             "GiB",
             "losses",
             "on",
@@ -376,7 +409,12 @@ def write(out: Path, result: dict, device: str) -> None:
         out.write_text(f"# Speed of one training step\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|\n")
     cells = [result["size"], result["variant"], result["options"], result["batch"]]
     cells += [" / ".join(map(str, result.get(k) or ["–"])) for k in ("ms", "samples_per_s", "tflops", "mfu")]
-    cells += [result["memory_gib"] or "–", " ".join(map(str, result["losses"][:4])), about(device)]
+    cells += [
+        f"{result['data_wait']:.1%}",
+        result["memory_gib"] or "–",
+        " ".join(map(str, result["losses"][:4])),
+        about(device),
+    ]
     with out.open("a") as file:
         file.write(f"| {' | '.join(map(str, cells))} |\n")
 

@@ -75,7 +75,6 @@ def reads_few(y: Tensor, width: int, queries: int) -> bool:
         and width in (16, 32, 64, 128)
         and queries <= 128
         and torch.is_grad_enabled()
-        and not torch.compiler.is_exporting()
     )
 
 

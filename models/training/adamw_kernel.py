@@ -1,13 +1,11 @@
 """AdamW of one parameter as a Triton kernel: float32 master and moments, gradient and working copy in bfloat16.
 
-    adamw(master, copy, gradient, exp_avg, exp_avg_sq, scale, group, step)
+    adamw(master, copy, gradient, exp_avg, exp_avg_sq, scale, rate, beta1, beta2, eps, decay, bias1, bias2)
 
 `TRITON_INTERPRET=1` runs it on a CPU, slowly; tests do. Imported only where CUDA is used.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import triton
 import triton.language as tl
@@ -44,13 +42,13 @@ def adamw(
     m: Tensor,
     v: Tensor,
     scale: Tensor,
-    group: dict[str, Any],
-    step: int,
+    *constants: float,
 ) -> None:
-    """One update in place. `group`: lr, betas, eps, weight_decay; `step` counts from 1; `scale` is a scalar tensor."""
-    beta1, beta2 = group["betas"]
+    """One update in place; constants: rate, beta1, beta2, eps, decay, the bias corrections (of v: its root).
+
+    master, m and v are float32, contiguous and of one shape with copy and gradient; scale is a scalar on the device.
+    """
     N = master.numel()
     _update[(triton.cdiv(N, BLOCK),)](
-        master, copy, gradient.contiguous(), m, v, scale, N, float(group["lr"]), beta1, beta2, group["eps"],
-        float(group["weight_decay"]), 1 - beta1**step, (1 - beta2**step) ** 0.5, BLOCK, num_warps=8,
-    )  # fmt: skip
+        master, copy, gradient.contiguous(), m, v, scale, N, *constants, BLOCK, num_warps=8
+    )

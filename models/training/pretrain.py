@@ -53,6 +53,7 @@ from models.training.parallelize import (
 from models.training.snapshot import Checkpointer, newest, sha256
 from models.training.stream import Index, Prefetcher, Recency, Stream
 from models.training.watch import LossWatch
+from models.training.working_copies import WorkingCopies
 
 SIZE = "models.onerec.config:onerec_laptop"
 TIMES = ("seconds", "samples_per_second", "data_wait", "mfu", "peak_bytes", "checkpoint_seconds")  # not in metrics.json
@@ -182,6 +183,8 @@ def pretrain(
         found.load(state)
         say(f"goes on from {found.path.name} of {steps} steps")
     start, kept = (found.step, found.state) if found else (0, {"meter": None, "losses": None})
+    # Micro-batches would be summed in bfloat16, and sharded parameters have copies of their own.
+    working = WorkingCopies(loss, optimizer, torch.bfloat16) if bf16 and processes.world == streams == 1 else None
     watch = LossWatch((work or out) / "study", config.spike_factor, kept["losses"])
     meter = Meter(
         steps=steps,
@@ -205,14 +208,23 @@ def pretrain(
             numbers = []
             for i, batch in enumerate(parts):
                 sync_gradients(loss, i == len(parts) - 1)
-                with torch.autocast(processes.device.partition(":")[0], torch.bfloat16, enabled=bf16):
-                    value, levels = loss(batch, counts[0])
+                if working:
+                    value, levels = working(batch, counts[0])
+                else:
+                    with torch.autocast(processes.device.partition(":")[0], torch.bfloat16, enabled=bf16):
+                        value, levels = loss(batch, counts[0])
                 value.backward()
                 numbers.append(torch.cat([value.detach()[None], levels]))
             total, *each = processes.total(torch.stack(numbers).sum(0)).tolist()
-            norm = clip_gradients(list(model.parameters()), config.clip_norm, processes)
+            if working:
+                norm = float(working.norm())
+            else:
+                norm = clip_gradients(list(model.parameters()), config.clip_norm, processes)
             watch.check(step, total, sum(each), norm, parts, processes.rank)
-            optimizer.step()
+            if working:
+                working.step(config.clip_norm)
+            else:
+                optimizer.step()
             loads = balance_experts(model, processes)
             targets, samples, *events_of = counts.tolist()
             meter.step(

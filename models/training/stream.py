@@ -18,10 +18,12 @@ Legend: B users.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import queue
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +129,21 @@ class Recency:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pool:
+    """A visit to some row groups: which of the batches that they make in the order of `seed` are taken."""
+
+    groups: list[int]
+    first: int
+    last: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Batches of one of `streams` disjoint streams over the index. `pool_rows` bounds the rows held in memory."""
+    """Batches of one of `streams` disjoint streams over the index.
+
+    `pool_rows` bounds the rows of a pool; two are held in memory, the next being read while one is trained on.
+    """
 
     index: Index
     catalogue: Catalogue
@@ -156,35 +171,40 @@ class Stream:
 
     def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """From step `start` on: context, targets [B, M], target_mask [B, M] and the rows' `weight` [B]."""
-        held: tuple[list[int], UserDays] | None = None
+        plan = self._plan(start)
+        with ThreadPoolExecutor(1, "pools") as reader:
+            ahead = reader.submit(self._read, plan[0].groups) if plan else None
+            for now, then in itertools.zip_longest(plan, plan[1:]):
+                assert ahead is not None
+                data = ahead.result()
+                if then is not None and then.groups != now.groups:
+                    ahead = reader.submit(self._read, then.groups)
+                weight = self.recency.weight(data.now_s, self.index)
+                for rows in itertools.islice(
+                    data.batches(np.arange(len(data)), self.batch_size, now.seed), now.first, now.last
+                ):
+                    batch = keep_pathways(data.batch(rows, self.max_targets), self.inputs)
+                    batch = never_empty(batch) if self.streams > 1 else batch
+                    yield batch | {"weight": torch.from_numpy(weight[rows]).to(torch.float32)}
+
+    def _plan(self, start: int) -> list[Pool]:
+        """What is read from step `start` on."""
+        plan = []
         for epoch in range(self.epochs):
             left = self._steps_in(epoch)
             if start >= left:
                 start -= left
                 continue
-            for pool in self._pools(epoch, self.number):
-                size = batches_in(self._rows(pool), self.batch_size)
-                if start >= size:
-                    start, left = start - size, left - size
-                    continue
-                if held is None or held[0] != pool:
-                    held = None  # freed before the next pool is read
-                    held = pool, self._read(pool)
-                data = held[1]
-                weight = self.recency.weight(data.now_s, self.index)
-                # The seed of the last pass is the one after the last: no two passes share an order.
-                seed = self.seed + epoch + (epoch == self.epochs - 1)
-                for i, rows in enumerate(data.batches(np.arange(len(data)), self.batch_size, seed)):
-                    if i < start:
-                        continue
-                    if i >= left:
-                        break
-                    batch = keep_pathways(data.batch(rows, self.max_targets), self.inputs)
-                    batch = never_empty(batch) if self.streams > 1 else batch
-                    yield batch | {"weight": torch.from_numpy(weight[rows]).to(torch.float32)}
-                start, left = 0, left - size
+            for groups in self._pools(epoch, self.number):
+                size = batches_in(self._rows(groups), self.batch_size)
+                if start < min(size, left):
+                    # The seed of the last pass is the one after the last: no two passes share an order.
+                    seed = self.seed + epoch + (epoch == self.epochs - 1)
+                    plan.append(Pool(groups=groups, first=start, last=min(size, left), seed=seed))
+                start, left = max(0, start - size), left - size
                 if left <= 0:
                     break
+        return plan
 
     def _pools(self, epoch: int, number: int) -> list[list[int]]:
         """The groups of a stream in an epoch, packed into pools; in the last epoch a pool lies within one day."""
