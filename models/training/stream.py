@@ -22,8 +22,9 @@ import itertools
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ from models.training.data import (
 )
 
 DAY_S = 86_400
+AHEAD = 2  # pools
 Step = tuple[dict[str, Tensor], ...]
 COLUMNS = [*CONTEXT_COLUMNS, *TARGET_COLUMNS]
 
@@ -142,7 +144,7 @@ class Pool:
 class Stream:
     """Batches of one of `streams` disjoint streams over the index.
 
-    `pool_rows` bounds the rows of a pool; two are held in memory, the next being read while one is trained on.
+    `pool_rows` bounds the rows of a pool; AHEAD more are read, a thread each, while one is trained on.
     """
 
     index: Index
@@ -172,13 +174,15 @@ class Stream:
     def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """From step `start` on: context, targets [B, M], target_mask [B, M] and the rows' `weight` [B]."""
         plan = self._plan(start)
-        with ThreadPoolExecutor(1, "pools") as reader:
-            ahead = reader.submit(self._read, plan[0].groups) if plan else None
-            for now, then in itertools.zip_longest(plan, plan[1:]):
-                assert ahead is not None
-                data = ahead.result()
-                if then is not None and then.groups != now.groups:
-                    ahead = reader.submit(self._read, then.groups)
+        with ThreadPoolExecutor(AHEAD, "pools") as readers:
+            reading: deque[Future[UserDays]] = deque()
+            asked = 0
+            for i, now in enumerate(plan):
+                while asked < min(i + 1 + AHEAD, len(plan)):
+                    again = asked and plan[asked].groups == plan[asked - 1].groups  # a small data set is one pool
+                    reading.append(reading[-1] if again else readers.submit(self._read, plan[asked].groups))
+                    asked += 1
+                data = reading[0].result()
                 weight = self.recency.weight(data.now_s, self.index)
                 for rows in itertools.islice(
                     data.batches(np.arange(len(data)), self.batch_size, now.seed), now.first, now.last
@@ -186,6 +190,7 @@ class Stream:
                     batch = keep_pathways(data.batch(rows, self.max_targets), self.inputs)
                     batch = never_empty(batch) if self.streams > 1 else batch
                     yield batch | {"weight": torch.from_numpy(weight[rows]).to(torch.float32)}
+                reading.popleft()
 
     def _plan(self, start: int) -> list[Pool]:
         """What is read from step `start` on."""
@@ -242,7 +247,8 @@ class Stream:
         for g in (self.index.groups[i] for i in pool):
             with pq.ParquetFile(g.path) as file:
                 table = file.read_row_group(g.number, columns=COLUMNS)
-            tables.append(table.filter(pa.array(read_targets(table, self.catalogue).lengths > 0)))
+            keep = read_targets(table, self.catalogue).lengths > 0
+            tables.append(table if keep.all() else table.filter(pa.array(keep)))
             if len(tables[-1]) != g.rows:
                 raise ValueError(f"{g.path} has changed while it was trained on; start the pre-training again")
         return UserDays(pa.concat_tables(tables), self.catalogue, self.config)
