@@ -205,7 +205,7 @@ class DecoderLayer(nn.Module):
         def read_context(d: Tensor) -> Tensor:
             x_BMPD = layout.pad(self.norm_cross(d))
             if isinstance(context_kv, Tensor):
-                of = Layout.of(*context_kv.shape[:2], None)
+                of = Layout.of(context_kv.shape[0], context_kv.shape[1], None)
                 y = self.cross_attn.read(x_BMPD.flatten(1, 2), context_kv.flatten(0, 1), None, of)
             else:
                 y = self.cross_attn(x_BMPD.flatten(1, 2), context_kv, mask)

@@ -27,7 +27,7 @@ class WorkingCopies:
         self.module, self.optimizer = module, optimizer
         self.parameters = {name: p.detach().clone().to(dtype).requires_grad_() for name, p in module.named_parameters()}
         self._copy = {id(p): self.parameters[name] for name, p in module.named_parameters()}
-        state = next(iter(optimizer.state.values()), {})
+        state: dict[str, Tensor] = next(iter(optimizer.state.values()), {})
         self.steps = int(state["step"]) if "step" in state else 0
         self._norm: Tensor | None = None
 
