@@ -156,7 +156,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--lengths", default="full", choices=["full", "masked", "mixed"])
     p.add_argument("--no-compile", dest="compile", action="store_false")
     p.add_argument("--atomic-gradient", action="store_true", help="embedding gradients by atomics, not sorted")
-    p.add_argument("--no-few-queries", dest="few_queries", action="store_false", help="general attention everywhere")
+    p.add_argument("--few-queries", action="store_true", help="the kernel for a few queries over long keys")
     p.add_argument("--no-event-kernels", dest="event_kernels", action="store_false", help="compiled lookups of events")
     p.add_argument("--keep-inputs", action="store_true", help="LeakyReLU keeps its input as well")
     p.add_argument("--working-copies", action="store_true", help="bfloat16 copies beside the masters, one AdamW kernel")
@@ -175,7 +175,7 @@ def parse() -> argparse.Namespace:
         large = args.device == "cuda" and torch.cuda.get_device_properties(0).total_memory > 100e9
         args.batch = BATCH.get(args.size, (64, 64))[large]
     flags = {"eager": not args.compile, "atomic gradient": args.atomic_gradient, "host batches": args.host_batches}
-    flags |= {"general attention": not args.few_queries, "compiled lookups": not args.event_kernels}
+    flags |= {"few-queries kernel": args.few_queries, "compiled lookups": not args.event_kernels}
     flags |= {"LeakyReLU's input kept": args.keep_inputs, "working copies": args.working_copies}
     flags |= {f"{args.lengths} lengths": args.lengths != "full", "real loader": bool(args.data)}
     args.label = ", ".join([args.precision, args.sdpa, *(name for name, on in flags.items() if on)])

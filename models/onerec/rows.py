@@ -63,7 +63,7 @@ def attend(q_NHd: Tensor, k_SHd: Tensor, v_SHd: Tensor, of: Layout, to: Layout, 
     return of.pack(y_BHTd.transpose(1, 2))
 
 
-FEW_QUERIES = True  # a benchmark turns it off
+FEW_QUERIES = False  # a benchmark turns it on: alone it is faster, in a whole step it was not measured yet
 
 
 def reads_few(y: Tensor, width: int, queries: int) -> bool:
