@@ -142,33 +142,35 @@ def pretrain(
     )
     flops = _flops(model.config, processes.device)
     loads: list[list[float]] = []
-    with Prefetcher(zip(*(stream.batches(start) for stream in own)), processes.device) as loader:
-        for step, parts in zip(range(start, steps), loader):
-            # Whatever is random in a step (dropout) follows from its number: nothing to store, nothing to lose.
-            torch.manual_seed((seed * 1_000_003 + step) * 4096 + processes.rank)
-            rate = learning_rate(step, steps, config.warmup_share)
-            set_rate(optimizer, scale * rate)
-            counts = processes.total(torch.stack([_counts(batch) for batch in parts]).sum(0))
-            total, *each = training.backward(parts, counts[0])
-            norm = training.clip()
-            watch.check(step, total, sum(each), norm, parts, processes.rank)
-            loads = training.update()
-            targets, samples, *events_of = counts.tolist()
-            meter.step(
-                step,
-                levels=each,
-                targets=targets,
-                samples=samples,
-                flops=flops and samples * flops(targets / samples, [n / samples for n in events_of]),
-                norm=norm,
-                rate=rate,
-                loads=loads,
-                waited=loader.waited,
-            )
-            if saver and (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
-                saver.save(step + 1, state, {"meter": meter.state(), "losses": list(watch.losses)})
-    if saver:
-        saver.wait()
+    try:
+        with Prefetcher(zip(*(stream.batches(start) for stream in own)), processes.device) as loader:
+            for step, parts in zip(range(start, steps), loader):
+                # Whatever is random in a step (dropout) follows from its number: nothing to store, nothing to lose.
+                torch.manual_seed((seed * 1_000_003 + step) * 4096 + processes.rank)
+                rate = learning_rate(step, steps, config.warmup_share)
+                set_rate(optimizer, scale * rate)
+                counts = processes.total(torch.stack([_counts(batch) for batch in parts]).sum(0))
+                total, *each = training.backward(parts, counts[0])
+                norm = training.clip()
+                watch.check(step, total, sum(each), norm, parts, processes.rank)
+                loads = training.update()
+                targets, samples, *events_of = counts.tolist()
+                meter.step(
+                    step,
+                    levels=each,
+                    targets=targets,
+                    samples=samples,
+                    flops=flops and samples * flops(targets / samples, [n / samples for n in events_of]),
+                    norm=norm,
+                    rate=rate,
+                    loads=loads,
+                    waited=loader.waited,
+                )
+                if saver and (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+                    saver.save(step + 1, state, {"meter": meter.state(), "losses": list(watch.losses)})
+    finally:  # also when the loss stops the run: whoever goes on finds the last checkpoint whole
+        if saver:
+            saver.wait()
     save_model(model, out, write=first)
     save_optimizer(optimizer, names, out, write=first)
     metrics = {
