@@ -10,6 +10,8 @@ import os
 # Before torch is imported: two workers and their child processes share two cores; OpenMP threads would fight over them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if not os.path.exists("/dev/nvidiactl"):  # no card: Triton's kernels, where Triton is installed, run in its interpreter
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(items: list) -> None:

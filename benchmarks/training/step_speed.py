@@ -6,7 +6,8 @@
 A step is forward, NTP loss, backward, clipping by norm, AdamW and expert balancing, on full histories (1 + 20 + 256 +
 2000 inputs, one target of three codes), bfloat16 compute from float32 master weights. Optimisations can be turned off
 one by one to see what each is worth; the losses of the first steps stand beside the speed, as a proof that they change
-nothing. Needs torch and numpy only, unless --data names a folder with training/*.parquet and tokenizer/.
+nothing. `--data` names a folder of `benchmarks.training.full_histories`: then batches come from pre-training's own
+loader, and `data wait` is the share of the time for which the host, one step ahead of the device, waited for one.
 
 Legend: B users.
 """
@@ -15,28 +16,29 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
-import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.machine import processor
+from benchmarks.machine import commit, processor
+from benchmarks.training.step_profile import profile
+from benchmarks.training.timed_step import Trainer, synthetic_batch, wait
+from models.onerec import embedding, layers, rows
 from models.onerec.config import OneRecConfig
 from models.onerec.embedding import Table
-from models.onerec.features import DURATION_BUCKETS, GAP_BUCKETS, LABEL_STATES, PLAY_BUCKETS
 from models.onerec.flops import count_parameters, forward_flops, train_flops
-from models.onerec.model import OneRec
-from models.onerec.moe import MoE
+from models.onerec.pathways import HISTORIES
 from models.onerec.sizes import SIZES, lazy, session
-from models.training.losses import ntp_loss
+from models.training.checkpoint import Tokenizer
+from models.training.stream import Index, Prefetcher, Stream
 
 PEAK = 989e12  # dense bfloat16 of an H100 SXM or H200, FLOP/s
 STATIC_FEATURES = 26
@@ -49,107 +51,27 @@ VARIANTS: dict[str, Callable[[OneRecConfig], OneRecConfig]] = {
 BATCH = {"0.015b": (2048, 4096), "0.121b": (768, 1536), "0.935b": (640, 1280), "2.633b": (48, 128)}
 
 
-class Loss(nn.Module):
-    """batch -> NTP loss."""
-
-    def __init__(self, model: OneRec) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        z, mask = self.model.encode(batch)
-        return ntp_loss(self.model, batch["targets"], batch["target_mask"].float(), z, mask)[0]
-
-
-class Step(nn.Module):
-    """The loss as one module to compile, computed in `dtype` from float32 parameters, whose gradients are float32."""
-
-    def __init__(self, model: OneRec, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.loss, self.dtype = Loss(model), dtype
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        if self.dtype == torch.float32:
-            return self.loss(batch)
-        cast = {name: p.to(self.dtype) for name, p in self.loss.named_parameters()}
-        return torch.func.functional_call(self.loss, cast, (batch,))
+def _stream(config: OneRecConfig, args: argparse.Namespace) -> Iterator[dict[str, Tensor]]:
+    """Batches of pre-training's stream over a prepared folder, enough for the whole run."""
+    tokenizer = Tokenizer.load(args.data / "tokenizer")
+    index = Index.scan(sorted((args.data / "training").glob("*.parquet")), tokenizer.catalogue)
+    needed = args.warmup + args.rounds * args.steps + 1
+    return Stream(
+        index=index,
+        catalogue=tokenizer.catalogue,
+        config=config,
+        batch_size=args.batch,
+        max_targets=args.targets,
+        epochs=-(-needed * args.batch // index.rows) + 1,
+        seed=0,
+        pool_rows=args.pool_rows,
+    ).batches()
 
 
-def synthetic_batch(c: OneRecConfig, size: int, targets: int, lengths: str, seed: int) -> dict[str, Tensor]:
-    """Random integers in the tables' ranges. `lengths`: "full", "masked" (full, but under a mask), or "mixed"."""
-    rng = np.random.default_rng(seed)
-    limits = (c.items, c.author_buckets, c.tag_buckets, GAP_BUCKETS, PLAY_BUCKETS, DURATION_BUCKETS, LABEL_STATES)
-    batch = {"static": torch.from_numpy(rng.integers(0, c.static_buckets, (size, c.static_features)))}
-    for name, length in (("short", c.short_len), ("positive", c.positive_len), ("lifelong", c.lifelong_len)):
-        columns = [rng.integers(0, n, (size, length)) for n in limits]
-        batch[name] = torch.from_numpy(np.stack(columns, -1))
-        if lengths != "full":  # mixed: log-uniform, so that most users have far less than the longest
-            own = np.exp(rng.uniform(0, np.log(length), size)) if lengths == "mixed" else np.full(size, length)
-            batch[f"{name}_mask"] = torch.from_numpy(np.arange(length)[None] >= length - own[:, None])
-    batch["targets"] = torch.from_numpy(rng.integers(0, c.items, (size, targets)))
-    batch["target_mask"] = torch.ones(size, targets, dtype=torch.bool)
-    return batch
-
-
-def real_batches(folder: Path, config: OneRecConfig, size: int, targets: int) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of a prepared folder, gathered on the host while the device works."""
-    from models.training.checkpoint import Tokenizer
-    from models.training.data import TrainingSet
-
-    tokenizer = Tokenizer.load(folder / "tokenizer")
-    data = TrainingSet(sorted((folder / "training").glob("*.parquet")), tokenizer.catalogue, config)
-    rows = np.flatnonzero(data.targets.lengths > 0)
-    seed = 0
-    while True:
-        for chosen in data.batches(rows, size, seed):
-            yield data.batch(chosen, targets)
-        seed += 1
-
-
-def optimizer_of(model: nn.Module, cuda: bool, lr_sparse: float = 1e-4, lr_dense: float = 1e-4) -> torch.optim.AdamW:
-    """AdamW as in pre-training: tables without weight decay, one fused kernel over all parameters."""
-    sparse = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if id(p) in sparse], "lr": lr_sparse, "weight_decay": 0.0},
-        {"params": [p for p in model.parameters() if id(p) not in sparse], "lr": lr_dense},
-    ]
-    for group in groups:
-        group["base_lr"] = group["lr"]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.05, fused=cuda)
-
-
-class Trainer:
-    """A model, its optimiser and the compiled step."""
-
-    def __init__(self, config: OneRecConfig, args: argparse.Namespace) -> None:
-        torch.manual_seed(0)
-        with torch.device(args.device):
-            sid = torch.randint(config.codebook_size, (config.items, config.levels))
-            self.model = OneRec(config, sid).train()
-        self.optimizer = optimizer_of(self.model, args.device == "cuda")
-        self.autocast = args.precision == "autocast"
-        dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-        step = Step(self.model, dtype)
-        self.step = torch.compile(step, dynamic=None if args.lengths == "mixed" else False) if args.compile else step
-        self.device = args.device
-
-    def __call__(self, batch: dict[str, Tensor]) -> Tensor:
-        """One training step; the loss stays on the device."""
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.autocast):
-            loss = self.step(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        for module in self.model.modules():
-            if isinstance(module, MoE):
-                module.balance()
-        return loss.detach()
-
-
-def wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def without_full_masks(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of full histories without their masks, as the model takes it; any other as it is."""
+    masks = [f"{name}_mask" for name in HISTORIES]
+    return {k: v for k, v in batch.items() if k not in masks} if all(batch[m].all() for m in masks) else batch
 
 
 def measure(config: OneRecConfig, args: argparse.Namespace) -> dict:
@@ -158,22 +80,28 @@ def measure(config: OneRecConfig, args: argparse.Namespace) -> dict:
     trainer = Trainer(config, args)
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    if args.data:
-        source = real_batches(args.data, config, args.batch, args.targets)
-    else:
-        fixed = [synthetic_batch(config, args.batch, args.targets, args.lengths, seed) for seed in range(2)]
-        if not args.host_batches:
-            fixed = [{k: v.to(args.device) for k, v in b.items()} for b in fixed]
-        source = (fixed[i % 2] for i in iter(int, 1) for i in (0, 1))
+    loader: Prefetcher | None = None
+    fixed = [synthetic_batch(config, args.batch, args.targets, args.lengths, seed) for seed in range(2)]
+    if not args.host_batches:
+        fixed = [{k: v.to(args.device) for k, v in b.items()} for b in fixed]
+    source = itertools.cycle(fixed)
+    full = True
 
     def batch() -> dict[str, Tensor]:
-        return {k: v.to(args.device, non_blocking=True) for k, v in next(source).items()}
+        nonlocal full
+        now = {k: v.to(args.device, non_blocking=True) for k, v in next(source).items()}
+        full = full and "short_mask" not in now
+        return now
 
     first = [trainer(batch()).item()]
     compiled = time.monotonic() - begun
     print(f"first step after {compiled:.0f} s, loss {first[0]:.4f}", flush=True)
+    if args.data:  # compiled on a synthetic batch of the same shapes
+        steps = (({k: v for k, v in without_full_masks(b).items() if k != "weight"},) for b in _stream(config, args))
+        loader = Prefetcher(steps, args.device).__enter__()
+        source = (batch for (batch,) in loader)
     first += [trainer(batch()).item() for _ in range(args.warmup - 1)]
-    seconds, waited = [], 0.0
+    seconds, waited, running = [], 0.0, deque[torch.cuda.Event]()
     for _ in range(args.rounds):
         wait(args.device)
         begun = time.monotonic()
@@ -182,6 +110,11 @@ def measure(config: OneRecConfig, args: argparse.Namespace) -> dict:
             now = batch()
             waited += time.monotonic() - asked
             last = trainer(now)
+            if args.device == "cuda":  # one step ahead at most: who then waits for data lets the device wait soon
+                running.append(torch.cuda.Event())
+                running[-1].record()
+                if len(running) > 1:
+                    running.popleft().synchronize()
         wait(args.device)
         seconds.append((time.monotonic() - begun) / args.steps)
     flops = train_flops(config, args.targets) * args.batch
@@ -199,31 +132,15 @@ def measure(config: OneRecConfig, args: argparse.Namespace) -> dict:
         "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1) if args.device == "cuda" else None,
         "losses": [round(x, 4) for x in first] + [round(last.item(), 4)],
     }
-    if args.lengths == "mixed" or args.data:  # the count of full histories is not theirs
+    if args.lengths != "masked" and not full:  # the count of full histories is not theirs
         result.pop("tflops")
         result["mfu"] = None
     print(json.dumps(result), flush=True)
     if args.profile:
         profile(trainer, batch(), args.device)
+    if loader:
+        loader.__exit__()
     return result
-
-
-def profile(trainer: Trainer, batch: dict[str, Tensor], device: str) -> None:
-    """One step's kernels by time on the device."""
-    kinds = [torch.profiler.ProfilerActivity.CPU]
-    if device == "cuda":
-        kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=kinds) as p:
-        trainer(batch)
-        wait(device)
-    if device != "cuda":
-        print(p.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=70))
-        return
-    kernels = sorted((e for e in p.key_averages() if e.self_device_time_total), key=lambda e: -e.self_device_time_total)
-    total = sum(e.self_device_time_total for e in kernels if not e.key.startswith(("aten::", "onerec::")))
-    print(f"kernels of one step, {total / 1e3:.1f} ms together")
-    for e in kernels[:45]:
-        print(f"{e.self_device_time_total / 1e3:9.3f} ms {e.count:5d} x  {e.key[:150]}")
 
 
 def parse() -> argparse.Namespace:
@@ -235,12 +152,18 @@ def parse() -> argparse.Namespace:
     p.add_argument("--items", type=int, default=2_000_000, help="catalogue (2,000,000)")
     p.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     p.add_argument("--precision", default="", choices=["", "bf16", "autocast", "fp32"], help="bf16; fp32 on the CPU")
-    p.add_argument("--sdpa", default="flash", choices=["flash", "cudnn"], help="attention kernel tried first (flash)")
+    p.add_argument("--sdpa", default="cudnn", choices=["flash", "cudnn"], help="attention kernel tried first (cudnn)")
     p.add_argument("--lengths", default="full", choices=["full", "masked", "mixed"])
     p.add_argument("--no-compile", dest="compile", action="store_false")
     p.add_argument("--atomic-gradient", action="store_true", help="embedding gradients by atomics, not sorted")
+    p.add_argument("--few-queries", action="store_true", help="the kernel for a few queries over long keys")
+    p.add_argument("--no-event-kernels", dest="event_kernels", action="store_false", help="compiled lookups of events")
+    p.add_argument("--keep-inputs", action="store_true", help="LeakyReLU keeps its input as well")
+    p.add_argument("--working-copies", action="store_true", help="bfloat16 copies beside the masters, one AdamW kernel")
+    p.add_argument("--lock", type=Path, help="wait for this file's lock between compiling and running")
     p.add_argument("--host-batches", action="store_true", help="synthetic batches come from the host")
-    p.add_argument("--data", type=Path, help="prepared folder: a real loader instead of synthetic batches")
+    p.add_argument("--data", type=Path, help="prepared folder: the real loader (benchmarks.training.full_histories)")
+    p.add_argument("--pool-rows", type=int, default=2560, help="rows that the loader reads at a time (2560)")
     p.add_argument("--steps", type=int, default=10)
     p.add_argument("--warmup", type=int, default=4)
     p.add_argument("--rounds", type=int, default=3)
@@ -252,6 +175,8 @@ def parse() -> argparse.Namespace:
         large = args.device == "cuda" and torch.cuda.get_device_properties(0).total_memory > 100e9
         args.batch = BATCH.get(args.size, (64, 64))[large]
     flags = {"eager": not args.compile, "atomic gradient": args.atomic_gradient, "host batches": args.host_batches}
+    flags |= {"few-queries kernel": args.few_queries, "compiled lookups": not args.event_kernels}
+    flags |= {"LeakyReLU's input kept": args.keep_inputs, "working copies": args.working_copies}
     flags |= {f"{args.lengths} lengths": args.lengths != "full", "real loader": bool(args.data)}
     args.label = ", ".join([args.precision, args.sdpa, *(name for name, on in flags.items() if on)])
     return args
@@ -261,14 +186,13 @@ def main() -> None:
     args = parse()
     torch.set_float32_matmul_precision("high")
     Table.sorted_gradient = not args.atomic_gradient
+    rows.FEW_QUERIES, embedding.EVENT_KERNELS = args.few_queries, args.event_kernels
+    layers.KEEP_INPUTS = args.keep_inputs
     small = args.size in ("tiny", "laptop")
     codes = 128 if small else 8192
     items = min(args.items, 10_000) if small else args.items
-    if args.data:
-        from models.training.checkpoint import Tokenizer
-
-        tokenizer = Tokenizer.load(args.data / "tokenizer")
-        codes, items = tokenizer.codebook_size, len(tokenizer.catalogue)
+    if args.data:  # benchmarks.training.full_histories: 8192 codes a level, and --items that both are told
+        codes, items = 8192, args.items
     config = VARIANTS[args.variant](SIZES[args.size](items=items, static_features=STATIC_FEATURES, codebook_size=codes))
     count = forward_flops(config, args.targets)
     print(f"forward GFLOP a sample: {sum(count.values()) / 1e9:.2f}", {k: round(v / 1e9, 2) for k, v in count.items()})
@@ -293,9 +217,7 @@ def main() -> None:
 def about(device: str) -> str:
     """Hardware, version, commit and time, for a table."""
     hardware = torch.cuda.get_device_name() if device == "cuda" else processor()
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
-    commit = done.stdout.strip() or "unknown"
-    return f"{hardware}, torch {torch.__version__}, commit {commit}, {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
+    return f"{hardware}, torch {torch.__version__}, commit {commit()}, {datetime.now(UTC):%Y-%m-%d %H:%M UTC}"
 
 
 def write(out: Path, result: dict, device: str) -> None:
@@ -310,6 +232,7 @@ def write(out: Path, result: dict, device: str) -> None:
             "samples/s",
             "TFLOP/s",
             "MFU",
+            "data wait",
             "GiB",
             "losses",
             "on",
@@ -317,7 +240,12 @@ def write(out: Path, result: dict, device: str) -> None:
         out.write_text(f"# Speed of one training step\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|\n")
     cells = [result["size"], result["variant"], result["options"], result["batch"]]
     cells += [" / ".join(map(str, result.get(k) or ["–"])) for k in ("ms", "samples_per_s", "tflops", "mfu")]
-    cells += [result["memory_gib"] or "–", " ".join(map(str, result["losses"][:4])), about(device)]
+    cells += [
+        f"{result['data_wait']:.1%}",
+        result["memory_gib"] or "–",
+        " ".join(map(str, result["losses"][:4])),
+        about(device),
+    ]
     with out.open("a") as file:
         file.write(f"| {' | '.join(map(str, cells))} |\n")
 

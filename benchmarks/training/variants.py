@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.training.step_speed import VARIANTS, about, optimizer_of, wait
+from benchmarks.training.step_speed import VARIANTS, about
+from benchmarks.training.timed_step import optimizer_of, wait
 from models.onerec.beam_search import beam_search, beam_search_lists
 from models.onerec.config import OneRecConfig, onerec_laptop
 from models.onerec.flops import count_parameters, forward_flops, train_flops

@@ -92,6 +92,27 @@ def lookup_sum(index_NT: Tensor, tables: Sequence[nn.Module]) -> Tensor:
     return total
 
 
+EVENT_KERNELS = True  # a benchmark turns them off
+
+
+def event_kernels_run(tables: Sequence[nn.Module]) -> bool:
+    """Whether `lookups` may be called: training on CUDA, whole tables, widths that are powers of two."""
+    return EVENT_KERNELS and all(
+        isinstance(t, Table) and t.sorts() and t.embedding_dim in (16, 32, 64, 128, 256, 512, 1024, 2048)
+        for t in tables
+    )
+
+
+def lookups(index_ET: Tensor, tables: Sequence[nn.Embedding], columns: Sequence[int]) -> Tensor:
+    """Rows of tables side by side, [E, F], in one kernel a column. Needs Triton, which comes with PyTorch for CUDA.
+
+    Table t's rows stand from columns[t] on; neighbours of the same column are summed.
+    """
+    from models.onerec import event_kernels
+
+    return event_kernels.lookups(index_ET, [table.weight for table in tables], columns)
+
+
 class HashedItems(nn.Module):
     """A row of its own for an item of a history, by hash of its catalogue index (TR 4.2.2, the "vid" option)."""
 
@@ -101,6 +122,10 @@ class HashedItems(nn.Module):
 
     def forward(self, index: Tensor, items: int) -> Tensor:
         """[...] -> [..., D]. `items` is the catalogue's length, and an index that reaches it is the unknown item."""
+        return self.table(self.bucket(index, items))
+
+    def bucket(self, index: Tensor, items: int) -> Tensor:
+        """The row of each index."""
         mixed = (index * 0x9E3779B1) & 0xFFFFFFFF
         bucket = 1 + (mixed >> 7) % (self.table.num_embeddings - 1)
-        return self.table(torch.where(index < items, bucket, 0))
+        return torch.where(index < items, bucket, 0)

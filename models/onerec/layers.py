@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
 from models.onerec.moe import MoE
-from models.onerec.rows import Layout, attend
+from models.onerec.rows import Layout, attend, read_few, reads_few
 
+KEEP_INPUTS = False  # a benchmark turns it on: LeakyReLU as PyTorch has it
 Cache = list[tuple[Tensor, Tensor]]  # keys and values of a layer's prefix, place by place
 
 
@@ -74,6 +75,21 @@ class Attention(nn.Module):
         y_BMHd = sum(p[..., None] * v for p, (_, v) in zip(p_PBMH, kv))
         return self.out(cast(Tensor, y_BMHd).flatten(2).to(x_BMD.dtype))
 
+    def heads_kv(self, y_SD: Tensor) -> Tensor:
+        """Keys and values side by side, [S, 2, H, D/H]: one product, for `read`."""
+        assert self.kv is not None
+        return self.kv(y_SD).unflatten(-1, (2, self.heads, y_SD.shape[-1] // self.heads))
+
+    def read(self, x_BQD: Tensor, kv_S2Hd: Tensor, slot_2Hd: Tensor | None, to: Layout) -> Tensor:
+        """Attend from a few rows a user to ready-made keys and values of packed rows: [B, Q, D]."""
+        q = self.q(x_BQD).unflatten(-1, kv_S2Hd.shape[2:])
+        return self.out(read_few(q, kv_S2Hd, slot_2Hd, to).flatten(2))
+
+    def reads(self, y: Tensor, queries: int) -> bool:
+        """Whether `read` can take the place of `packed` and `forward` for so many queries a user."""
+        no_dropout = not (self.training and self.dropout)
+        return self.kv is not None and no_dropout and reads_few(y, y.shape[-1] // self.heads, queries)
+
     def packed(self, x_ND: Tensor, y_SD: Tensor, of: Layout, to: Layout) -> Tensor:
         """Attend from packed rows x (laid out by `of`) to packed rows y (by `to`): [N, D]."""
         q = self.q(x_ND).unflatten(-1, (self.heads, x_ND.shape[-1] // self.heads))
@@ -90,7 +106,24 @@ class FeedForward(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.drop(F.leaky_relu(self.up(x))))
+        own = torch.is_grad_enabled() and not KEEP_INPUTS
+        x = self.up(x)
+        return self.down(self.drop(LeakyReLU.apply(x) if own else F.leaky_relu(x)))
+
+
+class LeakyReLU(torch.autograd.Function):
+    """F.leaky_relu that keeps its result, which the next product keeps anyway, and not its input: the signs agree."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        y = F.leaky_relu(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (y,) = ctx.saved_tensors
+        return torch.where(y > 0, gradient, gradient * 0.01)
 
 
 def feed_forward(config: OneRecConfig, moe: bool) -> nn.Module:
@@ -127,9 +160,17 @@ class QFormerBlock(nn.Module):
         self.attn = Attention(d_model, heads, dropout)
         self.ffn = FeedForward(d_model, ffn_dim, d_model, dropout)
 
-    def forward(self, h_ND: Tensor, events_SD: Tensor, of: Layout, to: Layout) -> Tensor:
-        """Packed queries [N, D] (laid out by `of`) read packed events [S, D] (by `to`)."""
-        h_ND = h_ND + self.attn.packed(self.norm_q(h_ND), events_SD, of, to)
+    def forward(self, h_ND: Tensor, events_SD: Tensor, of: Layout, to: Layout, slot_D: Tensor | None = None) -> Tensor:
+        """Packed queries [N, D] (laid out by `of`) read packed events [S, D] (by `to`).
+
+        With a slot, which takes a full layout of queries, it stands for the first row of each user.
+        """
+        if slot_D is None:
+            h_ND = h_ND + self.attn.packed(self.norm_q(h_ND), events_SD, of, to)
+        else:
+            slot_2Hd = self.attn.heads_kv(slot_D)
+            y_BQD = self.attn.read(of.pad(self.norm_q(h_ND)), self.attn.heads_kv(events_SD), slot_2Hd, to)
+            h_ND = h_ND + of.pack(y_BQD)
         return h_ND + self.ffn(self.norm_ffn(h_ND))
 
 
@@ -149,8 +190,13 @@ class DecoderLayer(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.lazy = config.lazy
 
-    def forward(self, d_NPD: Tensor, layout: Layout, context_kv: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """All P tokens of every target (or list) at once; the targets are packed rows, laid out by `layout`."""
+    def forward(
+        self, d_NPD: Tensor, layout: Layout, context_kv: tuple[Tensor, Tensor] | Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """All P tokens of every target (or list) at once; the targets are packed rows, laid out by `layout`.
+
+        context_kv: each [B, G, T, D/H], or side by side [B, T, 2, H, D/H], all valid, for the kernel of few queries.
+        """
 
         def read_prefix(d: Tensor) -> Tensor:
             x = self.norm_self(d)
@@ -158,7 +204,11 @@ class DecoderLayer(nn.Module):
 
         def read_context(d: Tensor) -> Tensor:
             x_BMPD = layout.pad(self.norm_cross(d))
-            y = self.cross_attn(x_BMPD.flatten(1, 2), context_kv, mask)
+            if isinstance(context_kv, Tensor):
+                of = Layout.of(context_kv.shape[0], context_kv.shape[1], None)
+                y = self.cross_attn.read(x_BMPD.flatten(1, 2), context_kv.flatten(0, 1), None, of)
+            else:
+                y = self.cross_attn(x_BMPD.flatten(1, 2), context_kv, mask)
             return layout.pack(y.view(x_BMPD.shape))
 
         d = d_NPD

@@ -10,6 +10,7 @@ C context width, N items, S lists, m items a list.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -19,8 +20,10 @@ from torch import Tensor, nn
 from models.onerec.config import OneRecConfig
 from models.onerec.embedding import HashedItems, Table, lookup, lookup_sum
 from models.onerec.layers import Cache, DecoderLayer, EncoderLayer
-from models.onerec.pathways import Pathways
+from models.onerec.pathways import ItemLookups, Pathways
 from models.onerec.rows import Layout
+
+ContextKV = tuple[Tensor, Tensor] | Tensor  # as models.onerec.layers.DecoderLayer takes them
 
 
 class OneRec(nn.Module):
@@ -68,9 +71,10 @@ class OneRec(nn.Module):
     def item_vector(self, index: Tensor) -> Tensor:
         """Catalogue index [...] -> [..., D]: the sum of its three code embeddings.
 
-        More lookups than there are items go through one table of all items; an exported program has no such branch.
+        Far more lookups than there are items go through one table of all items: to make it, and its gradient, costs as
+        much as two and a half lookups an item. An exported program has no such branch.
         """
-        if not torch.compiler.is_exporting() and index.numel() > len(self.sid_NL):
+        if not torch.compiler.is_exporting() and index.numel() > 2.5 * len(self.sid_NL):
             return lookup(self._code_sum(self.sid_NL), index)
         return self._code_sum(self.sid_NL[index])
 
@@ -83,12 +87,18 @@ class OneRec(nn.Module):
             return self.hashed_items(index, self.config.items)
         return self.item_vector(index)
 
+    def history_lookups(self) -> ItemLookups:
+        """The same as a sum of table rows."""
+        if (hashed := self.hashed_items) is not None:
+            return ItemLookups([hashed.table], lambda index: hashed.bucket(index, self.config.items)[..., None])
+        return ItemLookups([cast(Table, table) for table in self.code], lambda index: self.sid_NL[index])
+
     def encode(self, batch: dict[str, Tensor], packs: bool = True) -> tuple[Tensor, Tensor | None]:
         """Context of each user: z [B, T, C] and its mask [B, T], None if the batch has full histories only.
 
         Without `packs` padding is computed too, so that no shape depends on the data; z is then arbitrary there.
         """
-        z_NC, layout = self.pathways(batch, self.history_vector, packs)
+        z_NC, layout = self.pathways(batch, self.history_vector, self.history_lookups(), packs)
         for layer in self.encoder:
             z_NC = layer(z_NC, layout)
         return layout.pad(self.norm_context(z_NC)), layout.mask_BT
@@ -103,6 +113,13 @@ class OneRec(nn.Module):
             return [(k, k)] * len(self.decoder)
         return [cast(DecoderLayer, layer).cross_attn.project_kv(z_BTC) for layer in self.decoder]
 
+    def _training_kv(self, z_BTC: Tensor, mask_BT: Tensor | None, queries: int) -> Sequence[ContextKV]:
+        """`context_kv`; side by side where all is valid and the kernel of few queries takes so many a user."""
+        attention = [cast(DecoderLayer, layer).cross_attn for layer in self.decoder]
+        if mask_BT is None and attention[0].reads(z_BTC, queries):
+            return [a.heads_kv(z_BTC) for a in attention]
+        return self.context_kv(z_BTC)
+
     def decode(self, prefix_BMP: Tensor, context_kv: list[tuple[Tensor, Tensor]], mask_BT: Tensor | None) -> Tensor:
         """Hidden states of a list's decoder tokens given its first codes: [B, M, n] -> [B, M, P, D].
 
@@ -113,7 +130,7 @@ class OneRec(nn.Module):
         return layout.pad(self._decode(layout.pack(prefix_BMP), layout, context_kv, mask_BT))
 
     def _decode(
-        self, prefix_Nn: Tensor, layout: Layout, context_kv: list[tuple[Tensor, Tensor]], mask_BT: Tensor | None
+        self, prefix_Nn: Tensor, layout: Layout, context_kv: Sequence[ContextKV], mask_BT: Tensor | None
     ) -> Tensor:
         """`decode` of packed targets: [N, n] -> [N, P, D]."""
         N, n = prefix_Nn.shape
@@ -169,7 +186,8 @@ class OneRec(nn.Module):
             packs = False
         else:
             packs = not torch.compiler.is_compiling()
-        kv, L = self.context_kv(z_BTC), self.config.levels
+        L, lists = self.config.levels, -(-codes_BML.shape[1] // self.config.session_items)
+        kv = self._training_kv(z_BTC, mask_BT, lists * self.config.decoder_tokens)
         if self.config.session_items > 1:
             hidden = self._decode_lists(codes_BML, kv, mask_BT, real_BM, packs)
             return [self.level_logits(hidden[:, :, level], level) for level in range(L)]
@@ -178,7 +196,7 @@ class OneRec(nn.Module):
         return [layout.pad(self.level_logits(hidden[:, level], level)) for level in range(L)]
 
     def _decode_lists(
-        self, codes_BML: Tensor, kv: list[tuple[Tensor, Tensor]], mask_BT: Tensor | None, real_BM: Tensor, packs: bool
+        self, codes_BML: Tensor, kv: Sequence[ContextKV], mask_BT: Tensor | None, real_BM: Tensor, packs: bool
     ) -> Tensor:
         """[B, M, L] -> [B, M, L, D], hidden states that predict the codes of targets that stand in lists."""
         B, M, L = codes_BML.shape

@@ -8,6 +8,7 @@ Legend: B users, L events, E packed events, F features, D model width, C context
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import cast
 
@@ -16,12 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
-from models.onerec.embedding import Table
+from models.onerec.embedding import Table, event_kernels_run, lookups
 from models.onerec.features import DURATION_BUCKETS, GAP_BUCKETS, LABEL_STATES, PLAY_BUCKETS
 from models.onerec.layers import FeedForward, QFormerBlock
 from models.onerec.rows import Layout
 
 HISTORIES = ("short", "positive", "lifelong")
+ItemVector = Callable[[Tensor], Tensor]  # catalogue indices [..] -> [.., D]
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemLookups:
+    """An item vector as a sum of table rows: catalogue indices [..] -> rows [.., n] of n tables of equal width."""
+
+    tables: list[Table]
+    rows: Callable[[Tensor], Tensor]
 
 
 class EventEmbedding(nn.Module):
@@ -38,10 +48,16 @@ class EventEmbedding(nn.Module):
         self.label = Table(LABEL_STATES, f)
         self.width = config.d_model + config.author_dim + 5 * f
 
-    def forward(self, events_E7: Tensor, items_ED: Tensor) -> Tensor:
-        _, author, tag, gap, play, duration, label = events_E7.unbind(-1)
-        parts = [items_ED, self.author(author), self.tag(tag), self.gap(gap), self.play(play)]
-        return torch.cat([*parts, self.duration(duration), self.label(label)], dim=-1)
+    def forward(self, events_E7: Tensor, item_vector: ItemVector, item_lookups: ItemLookups) -> Tensor:
+        item, *rest = events_E7.unbind(-1)
+        tables = [self.author, self.tag, self.gap, self.play, self.duration, self.label]
+        if event_kernels_run([*item_lookups.tables, *tables]):
+            columns = [0] * len(item_lookups.tables)
+            for table in [item_lookups.tables[0], *tables[:-1]]:
+                columns.append(columns[-1] + table.embedding_dim)
+            rows_ET = torch.cat([item_lookups.rows(item), events_E7[:, 1:]], 1)
+            return lookups(rows_ET, [*item_lookups.tables, *tables], columns)
+        return torch.cat([item_vector(item), *(table(index) for table, index in zip(tables, rest))], dim=-1)
 
 
 class Pathways(nn.Module):
@@ -73,9 +89,9 @@ class Pathways(nn.Module):
             self.no_life_D = nn.Parameter(torch.zeros(d))
 
     def forward(
-        self, batch: dict[str, Tensor], item_vector: Callable[[Tensor], Tensor], packs: bool = True
+        self, batch: dict[str, Tensor], item_vector: ItemVector, item_lookups: ItemLookups, packs: bool = True
     ) -> tuple[Tensor, Layout]:
-        """batch: static [B, S]; short, positive, lifelong [B, L, 7], `*_mask` [B, L]. item_vector: index -> [.., D].
+        """batch: static [B, S]; short, positive, lifelong [B, L, 7], `*_mask` [B, L].
 
         A batch without any mask has full histories only; then nothing is masked. Returns packed rows [N, C] and the
         layout of the grid [B, T] that they stand in; without `packs` all rows of the grid.
@@ -89,7 +105,7 @@ class Pathways(nn.Module):
         layouts = [Layout.of(B, e.shape[1], mask, packs) for e, mask in zip(events_BL7, masks_BL)]
         packed = [layout.pack(events) for layout, events in zip(layouts, events_BL7)]
         events_E7 = torch.cat(packed)
-        rows_EF = self.event(events_E7, item_vector(events_E7[:, 0])).split([p.shape[0] for p in packed])
+        rows_EF = self.event(events_E7, item_vector, item_lookups).split([p.shape[0] for p in packed])
         projections = (self.short_proj, self.positive_proj, self.lifelong_proj)
         short, positive, lifelong = (project(rows) for project, rows in zip(projections, rows_EF))
         if not c.lazy:
@@ -115,11 +131,14 @@ class Pathways(nn.Module):
 
         Each user's first row is not an event but a learned slot, so that an empty history is defined.
         """
-        first_B = to.starts(rows_SD.device)[:-1].long()
-        slot = self.no_life_D.to(rows_SD.dtype).expand(to.batch, -1)
-        rows_SD = rows_SD.index_copy(0, first_B, slot)
         of = Layout.of(to.batch, self.config.lifelong_queries, None)
+        slot_D: Tensor | None = self.no_life_D.to(rows_SD.dtype)
+        padded = to.mask_BT is not None and to.index_N is None
+        if padded or not cast(QFormerBlock, self.qformer[0]).attn.reads(rows_SD, of.length):
+            first_B = to.starts(rows_SD.device)[:-1].long()
+            rows_SD = rows_SD.index_copy(0, first_B, cast(Tensor, slot_D).expand(to.batch, -1))
+            slot_D = None
         h = self.query_QD.repeat(to.batch, 1)
         for block in self.qformer:
-            h = block(h, rows_SD, of, to)
+            h = block(h, rows_SD, of, to, slot_D)
         return of, h

@@ -63,6 +63,28 @@ def attend(q_NHd: Tensor, k_SHd: Tensor, v_SHd: Tensor, of: Layout, to: Layout, 
     return of.pack(y_BHTd.transpose(1, 2))
 
 
+FEW_QUERIES = False  # a benchmark turns it on: alone it is faster, in a whole step it was not measured yet
+
+
+def reads_few(y: Tensor, width: int, queries: int) -> bool:
+    """Whether the kernel for a few queries over long rows y takes such tensors; training only, heads `width` wide."""
+    return (
+        FEW_QUERIES
+        and y.is_cuda
+        and y.dtype in (torch.float16, torch.bfloat16)
+        and width in (16, 32, 64, 128)
+        and queries <= 128
+        and torch.is_grad_enabled()
+    )
+
+
+def read_few(q_BQHd: Tensor, kv_S2Hd: Tensor, slot_2Hd: Tensor | None, to: Layout) -> Tensor:
+    """Each user's queries attend to that user's packed rows (laid out by `to`): [B, Q, H, d]."""
+    from models.onerec import attention_kernels  # needs Triton, which comes with PyTorch for CUDA
+
+    return attention_kernels.read(q_BQHd, kv_S2Hd, slot_2Hd, to.starts(q_BQHd.device))
+
+
 def varlen_runs(x: Tensor) -> bool:
     """Whether the variable-length kernel takes such a tensor."""
     return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)

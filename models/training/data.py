@@ -10,7 +10,9 @@ Legend: B users, L events, M targets, S static features.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from models.onerec.features import EVENT_FIELDS, NUM_FIELDS, POSITIVE_MASK, Cata
 
 PATHWAYS = ("short", "positive", "lifelong")
 INPUTS = ("static", *PATHWAYS)
+EVENTS_A_THREAD = 1 << 18  # fewer are encoded where they are
 
 
 @dataclasses.dataclass
@@ -40,16 +43,21 @@ class Ragged:
     def row(self, i: int) -> np.ndarray:
         return self.values[self.offsets[i] : self.offsets[i + 1]]
 
-    def right_aligned(self, rows: np.ndarray, longest: int) -> tuple[np.ndarray, np.ndarray]:
-        """The last `longest` entries of the rows, padded on the left: [B, L, ...] and mask [B, L]; L fits the batch."""
-        length = np.minimum(self.offsets[rows + 1] - self.offsets[rows], longest)
+    def right_aligned(
+        self, rows: np.ndarray, longest: int, dtype: type[np.integer] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The last `longest` entries of the rows, padded on the left: [B, L, ...] and mask [B, L]; L fits the batch.
+
+        Row by row, as long histories are copied much faster than gathered; `dtype` is that of the values by default.
+        """
+        ends = self.offsets[rows + 1]
+        length = np.minimum(ends - self.offsets[rows], longest)
         L = int(length.max(initial=0))
-        back = np.arange(L)[None, ::-1]  # distance from the newest entry
-        mask = back < length[:, None]
-        at = np.where(mask, self.offsets[rows + 1][:, None] - 1 - back, 0)
-        if not len(self.values):
-            return np.zeros((len(rows), L, *self.values.shape[1:]), self.values.dtype), mask
-        return np.where(mask.reshape(*mask.shape, *[1] * (self.values.ndim - 1)), self.values[at], 0), mask
+        mask = np.arange(L)[None, ::-1] < length[:, None]
+        out = np.zeros((len(rows), L, *self.values.shape[1:]), dtype or self.values.dtype)
+        for i, (end, n) in enumerate(zip(ends.tolist(), length.tolist())):
+            out[i, L - n :] = self.values[end - n : end]
+        return out, mask
 
 
 def read_ragged(table: pa.Table, columns: list[str]) -> Ragged:
@@ -111,13 +119,24 @@ class UserDays:
         for name in PATHWAYS:
             raw = read_ragged(table, [f"{name}_{field}" for field in EVENT_FIELDS])
             now = np.repeat(self.now_s, raw.lengths)
-            values = raw.values.reshape(-1, NUM_FIELDS)
-            encoded = encode_events(values, now, catalogue, config.author_buckets, config.tag_buckets)
-            self.pathway[name] = Ragged(encoded.astype(np.int32), raw.offsets)
+            self.pathway[name] = Ragged(self._encoded(raw.values.reshape(-1, NUM_FIELDS), now), raw.offsets)
         self.targets = read_targets(table, catalogue)
 
     def __len__(self) -> int:
         return len(self.user_id)
+
+    def _encoded(self, raw_N7: np.ndarray, now_s_N: np.ndarray) -> np.ndarray:
+        """`encode_events` in several threads, as int32."""
+
+        def part(first: int) -> np.ndarray:
+            own = slice(first, first + EVENTS_A_THREAD)
+            buckets = self.config.author_buckets, self.config.tag_buckets
+            return encode_events(raw_N7[own], now_s_N[own], self.catalogue, *buckets).astype(np.int32)
+
+        if len(raw_N7) <= EVENTS_A_THREAD:
+            return part(0)
+        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+            return np.concatenate(list(pool.map(part, range(0, len(raw_N7), EVENTS_A_THREAD))))
 
     def context(self, rows: np.ndarray) -> dict[str, Tensor]:
         """What the model's encoder takes: static, short, positive, lifelong and their masks."""
@@ -128,8 +147,8 @@ class UserDays:
         }
         batch = {"static": torch.from_numpy(self.static[rows])}
         for name in PATHWAYS:
-            events, mask = self.pathway[name].right_aligned(rows, limit[name])
-            batch[name] = torch.from_numpy(events.astype(np.int64))
+            events, mask = self.pathway[name].right_aligned(rows, limit[name], np.int64)
+            batch[name] = torch.from_numpy(events)
             batch[f"{name}_mask"] = torch.from_numpy(mask)
         return batch
 

@@ -38,73 +38,19 @@ from models.training.checkpoint import (
     sid_digest,
     start_optimizer,
 )
-from models.training.data import INPUTS, PATHWAYS
+from models.training.data import PATHWAYS
 from models.training.losses import PretrainLoss
 from models.training.meter import Meter, device_peak
 from models.training.optimizer import learning_rate, make_optimizer, set_rate
-from models.training.parallelize import (
-    Processes,
-    balance_experts,
-    checkpoint_activations,
-    clip_gradients,
-    parallelize,
-    sync_gradients,
-)
+from models.training.parallelize import Processes, checkpoint_activations, parallelize
+from models.training.pretrain_config import PretrainConfig
 from models.training.snapshot import Checkpointer, newest, sha256
 from models.training.stream import Index, Prefetcher, Recency, Stream
+from models.training.training_step import TrainingStep
 from models.training.watch import LossWatch
 
-SIZE = "models.onerec.config:onerec_laptop"
+SIZE, DEFAULTS = "models.onerec.config:onerec_laptop", PretrainConfig()
 TIMES = ("seconds", "samples_per_second", "data_wait", "mfu", "peak_bytes", "checkpoint_seconds")  # not in metrics.json
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Knobs of pre-training. Learning rates: sparse = embedding tables, dense = the rest."""
-
-    min_steps: int = 480  # at bootstrap: a small log is passed over several times,
-    max_epochs: int = 30  # but a tiny one not for ever
-    batch_size: int = 128  # rows of a micro-batch; a step has batch_size * accumulate * processes
-    accumulate: int = 1
-    max_targets: int = 8
-    lr_sparse: float = 3e-3
-    lr_dense: float = 1.5e-3
-    lr_daily_scale: float = 0.1  # where bootstrap's cosine ends
-    lr_refit_scale: float = 1.0  # on the day of a refit of the tokenizer: codes have moved, a tenth would not follow
-    weight_decay: float = 0.05
-    warmup_share: float = 0.05
-    clip_norm: float = 1.0
-    item_loss_weight: float = 1.0
-    balance_loss: float = 0.0  # weight of an auxiliary loss, for comparison: experts are balanced without one
-    half_life_days: float = 4.0
-    min_weight: float = 0.15
-    inputs: tuple[str, ...] = INPUTS  # fewer for an ablation
-    pool_rows: int = 32_768  # rows that the loader holds and shuffles
-    precision: str = "auto"  # of the computation: bf16 on CUDA, float32 elsewhere; weights are float32 always
-    compile: bool = False  # on CUDA
-    recompute: bool = False  # layers in the backward pass, for memory
-    replicas: int = 1  # groups of hybrid sharding
-    checkpoint_every: int = 200
-    spike_factor: float = 3.0  # of the median loss: stop there
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("auto", "bf16", "float32"):
-            raise ValueError(f"precision is {self.precision!r}; choose auto, bf16 or float32")
-        if unknown := set(self.inputs) - set(INPUTS):
-            raise ValueError(f"inputs {sorted(unknown)} are no pathways; choose from {', '.join(INPUTS)}")
-        for name in (
-            "batch_size",
-            "max_epochs",
-            "accumulate",
-            "max_targets",
-            "pool_rows",
-            "replicas",
-            "checkpoint_every",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.balance_loss and self.recompute:
-            raise ValueError("balance_loss reads the router where recompute would run it twice; leave one of them out")
 
 
 def pretrain(
@@ -115,7 +61,7 @@ def pretrain(
     out: Path,
     seed: int,
     progress: Callable[[str], None] = print,
-    config: PretrainConfig = PretrainConfig(),
+    config: PretrainConfig = DEFAULTS,
     device: str = "cpu",
     build: Callable[..., OneRecConfig] = onerec_laptop,
     work: Path | None = None,
@@ -184,6 +130,7 @@ def pretrain(
         found.load(state)
         say(f"goes on from {found.path.name} of {steps} steps")
     start, kept = (found.step, found.state) if found else (0, {"meter": None, "losses": None})
+    training = TrainingStep(loss, optimizer, processes, config, bf16=bf16)
     watch = LossWatch((work or out) / "study", config.spike_factor, kept["losses"])
     meter = Meter(
         steps=steps,
@@ -196,42 +143,35 @@ def pretrain(
     )
     flops = _flops(model.config, processes.device)
     loads: list[list[float]] = []
-    with Prefetcher(zip(*(stream.batches(start) for stream in own)), processes.device) as loader:
-        for step, parts in zip(range(start, steps), loader):
-            # Whatever is random in a step (dropout) follows from its number: nothing to store, nothing to lose.
-            torch.manual_seed((seed * 1_000_003 + step) * 4096 + processes.rank)
-            rate = learning_rate(step, steps, config.warmup_share)
-            set_rate(optimizer, scale * rate)
-            counts = processes.total(torch.stack([_counts(batch) for batch in parts]).sum(0))
-            optimizer.zero_grad(set_to_none=True)
-            numbers = []
-            for i, batch in enumerate(parts):
-                sync_gradients(loss, i == len(parts) - 1)
-                with torch.autocast(processes.device.partition(":")[0], torch.bfloat16, enabled=bf16):
-                    value, levels = loss(batch, counts[0])
-                value.backward()
-                numbers.append(torch.cat([value.detach()[None], levels]))
-            total, *each = processes.total(torch.stack(numbers).sum(0)).tolist()
-            norm = clip_gradients(list(model.parameters()), config.clip_norm, processes)
-            watch.check(step, total, sum(each), norm, parts, processes.rank)
-            optimizer.step()
-            loads = balance_experts(model, processes)
-            targets, samples, *events_of = counts.tolist()
-            meter.step(
-                step,
-                levels=each,
-                targets=targets,
-                samples=samples,
-                flops=flops and samples * flops(targets / samples, [n / samples for n in events_of]),
-                norm=norm,
-                rate=rate,
-                loads=loads,
-                waited=loader.waited,
-            )
-            if saver and (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
-                saver.save(step + 1, state, {"meter": meter.state(), "losses": list(watch.losses)})
-    if saver:
-        saver.wait()
+    try:
+        with Prefetcher(zip(*(stream.batches(start) for stream in own)), processes.device) as loader:
+            for step, parts in zip(range(start, steps), loader):
+                # Whatever is random in a step (dropout) follows from its number: nothing to store, nothing to lose.
+                torch.manual_seed((seed * 1_000_003 + step) * 4096 + processes.rank)
+                rate = learning_rate(step, steps, config.warmup_share)
+                set_rate(optimizer, scale * rate)
+                counts = processes.total(torch.stack([_counts(batch) for batch in parts]).sum(0))
+                total, *each = training.backward(parts, counts[0])
+                norm = training.clip()
+                watch.check(step, total, sum(each), norm, parts, processes.rank)
+                loads = training.update()
+                targets, samples, *events_of = counts.tolist()
+                meter.step(
+                    step,
+                    levels=each,
+                    targets=targets,
+                    samples=samples,
+                    flops=flops and samples * flops(targets / samples, [n / samples for n in events_of]),
+                    norm=norm,
+                    rate=rate,
+                    loads=loads,
+                    waited=loader.waited,
+                )
+                if saver and (step + 1) % config.checkpoint_every == 0 and step + 1 < steps:
+                    saver.save(step + 1, state, {"meter": meter.state(), "losses": list(watch.losses)})
+    finally:  # also when the loss stops the run: whoever goes on finds the last checkpoint whole
+        if saver:
+            saver.wait()
     save_model(model, out, write=first)
     save_optimizer(optimizer, names, out, write=first)
     metrics = {

@@ -18,10 +18,13 @@ Legend: B users.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +48,7 @@ from models.training.data import (
 )
 
 DAY_S = 86_400
+AHEAD = 2  # pools
 Step = tuple[dict[str, Tensor], ...]
 COLUMNS = [*CONTEXT_COLUMNS, *TARGET_COLUMNS]
 
@@ -127,8 +131,21 @@ class Recency:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pool:
+    """A visit to some row groups: which of the batches that they make in the order of `seed` are taken."""
+
+    groups: list[int]
+    first: int
+    last: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Batches of one of `streams` disjoint streams over the index. `pool_rows` bounds the rows held in memory."""
+    """Batches of one of `streams` disjoint streams over the index.
+
+    `pool_rows` bounds the rows of a pool; AHEAD more are read, a thread each, while one is trained on.
+    """
 
     index: Index
     catalogue: Catalogue
@@ -156,35 +173,43 @@ class Stream:
 
     def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """From step `start` on: context, targets [B, M], target_mask [B, M] and the rows' `weight` [B]."""
-        held: tuple[list[int], UserDays] | None = None
+        plan = self._plan(start)
+        with ThreadPoolExecutor(AHEAD, "pools") as readers:
+            reading: deque[Future[UserDays]] = deque()
+            asked = 0
+            for i, now in enumerate(plan):
+                while asked < min(i + 1 + AHEAD, len(plan)):
+                    again = asked and plan[asked].groups == plan[asked - 1].groups  # a small data set is one pool
+                    reading.append(reading[-1] if again else readers.submit(self._read, plan[asked].groups))
+                    asked += 1
+                data = reading[0].result()
+                weight = self.recency.weight(data.now_s, self.index)
+                for rows in itertools.islice(
+                    data.batches(np.arange(len(data)), self.batch_size, now.seed), now.first, now.last
+                ):
+                    batch = keep_pathways(data.batch(rows, self.max_targets), self.inputs)
+                    batch = never_empty(batch) if self.streams > 1 else batch
+                    yield batch | {"weight": torch.from_numpy(weight[rows]).to(torch.float32)}
+                reading.popleft()
+
+    def _plan(self, start: int) -> list[Pool]:
+        """What is read from step `start` on."""
+        plan = []
         for epoch in range(self.epochs):
             left = self._steps_in(epoch)
             if start >= left:
                 start -= left
                 continue
-            for pool in self._pools(epoch, self.number):
-                size = batches_in(self._rows(pool), self.batch_size)
-                if start >= size:
-                    start, left = start - size, left - size
-                    continue
-                if held is None or held[0] != pool:
-                    held = None  # freed before the next pool is read
-                    held = pool, self._read(pool)
-                data = held[1]
-                weight = self.recency.weight(data.now_s, self.index)
-                # The seed of the last pass is the one after the last: no two passes share an order.
-                seed = self.seed + epoch + (epoch == self.epochs - 1)
-                for i, rows in enumerate(data.batches(np.arange(len(data)), self.batch_size, seed)):
-                    if i < start:
-                        continue
-                    if i >= left:
-                        break
-                    batch = keep_pathways(data.batch(rows, self.max_targets), self.inputs)
-                    batch = never_empty(batch) if self.streams > 1 else batch
-                    yield batch | {"weight": torch.from_numpy(weight[rows]).to(torch.float32)}
-                start, left = 0, left - size
+            for groups in self._pools(epoch, self.number):
+                size = batches_in(self._rows(groups), self.batch_size)
+                if start < min(size, left):
+                    # The seed of the last pass is the one after the last: no two passes share an order.
+                    seed = self.seed + epoch + (epoch == self.epochs - 1)
+                    plan.append(Pool(groups=groups, first=start, last=min(size, left), seed=seed))
+                start, left = max(0, start - size), left - size
                 if left <= 0:
                     break
+        return plan
 
     def _pools(self, epoch: int, number: int) -> list[list[int]]:
         """The groups of a stream in an epoch, packed into pools; in the last epoch a pool lies within one day."""
@@ -222,7 +247,8 @@ class Stream:
         for g in (self.index.groups[i] for i in pool):
             with pq.ParquetFile(g.path) as file:
                 table = file.read_row_group(g.number, columns=COLUMNS)
-            tables.append(table.filter(pa.array(read_targets(table, self.catalogue).lengths > 0)))
+            keep = read_targets(table, self.catalogue).lengths > 0
+            tables.append(table if keep.all() else table.filter(pa.array(keep)))
             if len(tables[-1]) != g.rows:
                 raise ValueError(f"{g.path} has changed while it was trained on; start the pre-training again")
         return UserDays(pa.concat_tables(tables), self.catalogue, self.config)

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-from benchmarks.training import step_speed, variants
+from benchmarks.training import step_speed, timed_step, variants
 from models.onerec.config import OneRecConfig
 from models.onerec.flops import train_flops
 from models.onerec.sizes import SIZES
@@ -29,6 +29,9 @@ def _arguments(**changes) -> argparse.Namespace:
         "compile": False,
         "lengths": "full",
         "host_batches": False,
+        "working_copies": False,
+        "lock": None,
+        "items": 50,
         "data": None,
         "size": "tiny",
         "variant": "point-wise",
@@ -64,8 +67,8 @@ def test_full_histories_give_the_same_losses_under_a_mask():
 
 def test_bfloat16_compute_leaves_float32_gradients_near_those_of_float32():
     torch.manual_seed(0)
-    trainers = [step_speed.Trainer(_config(), _arguments(precision=p)) for p in ("fp32", "bf16")]
-    batch = step_speed.synthetic_batch(_config(), 8, 1, "full", 0)
+    trainers = [timed_step.Trainer(_config(), _arguments(precision=p)) for p in ("fp32", "bf16")]
+    batch = timed_step.synthetic_batch(_config(), 8, 1, "full", 0)
     losses = [t.step(batch) for t in trainers]
     torch.testing.assert_close(losses[1].float(), losses[0], rtol=2e-2, atol=0)
     for loss in losses:
@@ -79,7 +82,7 @@ def test_bfloat16_compute_leaves_float32_gradients_near_those_of_float32():
 
 def test_mixed_lengths_are_within_their_limits_and_mostly_short():
     config = _config(lifelong_len=200)
-    batch = step_speed.synthetic_batch(config, 64, 2, "mixed", 1)
+    batch = timed_step.synthetic_batch(config, 64, 2, "mixed", 1)
     own = batch["lifelong_mask"].sum(1)
     assert batch["lifelong"].shape == (64, 200, 7) and own.min() >= 1 and own.float().mean() < 90
     assert (batch["lifelong_mask"].int().diff(dim=1) >= 0).all(), "right-aligned"

@@ -138,3 +138,13 @@ def test_columns_of_the_world_are_read(world):
     names = set(pq.read_schema(world.training[0]).names)
     assert {"user_id", "event_timestamp", "static_codes", "seen_item_id", "item_id", "label", "label_known"} <= names
     assert {f"{v}_{f}" for v in ("short", "positive", "lifelong") for f in ("item_id", "time_s", "label")} <= names
+
+
+def test_events_encoded_in_threads_are_the_same(tmp_path, monkeypatch):
+    history = [_event(item, 60 * i) for i, item in enumerate((30, 0, 99, 10, 20))]
+    rows = [Row(user, short=history[:2], positive=history[1:4], lifelong=history) for user in range(3)]
+    whole = _load(tmp_path, rows)
+    monkeypatch.setattr("models.training.data.EVENTS_A_THREAD", 2)
+    parts = _load(tmp_path, rows)
+    for name, ragged in whole.pathway.items():
+        assert len(ragged.values) > 2 and np.array_equal(ragged.values, parts.pathway[name].values)

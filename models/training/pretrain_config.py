@@ -1,0 +1,56 @@
+"""The knobs of pre-training, as `python -m models.training.pretrain --config` and pipelines set them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from models.training.data import INPUTS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Knobs of pre-training. Learning rates: sparse = embedding tables, dense = the rest."""
+
+    min_steps: int = 480  # at bootstrap: a small log is passed over several times,
+    max_epochs: int = 30  # but a tiny one not for ever
+    batch_size: int = 128  # rows of a micro-batch; a step has batch_size * accumulate * processes
+    accumulate: int = 1
+    max_targets: int = 8
+    lr_sparse: float = 3e-3
+    lr_dense: float = 1.5e-3
+    lr_daily_scale: float = 0.1  # where bootstrap's cosine ends
+    lr_refit_scale: float = 1.0  # on the day of a refit of the tokenizer: codes have moved, a tenth would not follow
+    weight_decay: float = 0.05
+    warmup_share: float = 0.05
+    clip_norm: float = 1.0
+    item_loss_weight: float = 1.0
+    balance_loss: float = 0.0  # weight of an auxiliary loss, for comparison: experts are balanced without one
+    half_life_days: float = 4.0
+    min_weight: float = 0.15
+    inputs: tuple[str, ...] = INPUTS  # fewer for an ablation
+    pool_rows: int = 32_768  # rows that the loader holds and shuffles
+    precision: str = "auto"  # of the computation: bf16 on CUDA, float32 elsewhere; weights are float32 always
+    compile: bool = False  # on CUDA
+    recompute: bool = False  # layers in the backward pass, for memory
+    replicas: int = 1  # groups of hybrid sharding
+    checkpoint_every: int = 200
+    spike_factor: float = 3.0  # of the median loss: stop there
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "bf16", "float32"):
+            raise ValueError(f"precision is {self.precision!r}; choose auto, bf16 or float32")
+        if unknown := set(self.inputs) - set(INPUTS):
+            raise ValueError(f"inputs {sorted(unknown)} are no pathways; choose from {', '.join(INPUTS)}")
+        for name in (
+            "batch_size",
+            "max_epochs",
+            "accumulate",
+            "max_targets",
+            "pool_rows",
+            "replicas",
+            "checkpoint_every",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.balance_loss and self.recompute:
+            raise ValueError("balance_loss reads the router where recompute would run it twice; leave one of them out")
