@@ -109,7 +109,8 @@ def align(
     held, sessions, users = _split(data, config, rng)
     trie = tok.trie.to(device)
     probe = Probe(data=data, rows=held, reward=base, trie=trie, k=config.probe_k, seed=seed, device=device)
-    prefer = Preference(config.preference, config.objective, rewarded, reference, seed, device)
+    lists = config.rollout.session_items
+    prefer = Preference(config.preference, config.objective, rewarded, reference, seed, device, lists)
     worker: Worker = (
         ProcessWorker(model=model, tokenizer=tokenizer, config=config.rollout, seed=seed, device=device)
         if config.rollout_process
