@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -126,6 +127,11 @@ class Evaluation:
                 at += 1
         return out
 
+    @functools.cached_property
+    def top_before(self) -> np.ndarray:
+        """`top` of the pre-trained model."""
+        return self.top(self.pretrained)
+
     def recall(self, top: np.ndarray) -> np.ndarray:
         """Recall of each row."""
         ids = np.append(self.tok.catalogue.item_ids, -1)
@@ -168,8 +174,8 @@ class Evaluation:
     def numbers(self, model: OneRec, seed: int, passes: bool = True) -> dict[str, float]:
         """All of it; recall also as the paired difference to the pre-trained model, with its half-width over users."""
         top = self.top(model)
-        recall, base = self.recall(top), self.recall(self.top(self.pretrained))
-        gap = recall - base
+        recall = self.recall(top)
+        gap = recall - self.recall(self.top_before)
         return {
             "p_score": float(np.nanmean(self.score(top[:, :TOP]))),
             "recall": float(recall.mean()),
