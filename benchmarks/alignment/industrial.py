@@ -19,6 +19,7 @@ from benchmarks.alignment.measure import TOP, Evaluation, aligned
 from models.evaluation.floors import popularity
 from models.reward.industrial import Rule, Traits
 
+BASE: dict[str, Any] = {}  # changes to the daily default that all variants share
 VARIANTS = ("no rule", "less of a tag", "more long tail", "both")
 
 
@@ -30,13 +31,12 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     shown = before[before >= 0]
     tags = Counter(t for i in shown for t in (traits.tags[int(i)].as_py() or []))
     tag, count = tags.most_common(1)[0]
-    # The target cannot go below what a quarter of the present exposure is, nor leave 0..1.
     less = Rule(name="tag", tags=(tag,), share=0.5 * count / len(shown), factor=args.factor)
     start = len(popular) // 2
     tail = float((traits.rank_N[shown] >= start).mean())
     more = Rule(name="tail", popularity_rank_from=start, share=min(0.9, max(2 * tail, 0.02)), factor=2 - args.factor)
     rules = {"no rule": (), "less of a tag": (less,), "more long tail": (more,), "both": (less, more)}[variant]
-    model, _ = aligned(args, seed, {"rules": rules})
+    model, _ = aligned(args, seed, BASE | {"rules": rules})
     after = evaluation.top(model, k=TOP)
     marked = {"tag": traits.marked(less, 0), "tail": traits.marked(more, 0)}
     result: dict[str, Any] = {"tag": int(tag), "tail_from": start, "targets": {r.name: r.share for r in (less, more)}}
