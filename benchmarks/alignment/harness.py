@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -81,13 +81,24 @@ def main(benchmark: Benchmark, parser: argparse.ArgumentParser | None = None) ->
     if not variants:
         raise SystemExit(f"none of {args.variants} is a variant; choose from {list(benchmark.variants)}")
     begun = time.monotonic()
+    jobs = [(v, s) for v in variants for s in args.seeds]
+    results: dict[tuple[str, int], dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
-        tasks = [
-            pool.submit(_process, benchmark.module, v, s, Path(folder) / f"{v}-{s}.json", args.jobs)
-            for v in variants
-            for s in args.seeds
-        ]
-        results = [task.result() for task in tasks]
+        tasks = {
+            pool.submit(_process, benchmark.module, v, s, Path(folder) / f"{i}.json", args.jobs): (v, s)
+            for i, (v, s) in enumerate(jobs)
+        }
+        for task in as_completed(tasks):
+            results[tasks[task]] = task.result()
+            done = [results[job] for job in jobs if job in results]
+            page = _publish(benchmark, args, done, [v for v in variants if any(r["variant"] == v for r in done)], begun)
+    print(page)
+
+
+def _publish(
+    benchmark: Benchmark, args: argparse.Namespace, results: list[dict[str, Any]], variants: list[str], begun: float
+) -> str:
+    """Write NAME.json and NAME.md of the results so far: a run that is cut short leaves what it has."""
     about = {
         "command": " ".join(["python", "-m", benchmark.module, *sys.argv[1:]]),
         "hardware": hardware(args.device),
@@ -98,12 +109,14 @@ def main(benchmark: Benchmark, parser: argparse.ArgumentParser | None = None) ->
     }
     args.out.mkdir(parents=True, exist_ok=True)
     stem = benchmark.module.rsplit(".", 1)[-1] + f"_{args.prepared.name}"
-    (args.out / f"{stem}.json").write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
     page = f"# {benchmark.title}\n\n{table(results, variants, benchmark.columns)}\n\n{benchmark.notes}\n"
     page += f"{benchmark.extra(results)}\nMean over seeds {args.seeds} and 95 % interval (Student's t).\n\n"
     page += "\n".join(f"- {name}: {value}" for name, value in about.items()) + "\n"
-    (args.out / f"{stem}.md").write_text(page)
-    print(page)
+    for name, text in (("json", json.dumps({"about": about, "results": results}, indent=1) + "\n"), ("md", page)):
+        part = args.out / f".{stem}.{name}.part"
+        part.write_text(text)
+        part.replace(args.out / f"{stem}.{name}")
+    return page
 
 
 def _process(module: str, variant: str, seed: int, file: Path, jobs: int) -> dict[str, Any]:

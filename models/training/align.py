@@ -132,6 +132,8 @@ def align(
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * learning_rate(step, len(batches), config.warmup_share)
         rollout, used = worker.collect(ticket, step), context
+        if rollout.item_BG.is_cuda:
+            torch.cuda.synchronize()  # what was generated counts as the rollout's time, not as the update's
         waited, context = time.monotonic() - begun, next(turns)
         ticket = worker.request(context)  # before this step's update: a worker of its own generates meanwhile
         policy.train()
