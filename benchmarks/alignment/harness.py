@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -100,7 +101,7 @@ def _publish(
 ) -> str:
     """Write NAME.json and NAME.md of the results so far: a run that is cut short leaves what it has."""
     about = {
-        "command": " ".join(["python", "-m", benchmark.module, *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", benchmark.module, *_told(sys.argv[1:])]),
         "hardware": hardware(args.device),
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -117,6 +118,12 @@ def _publish(
         part.write_text(text)
         part.replace(args.out / f"{stem}.{name}")
     return page
+
+
+def _told(arguments: list[str]) -> list[str]:
+    """The arguments as they are typed, without where the results went."""
+    at = arguments.index("--out") if "--out" in arguments else len(arguments)
+    return [shlex.quote(word) for word in arguments[:at] + arguments[at + 2 :]]
 
 
 def _process(module: str, variant: str, seed: int, file: Path, jobs: int) -> dict[str, Any]:
