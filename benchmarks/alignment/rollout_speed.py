@@ -78,7 +78,7 @@ if __name__ == "__main__":
                 Column(key="rollout_share", title="share of the step that waits for rollouts", digits=3),
                 Column(key="gpu_gib", title="GPU GiB", digits=2),
             ],
-            notes="A request is 64 users unless --batch says otherwise, four times as many where it is wide; a step has "
+            notes="A request is 64 users unless --batch says otherwise, four times as many if wide; a step has "
             "as many users. `process` is the worker in a process of its own, one step ahead of the trainer.",
         ),
         parser,
