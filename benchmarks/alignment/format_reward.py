@@ -18,7 +18,16 @@ from benchmarks.alignment.harness import Benchmark, Column, arguments, main
 from benchmarks.alignment.measure import Evaluation, aligned, loop_numbers
 
 POINTS = 11
-RL = {"rollout.free_samples": 128, "preference.format_k": 5}
+# Louder and longer than the daily default, which has no need of it: there the trie holds every beam to the catalogue.
+RL = {
+    "rollout.free_samples": 128,
+    "preference.format_k": 5,
+    "preference.format_weight": 10.0,
+    "users_per_step": 128,
+    "rsft_weight": 0.3,
+    "lr_dense": 8e-5,
+    "lr_sparse": 1e-4,
+}
 NONE = {"preference.format_weight": 0.0}
 TOP = {"preference.format_selection": "top"}
 FREE = {"rollout.search": "free_beam"}

@@ -20,11 +20,15 @@ from scipy.stats import spearmanr
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
 from benchmarks.alignment.measure import TOP, Evaluation, aligned
 
+STRONG = {"lr_dense": 4e-5, "lr_sparse": 5e-5, "users_per_step": 64}
+LITTLE = {"preference.policy_weight": 3.0, "preference.item_policy_weight": 3.0, "rsft_weight": 0.3}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "pretrained": None,
     "rsft only": {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0},
-    "ecpo": {},
-    "ecpo, ten times the weight": {"preference.policy_weight": 10.0, "preference.item_policy_weight": 10.0},
+    "ecpo (daily default)": {},
+    "ecpo, stronger": STRONG | {"preference.policy_weight": 3.0, "preference.item_policy_weight": 1.0},
+    "ecpo, stronger, rsft only a little": STRONG | LITTLE,
+    "ecpo without rsft": STRONG | LITTLE | {"rsft_weight": 0.0},
 }
 TASTE_WEIGHT, QUALITY_WEIGHT = 3.5, 0.4  # of the simulator's preference (datasets/world.py)
 LOOKS = 5
