@@ -70,6 +70,12 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
             found[f"rank_{name}"] = float(np.nanmean(each))
         return found
 
+    def by_user(model) -> tuple[np.ndarray, np.ndarray]:
+        """Mean P-Score and mean true preference of each user's top 10."""
+        top = evaluation.top(model, k=TOP)
+        true = np.where(top >= 0, np.take_along_axis(true_UN, np.maximum(top, 0), 1), np.nan)
+        return np.nanmean(evaluation.score(top), 1), np.nanmean(true, 1)
+
     before = rewards(evaluation.pretrained)
     model, curve = evaluation.pretrained, [{"step": 0, **before}]
     if (changes := VARIANTS[variant]) is not None:
@@ -81,6 +87,7 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
         model, _ = aligned(args, seed, changes, look)
     after = rewards(model)
+    (p0, t0), (p1, t1) = by_user(evaluation.pretrained), by_user(model)
     recall = evaluation.recall(evaluation.top(model))
     return {
         **after,
@@ -88,6 +95,8 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         "true_gain": after["true_reward"] - before["true_reward"],
         "p_score_gain": after["p_score"] - before["p_score"],
         "recall": float(recall.mean()),
+        "honest": float(((p1 > p0) & (t1 > t0)).mean()),
+        "cheated": float(((p1 > p0) & (t1 < t0)).mean()),
         "best_possible": float(np.sort(true_UN, 1)[:, -TOP:].mean()),
         "random_items": float(true_UN.mean()),
         "curve": curve,
@@ -128,6 +137,8 @@ if __name__ == "__main__":
                 Column(key="p_score_gain", title="gain"),
                 Column(key="rank_random", title="rank correlation, random items", digits=3),
                 Column(key="rank_generated", title="generated items", digits=3),
+                Column(key="honest", title="users with both up", digits=3),
+                Column(key="cheated", title="P-Score up, true down", digits=3),
                 Column(key="recall", title="recall@50"),
                 Column(key="best_possible", title="best possible", digits=3),
                 Column(key="random_items", title="random items", digits=3),
