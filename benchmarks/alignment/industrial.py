@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import TOP, Evaluation, aligned
+from benchmarks.alignment.measure import TOP, aligned, evaluation_of
 from models.evaluation.floors import popularity
 from models.reward.industrial import Rule, Traits
 
@@ -31,7 +31,7 @@ VARIANTS = ("no rule", "less of a tag", "more long tail", "both")
 
 
 def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    evaluation, p = Evaluation(args), args.prepared
+    evaluation, p = evaluation_of(args), args.prepared
     popular = popularity([p / "training.parquet"])[0]
     traits = Traits.read(p / "items.parquet", evaluation.tok.catalogue, popular)
     before = evaluation.top(evaluation.pretrained, k=TOP)

@@ -36,8 +36,11 @@ PARTS: dict[str, type] = {"rollout": RolloutConfig, "objective": ObjectiveConfig
 
 
 def configure(changes: dict[str, Any], steps: int) -> AlignConfig:
-    """The daily default with changes; "rollout.group_size" names a part's field. Nothing is thrown away or stopped."""
-    config = AlignConfig(min_steps=steps, max_steps=steps, allowed_recall_loss=1.0, check_every=0)
+    """The daily default with changes; "rollout.group_size" names a part's field. Nothing is thrown away or stopped.
+
+    The evaluation set measures, so the loop's own probe is small, and the users it spares take part.
+    """
+    config = AlignConfig(min_steps=steps, max_steps=steps, allowed_recall_loss=1.0, check_every=0, probe_users=128)
     for name, value in changes.items():
         part, _, field = name.partition(".")
         new = dataclasses.replace(getattr(config, part), **{field: value}) if field else value
@@ -83,6 +86,16 @@ def loop_numbers(metrics: dict[str, Any]) -> dict[str, float]:
         "rollout_reward_first": float(np.mean([p["reward"] for p in curve[: max(1, len(curve) // 5)]])),
         "rollout_reward_last": float(np.mean([p["reward"] for p in curve[-max(1, len(curve) // 5) :]])),
     }
+
+
+def evaluation_of(args: argparse.Namespace) -> Evaluation:
+    """The evaluation set of these arguments, read once a process."""
+    return _evaluation(args.prepared, args.device, args.users)
+
+
+@functools.cache
+def _evaluation(prepared: Path, device: str, users: int) -> Evaluation:
+    return Evaluation(argparse.Namespace(prepared=prepared, device=device, users=users))
 
 
 class Evaluation:

@@ -9,7 +9,7 @@ import argparse
 from typing import Any
 
 from benchmarks.alignment.harness import Benchmark, Column, main
-from benchmarks.alignment.measure import Evaluation, aligned, loop_numbers
+from benchmarks.alignment.measure import aligned, evaluation_of, loop_numbers
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "pretrained": None,
@@ -37,7 +37,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 
 
 def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    evaluation, changes = Evaluation(args), VARIANTS[variant]
+    evaluation, changes = evaluation_of(args), VARIANTS[variant]
     if changes is None:
         return evaluation.numbers(evaluation.pretrained, seed)
     model, metrics = aligned(args, seed, changes)

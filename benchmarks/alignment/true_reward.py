@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import TOP, Evaluation, aligned
+from benchmarks.alignment.measure import TOP, aligned, evaluation_of
 
 STRONG = {"lr_dense": 4e-5, "lr_sparse": 5e-5, "users_per_step": 64}
 LITTLE = {"preference.policy_weight": 3.0, "preference.item_policy_weight": 3.0, "rsft_weight": 0.3}
@@ -49,7 +49,7 @@ def truth(folder: Path, users: np.ndarray, day: str | None, items: np.ndarray) -
 
 
 def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    evaluation = Evaluation(args)
+    evaluation = evaluation_of(args)
     items = evaluation.tok.catalogue.item_ids
     true_UN = truth(args.prepared / "truth", evaluation.data.user_id[evaluation.rows], args.day, items)
 
