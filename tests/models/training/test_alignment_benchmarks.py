@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -141,6 +144,34 @@ def test_results_are_written_as_they_come(tmp_path):
     assert sorted(p.name for p in args.out.iterdir()) == ["none_kr.json", "none_kr.md"]
     told = harness._told(["--prepared", "p", "--out", "somewhere", "--variants", "G 32"])
     assert told == ["--prepared", "p", "--variants", "'G 32'"]
+
+
+TINY = """
+from benchmarks.alignment.harness import Benchmark, Column, main
+
+
+def one(variant, seed, args):
+    print("this is no answer")
+    if variant == "bad":
+        raise ValueError("a broken variant")
+    return {"x": 10.0 * seed}
+
+
+if __name__ == "__main__":
+    columns = [Column(key="x", title="X", digits=0)]
+    main(Benchmark(module="tiny_bench", title="T", variants=["good", "bad"], one=one, columns=columns))
+"""
+
+
+def test_a_failed_variant_is_named_and_what_was_done_before_is_kept(tmp_path):
+    """A real worker process: what it prints is no answer, its error is shown, earlier results are on disk."""
+    (tmp_path / "tiny_bench.py").write_text(TINY)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[3]}"}
+    command = [sys.executable, "-m", "tiny_bench", "--prepared", "p", "--seeds", "2", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0 and "bad, seed 2 failed" in done.stderr and "a broken variant" in done.stderr
+    results = json.loads((tmp_path / "out" / "tiny_bench_p.json").read_text())["results"]
+    assert [(r["variant"], r["seed"], r["x"]) for r in results] == [("good", 2, 20.0)]
 
 
 def test_the_table_has_a_row_a_variant():
