@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
 from benchmarks.alignment.measure import TOP, aligned, evaluation_of
 
-STRONG = {"lr_dense": 4e-5, "lr_sparse": 5e-5, "users_per_step": 64}
+STRONG = {"lr_dense": 4e-5, "lr_sparse": 5e-5}
 LITTLE = {"preference.policy_weight": 3.0, "preference.item_policy_weight": 3.0, "rsft_weight": 0.3}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "pretrained": None,
@@ -31,7 +31,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "ecpo without rsft": STRONG | LITTLE | {"rsft_weight": 0.0},
 }
 TASTE_WEIGHT, QUALITY_WEIGHT = 3.5, 0.4  # of the simulator's preference (datasets/world.py)
-LOOKS = 5
+LOOKS = 2
 
 
 def truth(folder: Path, users: np.ndarray, day: str | None, items: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     if (changes := VARIANTS[variant]) is not None:
 
         def look(policy, point) -> None:
-            if point["step"] % max(1, args.steps // LOOKS) == 0:
+            if point["step"] % max(1, args.steps // (LOOKS + 1)) == 0 and point["step"] < args.steps:
                 policy.eval()
                 curve.append({"step": point["step"], **rewards(policy)})
 
