@@ -21,11 +21,8 @@ from models.reward.industrial import Rule, Traits
 
 # Changes to the daily default that all variants share: rules speak through the policy objective, so it is louder here.
 BASE: dict[str, Any] = {
-    "preference.policy_weight": 0.7,
     "preference.item_policy_weight": 0.7,
     "users_per_step": 64,
-    "lr_dense": 4e-5,
-    "lr_sparse": 5e-5,
 }
 VARIANTS = ("no rule", "less of a tag", "more long tail", "both")
 

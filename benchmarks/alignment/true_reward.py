@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
 from benchmarks.alignment.measure import TOP, aligned, evaluation_of
 
-STRONG = {"lr_dense": 4e-5, "lr_sparse": 5e-5}
+STRONG = {"users_per_step": 64}
 LITTLE = {"preference.policy_weight": 3.0, "preference.item_policy_weight": 3.0, "rsft_weight": 0.3}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "pretrained": None,

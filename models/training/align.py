@@ -42,11 +42,11 @@ EXPOSED = 10  # items of a list that a user is taken to see, for the exposure of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlignConfig:
-    """Published: half of the sessions dropped, 1 % of its users. A quarter of the published learning rates, as batches
-    are small; this and the rest: docs/decisions.md."""
+    """Published: half of the sessions dropped, 1 % of its users. Half the published learning rates, as batches are
+    small; this and the rest: docs/decisions.md."""
 
-    lr_sparse: float = 2.5e-5
-    lr_dense: float = 2e-5
+    lr_sparse: float = 5e-5
+    lr_dense: float = 4e-5
     warmup_share: float = 0.05  # then annealed to a tenth, as in pre-training
     clip_norm: float = 1.0
     batch_size: int = 32

@@ -27,9 +27,9 @@ from models.training.safety import ratio_health
 class PreferenceConfig:
     """Weights against RSFT's loss, and the format reward. Published: K = 5 of 128, at random."""
 
-    policy_weight: float = 1.5
-    item_policy_weight: float = 0.3  # the same objective on the item-level head
-    format_weight: float = 2.0  # 0 turns the format reward off
+    policy_weight: float = 0.7
+    item_policy_weight: float = 0.0  # the same objective on the item-level head
+    format_weight: float = 1.5  # 0 turns the format reward off
     format_k: int = 5
     format_selection: str = "random"
 
