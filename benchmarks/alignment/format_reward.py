@@ -15,10 +15,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import Evaluation, aligned, loop_numbers
+from benchmarks.alignment.measure import aligned, evaluation_of, loop_numbers
 
 POINTS = 11
-RL = {"rollout.free_samples": 128, "preference.format_k": 5}
+# Louder and longer than the daily default, which has no need of it: there the trie holds every beam to the catalogue.
+RL = {
+    "rollout.free_samples": 128,
+    "preference.format_k": 5,
+    "preference.format_weight": 20.0,
+    "users_per_step": 128,
+    "rsft_weight": 0.2,
+    "lr_dense": 8e-5,
+    "lr_sparse": 1e-4,
+}
 NONE = {"preference.format_weight": 0.0}
 TOP = {"preference.format_selection": "top"}
 FREE = {"rollout.search": "free_beam"}
@@ -36,7 +45,7 @@ COLOURS = ("#b2182b", "#ef8a62", "#2166ac", "#762a83", "#af8dc3", "#1b7837", "#8
 
 
 def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    evaluation = Evaluation(args)
+    evaluation = evaluation_of(args)
     marks = set(np.linspace(1, args.steps, POINTS - 1).round().astype(int).tolist())
     curve = [{"step": 0, "legality": evaluation.legality(evaluation.pretrained, seed)}]
 

@@ -9,9 +9,10 @@ import argparse
 from typing import Any
 
 from benchmarks.alignment.harness import Benchmark, Column, main
-from benchmarks.alignment.measure import PASS, Evaluation, aligned, loop_numbers
+from benchmarks.alignment.measure import PASS, aligned, evaluation_of, loop_numbers
 
 WIDTHS = (8, 32, 64, 128, 512)
+DEFAULT = "G 32"
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "no RL": {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0},
     **{f"G {size}": {"rollout.group_size": size} for size in (8, 32, 128, 512)},
@@ -24,20 +25,18 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 
 
 def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    evaluation = Evaluation(args)
+    evaluation = evaluation_of(args)
     model, metrics = aligned(args, seed, VARIANTS[variant] or {})
     widths = tuple(w for w in WIDTHS if w <= args.widest)
-    return (
-        evaluation.numbers(model, seed, passes=False)
-        | evaluation.passes(model, widths)
-        | loop_numbers(metrics)
-        | {f"pretrained_{k}": v for k, v in evaluation.passes(evaluation.pretrained, widths).items()}
-    )
+    result = evaluation.numbers(model, seed, passes=False) | evaluation.passes(model, widths) | loop_numbers(metrics)
+    if variant == DEFAULT:
+        result |= {f"pretrained_{k}": v for k, v in evaluation.passes(evaluation.pretrained, widths).items()}
+    return result
 
 
 def gains(results: list[dict[str, Any]]) -> str:
     """Table 6 in shape: the best P-Score of K items, of the pre-trained model, without RL and with the default."""
-    default = [r for r in results if r["variant"] == "G 32"]
+    default = [r for r in results if r["variant"] == DEFAULT]
     without = [r for r in results if r["variant"] == "no RL"]
     if not default or not without:
         return ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Callable
@@ -35,8 +36,11 @@ PARTS: dict[str, type] = {"rollout": RolloutConfig, "objective": ObjectiveConfig
 
 
 def configure(changes: dict[str, Any], steps: int) -> AlignConfig:
-    """The daily default with changes; "rollout.group_size" names a part's field. Nothing is thrown away or stopped."""
-    config = AlignConfig(min_steps=steps, max_steps=steps, allowed_recall_loss=1.0, check_every=0)
+    """The daily default with changes; "rollout.group_size" names a part's field. Nothing is thrown away or stopped.
+
+    The evaluation set measures, so the loop's own probe is small, and the users it spares take part.
+    """
+    config = AlignConfig(min_steps=steps, max_steps=steps, allowed_recall_loss=1.0, check_every=0, probe_users=128)
     for name, value in changes.items():
         part, _, field = name.partition(".")
         new = dataclasses.replace(getattr(config, part), **{field: value}) if field else value
@@ -84,6 +88,16 @@ def loop_numbers(metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def evaluation_of(args: argparse.Namespace) -> Evaluation:
+    """The evaluation set of these arguments, read once a process."""
+    return _evaluation(args.prepared, args.device, args.users)
+
+
+@functools.cache
+def _evaluation(prepared: Path, device: str, users: int) -> Evaluation:
+    return Evaluation(argparse.Namespace(prepared=prepared, device=device, users=users))
+
+
 class Evaluation:
     """The evaluation rows of a prepared folder, `users` of them (the same for every seed and variant)."""
 
@@ -125,6 +139,11 @@ class Evaluation:
                 out[at, : len(item)] = item
                 at += 1
         return out
+
+    @functools.cached_property
+    def top_before(self) -> np.ndarray:
+        """`top` of the pre-trained model."""
+        return self.top(self.pretrained)
 
     def recall(self, top: np.ndarray) -> np.ndarray:
         """Recall of each row."""
@@ -168,8 +187,8 @@ class Evaluation:
     def numbers(self, model: OneRec, seed: int, passes: bool = True) -> dict[str, float]:
         """All of it; recall also as the paired difference to the pre-trained model, with its half-width over users."""
         top = self.top(model)
-        recall, base = self.recall(top), self.recall(self.top(self.pretrained))
-        gap = recall - base
+        recall = self.recall(top)
+        gap = recall - self.recall(self.top_before)
         return {
             "p_score": float(np.nanmean(self.score(top[:, :TOP]))),
             "recall": float(recall.mean()),

@@ -19,24 +19,27 @@ from benchmarks.alignment.measure import Evaluation, aligned
 from models.training.checkpoint import load_model
 from models.training.rollout import RolloutConfig, RolloutWorker
 
-SIZES = (32, 128, 512)
-VARIANTS = tuple(f"G {size}{kind}" for size in SIZES for kind in ("", ", process"))
+WIDE = ", wide requests"  # four times the users of a request, generation alone
+VARIANTS = ("G 512", "G 512" + WIDE, "G 512, process", "G 32", "G 128", "G 32, process", "G 128, process")
 
 
 def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     size = int(variant.split(",")[0].removeprefix("G "))
     result: dict[str, Any] = {}
-    times: list[tuple[float, float]] = []
-    changes = {"rollout.group_size": size, "users_per_step": args.batch, "rollout_process": "process" in variant}
-    aligned(args, seed, changes, lambda _, p: times.append((p["rollout_seconds"], p["seconds"])))
-    waited, whole = np.array(times[len(times) // 4 :]).T
-    result["step_seconds"], result["rollout_share"] = float(whole.mean()), float(waited.sum() / whole.sum())
-    if "process" in variant:
-        return result
+    if WIDE not in variant:
+        times: list[tuple[float, float]] = []
+        changes = {"rollout.group_size": size, "users_per_step": args.batch, "rollout_process": "process" in variant}
+        changes |= {"probe_users": args.batch}
+        aligned(args, seed, changes, lambda _, p: times.append((p["rollout_seconds"], p["seconds"])))
+        waited, whole = np.array(times[len(times) // 4 :]).T
+        result["step_seconds"], result["rollout_share"] = float(whole.mean()), float(waited.sum() / whole.sum())
+        if "process" in variant:
+            return result
+    batch = args.batch * (4 if WIDE in variant else 1)
     evaluation = Evaluation(args)
     model = load_model(args.prepared / "model", evaluation.tok).to(args.device)
     worker = RolloutWorker(model, evaluation.tok, RolloutConfig(group_size=size), seed)
-    rows = np.resize(evaluation.rows, args.batch)
+    rows = np.resize(evaluation.rows, batch)
     for timed in (False, False, True):
         _wait(args.device)
         begun = time.monotonic()
@@ -45,8 +48,8 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         _wait(args.device)
     seconds = time.monotonic() - begun
     result |= {
-        "users_per_s": args.rounds * args.batch / seconds,
-        "items_per_s": args.rounds * args.batch * size / seconds,
+        "users_per_s": args.rounds * batch / seconds,
+        "items_per_s": args.rounds * batch * size / seconds,
     }
     if args.device.startswith("cuda"):
         result["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
@@ -75,7 +78,8 @@ if __name__ == "__main__":
                 Column(key="rollout_share", title="share of the step that waits for rollouts", digits=3),
                 Column(key="gpu_gib", title="GPU GiB", digits=2),
             ],
-            notes="`process` is the worker in a process of its own, one step ahead of the trainer.",
+            notes="A request is 64 users unless --batch says otherwise, four times as many if wide; a step has "
+            "as many users. `process` is the worker in a process of its own, one step ahead of the trainer.",
         ),
         parser,
     )

@@ -18,16 +18,20 @@ import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import TOP, Evaluation, aligned
+from benchmarks.alignment.measure import TOP, aligned, evaluation_of
 
+STRONG = {"users_per_step": 64}
+LITTLE = {"preference.policy_weight": 3.0, "preference.item_policy_weight": 3.0, "rsft_weight": 0.3}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "pretrained": None,
     "rsft only": {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0},
-    "ecpo": {},
-    "ecpo, ten times the weight": {"preference.policy_weight": 10.0, "preference.item_policy_weight": 10.0},
+    "ecpo (daily default)": {},
+    "ecpo, stronger": STRONG | {"preference.policy_weight": 3.0, "preference.item_policy_weight": 1.0},
+    "ecpo, stronger, rsft only a little": STRONG | LITTLE,
+    "ecpo without rsft": STRONG | LITTLE | {"rsft_weight": 0.0},
 }
 TASTE_WEIGHT, QUALITY_WEIGHT = 3.5, 0.4  # of the simulator's preference (datasets/world.py)
-LOOKS = 5
+LOOKS = 2
 
 
 def truth(folder: Path, users: np.ndarray, day: str | None, items: np.ndarray) -> np.ndarray:
@@ -45,7 +49,7 @@ def truth(folder: Path, users: np.ndarray, day: str | None, items: np.ndarray) -
 
 
 def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    evaluation = Evaluation(args)
+    evaluation = evaluation_of(args)
     items = evaluation.tok.catalogue.item_ids
     true_UN = truth(args.prepared / "truth", evaluation.data.user_id[evaluation.rows], args.day, items)
 
@@ -66,17 +70,24 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
             found[f"rank_{name}"] = float(np.nanmean(each))
         return found
 
+    def by_user(model) -> tuple[np.ndarray, np.ndarray]:
+        """Mean P-Score and mean true preference of each user's top 10."""
+        top = evaluation.top(model, k=TOP)
+        true = np.where(top >= 0, np.take_along_axis(true_UN, np.maximum(top, 0), 1), np.nan)
+        return np.nanmean(evaluation.score(top), 1), np.nanmean(true, 1)
+
     before = rewards(evaluation.pretrained)
     model, curve = evaluation.pretrained, [{"step": 0, **before}]
     if (changes := VARIANTS[variant]) is not None:
 
         def look(policy, point) -> None:
-            if point["step"] % max(1, args.steps // LOOKS) == 0:
+            if point["step"] % max(1, args.steps // (LOOKS + 1)) == 0 and point["step"] < args.steps:
                 policy.eval()
                 curve.append({"step": point["step"], **rewards(policy)})
 
         model, _ = aligned(args, seed, changes, look)
     after = rewards(model)
+    (p0, t0), (p1, t1) = by_user(evaluation.pretrained), by_user(model)
     recall = evaluation.recall(evaluation.top(model))
     return {
         **after,
@@ -84,6 +95,8 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         "true_gain": after["true_reward"] - before["true_reward"],
         "p_score_gain": after["p_score"] - before["p_score"],
         "recall": float(recall.mean()),
+        "honest": float(((p1 > p0) & (t1 > t0)).mean()),
+        "cheated": float(((p1 > p0) & (t1 < t0)).mean()),
         "best_possible": float(np.sort(true_UN, 1)[:, -TOP:].mean()),
         "random_items": float(true_UN.mean()),
         "curve": curve,
@@ -124,6 +137,8 @@ if __name__ == "__main__":
                 Column(key="p_score_gain", title="gain"),
                 Column(key="rank_random", title="rank correlation, random items", digits=3),
                 Column(key="rank_generated", title="generated items", digits=3),
+                Column(key="honest", title="users with both up", digits=3),
+                Column(key="cheated", title="P-Score up, true down", digits=3),
                 Column(key="recall", title="recall@50"),
                 Column(key="best_possible", title="best possible", digits=3),
                 Column(key="random_items", title="random items", digits=3),

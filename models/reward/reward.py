@@ -48,6 +48,7 @@ class RewardSetup:
 REGISTRY = {
     "p_score": "models.reward.reward:p_score",
     "format": "models.reward.format:legality",
+    "session": "models.reward.session:session",
 }
 
 

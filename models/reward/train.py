@@ -21,10 +21,12 @@ from models.reward.losses import SCORE_BALANCE, TOWER_BALANCE, WEIGHTS, ClassWei
 from models.reward.measure import calibrate, impressions, measure, predict
 from models.reward.pscore import PScore, PScoreConfig
 from models.training.checkpoint import Tokenizer
-from models.training.data import PATHWAYS, TrainingSet, read_ragged
+from models.training.data import PATHWAYS, TrainingSet, batches_in, read_ragged
 from models.training.pretrain import static_features
 
-BATCH, EPOCHS, LEARNING_RATE = 128, 2, 3e-3
+BATCH, EPOCHS, LEARNING_RATE = 128, 4, 3e-3
+# At bootstrap a small log is passed over until so many steps are taken, but not more often than that (decisions.md).
+MIN_STEPS, MAX_EPOCHS = 300, 8
 # Users by hash, in hundredths. Test and calibration users are never trained on, and validation users not while weights
 # are searched (weights.py).
 TEST, CALIBRATION, VALIDATION = range(10), range(10, 15), range(15, 25)
@@ -52,7 +54,8 @@ def train_reward(
     rows = rows_with_labels(data)
     fold = fold_of(data.user_id[rows])
     train_rows, test_rows = rows[~np.isin(fold, [*TEST, *CALIBRATION])], rows[np.isin(fold, TEST)]
-    curve = fit(model, data, train_rows, seed=seed, epochs=EPOCHS if previous is None else 1, progress=progress)
+    epochs = passes(len(train_rows)) if previous is None else 1
+    curve = fit(model, data, train_rows, seed=seed, epochs=epochs, progress=progress)
     shifts = calibrate(model, data, rows[np.isin(fold, CALIBRATION)])
     model.save(out)
     metrics = {
@@ -64,6 +67,11 @@ def train_reward(
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics
+
+
+def passes(rows: int) -> int:
+    """How often bootstrap passes over so many rows."""
+    return max(EPOCHS, min(MAX_EPOCHS, -(-MIN_STEPS // batches_in(rows, BATCH)))) if rows else EPOCHS
 
 
 def new_model(data: TrainingSet, tok: Tokenizer, **choices) -> PScore:

@@ -109,7 +109,8 @@ def align(
     held, sessions, users = _split(data, config, rng)
     trie = tok.trie.to(device)
     probe = Probe(data=data, rows=held, reward=base, trie=trie, k=config.probe_k, seed=seed, device=device)
-    prefer = Preference(config.preference, config.objective, rewarded, reference, seed, device)
+    lists = config.rollout.session_items
+    prefer = Preference(config.preference, config.objective, rewarded, reference, seed, device, lists)
     worker: Worker = (
         ProcessWorker(model=model, tokenizer=tokenizer, config=config.rollout, seed=seed, device=device)
         if config.rollout_process
@@ -131,6 +132,8 @@ def align(
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * learning_rate(step, len(batches), config.warmup_share)
         rollout, used = worker.collect(ticket, step), context
+        if rollout.item_BG.is_cuda:
+            torch.cuda.synchronize()  # what was generated counts as the rollout's time, not as the update's
         waited, context = time.monotonic() - begun, next(turns)
         ticket = worker.request(context)  # before this step's update: a worker of its own generates meanwhile
         policy.train()

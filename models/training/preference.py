@@ -53,8 +53,10 @@ class Preference:
         reference: OneRec | None,
         seed: int,
         device: str,
+        session_items: int = 1,
     ) -> None:
         self.config, self.objective, self.reward, self.reference = config, objective, reward, reference
+        self.session_items = session_items  # of RolloutConfig: so many neighbours in the group are one sample
         self.device, self.generator = device, torch.Generator().manual_seed(seed)
         self.select = selection(config.format_selection)
 
@@ -64,7 +66,8 @@ class Preference:
         context = {k: v.to(self.device) for k, v in context.items()}
         with torch.no_grad():
             reward = self.reward(RewardInput(context=context, codes_BGL=r.codes_BGL, item_BG=r.item_BG))
-            advantage = group_advantage(reward, r.valid_BG)
+            valid = self._lists(r.valid_BG.float()) == self.session_items
+            advantage = group_advantage(self._lists(reward) / self.session_items, valid)
         pick = self.select(r.free_logp_old_BF, c.format_k, self.generator)
         free_codes = r.free_codes_BFL.gather(1, pick[..., None].expand(-1, -1, r.free_codes_BFL.shape[-1]))
         free_item, free_old = r.free_item_BF.gather(1, pick), r.free_logp_old_BF.gather(1, pick)
@@ -72,11 +75,12 @@ class Preference:
         logp, entropy = level_logps(policy, torch.cat([r.codes_BGL, free_codes], 1), z, mask)
         G = r.codes_BGL.shape[1]
         objective = make_objective(self.objective, self._reference_logp(context, r))
-        loss = -c.policy_weight * objective(logp[:, :G], r.logp_old_BG, advantage).mean()
+        whole, whole_old = self._lists(logp[:, :G]), self._lists(r.logp_old_BG)
+        loss = -c.policy_weight * objective(whole, whole_old, advantage).mean()
         if c.item_policy_weight:
             by_item = make_objective(dataclasses.replace(self.objective, kl_beta=0.0))
-            own = item_logp(policy, r.item_BG, z)
-            loss = loss - c.item_policy_weight * by_item(own, r.item_logp_old_BG, advantage).mean()
+            own = self._lists(item_logp(policy, r.item_BG, z))
+            loss = loss - c.item_policy_weight * by_item(own, self._lists(r.item_logp_old_BG), advantage).mean()
         if c.format_weight:
             legal = format_advantage(RewardInput(context=context, codes_BGL=free_codes, item_BG=free_item))
             o = self.objective
@@ -88,13 +92,17 @@ class Preference:
             "entropy": entropy.sum().item(),
             "staleness": r.staleness,
             "on_policy": float(r.on_policy),
-            **ratio_health(logp[:, :G], r.logp_old_BG, advantage, self.objective.epsilon),
+            **ratio_health(whole, whole_old, advantage, self.objective.epsilon),
         }
         return loss, stats
+
+    def _lists(self, value_BG: Tensor) -> Tensor:
+        """Sums over the items of each list, [B, G / m]: a list's log-probability is the sum of its items'."""
+        return value_BG if self.session_items == 1 else value_BG.unflatten(1, (-1, self.session_items)).sum(2)
 
     @torch.no_grad()
     def _reference_logp(self, context: dict[str, Tensor], r: Rollout) -> Tensor | None:
         if self.reference is None:
             return None
         z, mask = self.reference.encode(context)
-        return sequence_logp(self.reference, r.codes_BGL, z, mask)
+        return self._lists(sequence_logp(self.reference, r.codes_BGL, z, mask))

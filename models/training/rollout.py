@@ -28,9 +28,14 @@ SEARCHES = ("beam", "free_beam", "sample")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    """How a group is generated: `beam` is held to the trie, `free_beam` and `sample` may spell what is no item."""
+    """How a group is generated: `beam` is held to the trie, `free_beam` and `sample` may spell what is no item.
+
+    With `session_items` m over 1 the group is shuffled and cut into lists of m, which are rewarded and compared as V1's
+    sessions are; a remainder is left out.
+    """
 
     group_size: int = 32
+    session_items: int = 1
     search: str = "beam"
     top_k: int = 0
     top_p: float = 1.0
@@ -41,6 +46,11 @@ class RolloutConfig:
             raise ValueError(f"search is {self.search!r}; choose one of {list(SEARCHES)}")
         if self.group_size < 2:
             raise ValueError(f"group_size is {self.group_size}; a group needs two items to compare")
+        if not 1 <= self.session_items <= self.group_size // 2:
+            raise ValueError(
+                f"session_items is {self.session_items} and group_size {self.group_size}; a group needs two lists to "
+                "compare, and a list an item"
+            )
         if self.free_samples < 1:
             raise ValueError(f"free_samples is {self.free_samples}; the format reward and legality need at least one")
 
@@ -116,6 +126,8 @@ class RolloutWorker:
         else:
             codes, score = beam_search(self.model, z, mask, c.group_size, self.trie if c.search == "beam" else None)
             possible = torch.isfinite(score)  # a surplus beam may spell an item that stands in the group already
+        if c.session_items > 1:
+            codes, possible = self._lists(codes, possible)
         free = sample_codes(self.model, z, mask, c.free_samples, self.generator)
         logp = sequence_logp(self.model, torch.cat([codes, free], 1), z, mask)
         item = torch.where(possible, self.trie.lookup(codes), -1)
@@ -130,6 +142,13 @@ class RolloutWorker:
             "free_item_BF": self.trie.lookup(free),
             "free_logp_old_BF": logp[:, G:],
         }
+
+    def _lists(self, codes_BGL: Tensor, possible_BG: Tensor) -> tuple[Tensor, Tensor]:
+        """Each user's group in random order, cut to whole lists: in a beam's order the first list would be the best."""
+        B, G = possible_BG.shape
+        noise = torch.rand(B, G, generator=self.generator, device=self.device)
+        keep = noise.argsort(1)[:, : G - G % self.config.session_items]
+        return codes_BGL.gather(1, keep[..., None].expand(-1, -1, codes_BGL.shape[-1])), possible_BG.gather(1, keep)
 
 
 def sequence_logp(model: OneRec, codes_BGL: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from models.onerec.features import LABELS
 from models.reward.measure import calibrate, impressions, intercept, predict
 from models.reward.pscore import PScore
-from models.reward.train import fold_of, labelled, new_model, set_categories, train_reward
+from models.reward.train import EPOCHS, MAX_EPOCHS, fold_of, labelled, new_model, passes, set_categories, train_reward
 from models.training.checkpoint import Tokenizer
 from models.training.data import TrainingSet
 from tests.models.conftest import LIKE, Row, World, simulate_days, small_model, write_training_set
@@ -145,3 +145,9 @@ def test_a_source_whose_held_out_users_are_absent_is_trained(world, tmp_path):
     metrics = _train(world, tmp_path / "a", training_sets=[path])
     assert metrics["rows"] == 1
     assert {m["auc"] for m in metrics["objectives"].values()} == {None}
+
+
+def test_bootstrap_passes_over_a_small_log_more_often():
+    assert passes(128 * 1000) == EPOCHS  # a thousand batches are enough
+    assert passes(128 * 50) == 6  # fifty are not: six passes make 300 steps
+    assert passes(10) == MAX_EPOCHS and passes(0) == EPOCHS

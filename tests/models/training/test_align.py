@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from models.reward.industrial import Rule
+from models.reward.session import train_session
 from models.reward.train import train_reward
 from models.training.align import AlignConfig, _batches, _longer_half, align, align_later_day
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.data import TrainingSet
 from models.training.objectives import ObjectiveConfig
-from models.training.preference import PreferenceConfig
+from models.training.preference import Preference, PreferenceConfig
 from models.training.pretrain import PretrainConfig, pretrain
 from models.training.rollout import RolloutConfig
 from models.training.safety import Probe
@@ -117,6 +118,24 @@ def test_every_objective_runs_in_the_loop(world, trained, tmp_path, objective):
     metrics = _align(world, trained, tmp_path / "a", objective=config, allowed_recall_loss=1.0)
     assert metrics["objective"] == objective and metrics["kept"] == "aligned"
     assert all(math.isfinite(point["policy_loss"]) for point in metrics["curve"])
+
+
+def test_iterative_dpo_prefers_the_session_of_the_higher_reward(world, trained, tmp_path):
+    """V1: lists of five, the session-wise reward, snapshots every second step; alone it raises the lists' reward."""
+    common = {"training_sets": world.training, "tokenizer": world.tokenizer, "seed": 1, "progress": lambda _: None}
+    train_session(**common, reward=trained["reward"], out=trained["reward"])
+    metrics = _align(
+        world, trained, tmp_path / "a", objective=ObjectiveConfig(name="dpo", dpo_beta=0.5), rewards={"session": 1.0},
+        rollout=RolloutConfig(group_size=25, session_items=5), rsft_weight=0.0, lr_dense=1e-3, lr_sparse=1e-3,
+        preference=PreferenceConfig(policy_weight=1.0, format_weight=0.0), min_steps=24, max_steps=24, sync_every=2,
+        allowed_recall_loss=1.0, check_every=0,
+    )  # fmt: skip
+    assert metrics["reward_after"] > metrics["reward_before"] + 0.01
+
+
+def test_a_lists_log_probability_is_the_sum_of_its_items():
+    prefer = Preference(PreferenceConfig(), ObjectiveConfig(), lambda _: torch.zeros(1), None, 0, "cpu", 3)
+    assert prefer._lists(torch.arange(12.0).view(2, 6)).tolist() == [[3.0, 12.0], [21.0, 30.0]]
 
 
 def test_the_policy_objective_raises_the_reward(world, trained, tmp_path):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
+import subprocess
+import sys
 from datetime import date
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from benchmarks.alignment import (
     true_reward,
 )
 from benchmarks.alignment.measure import Evaluation, configure
+from models.reward.session import train_session
 from models.reward.train import train_reward
 from models.training.pretrain import PretrainConfig, pretrain
 from tests.models.conftest import FIRST_DAY_S
@@ -38,9 +42,10 @@ def prepared(world, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("prepared")
     for name in ("model", "reward"):
         (out / name).mkdir()
-    common = {"training_sets": world.training, "tokenizer": world.tokenizer, "previous": None, "seed": 1}
-    pretrain(**common, out=out / "model", progress=lambda _: None, config=PretrainConfig(min_steps=1, batch_size=16))
-    train_reward(**common, out=out / "reward", progress=lambda _: None)
+    common = {"training_sets": world.training, "tokenizer": world.tokenizer, "seed": 1, "progress": lambda _: None}
+    pretrain(**common, previous=None, out=out / "model", config=PretrainConfig(min_steps=1, batch_size=16))
+    train_reward(**common, previous=None, out=out / "reward")
+    train_session(**common, reward=out / "reward", out=out / "reward")
     shutil.copytree(world.tokenizer, out / "tokenizer")
     shutil.copyfile(world.training[-1], out / "training.parquet")
     shutil.copyfile(world.evaluation, out / "evaluation.parquet")
@@ -71,12 +76,13 @@ def args(prepared) -> argparse.Namespace:
     [
         (policies, "pretrained"),
         (policies, "dpo"),
+        (policies, "iterative dpo of sessions (V1)"),
         (format_reward, "top 5, free beam"),
         (group_size, "sampling top-k 50, top-p .95"),
         (industrial, "both"),
         (rollout_speed, "G 32"),
         (selection, "best of 32"),
-        (true_reward, "ecpo"),
+        (true_reward, "ecpo (daily default)"),
     ],
 )
 def test_one_variant_returns_finite_numbers(module, variant, args):
@@ -119,6 +125,53 @@ def test_the_interval_is_students():
     mean, half = harness.interval([1.0, 2.0, 3.0])
     assert mean == 2.0 and half == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
     assert math.isnan(harness.interval([1.0])[1])
+
+
+def test_results_are_written_as_they_come(tmp_path):
+    """After one of three processes there is a table of one row; the command leaves out where the results went."""
+    benchmark = harness.Benchmark(
+        module="benchmarks.alignment.none",
+        title="T",
+        variants=["a", "b"],
+        one=lambda *_: {},
+        columns=[harness.Column(key="x", title="X", digits=1)],
+    )
+    args = argparse.Namespace(prepared=Path("prepared/kr"), out=tmp_path / "out", seeds=[1, 2], device="cpu")
+    page = harness._publish(benchmark, args, [{"variant": "b", "seed": 1, "x": 2.0}], ["b"], 0.0)
+    assert "| b | 2.0 |" in page and "| a |" not in page
+    assert (args.out / "none_kr.md").read_text() == page
+    assert json.loads((args.out / "none_kr.json").read_text())["results"] == [{"variant": "b", "seed": 1, "x": 2.0}]
+    assert sorted(p.name for p in args.out.iterdir()) == ["none_kr.json", "none_kr.md"]
+    told = harness._told(["--prepared", "p", "--out", "somewhere", "--variants", "G 32"])
+    assert told == ["--prepared", "p", "--variants", "'G 32'"]
+
+
+TINY = """
+from benchmarks.alignment.harness import Benchmark, Column, main
+
+
+def one(variant, seed, args):
+    print("this is no answer")
+    if variant == "bad":
+        raise ValueError("a broken variant")
+    return {"x": 10.0 * seed}
+
+
+if __name__ == "__main__":
+    columns = [Column(key="x", title="X", digits=0)]
+    main(Benchmark(module="tiny_bench", title="T", variants=["good", "bad"], one=one, columns=columns))
+"""
+
+
+def test_a_failed_variant_is_named_and_what_was_done_before_is_kept(tmp_path):
+    """A real worker process: what it prints is no answer, its error is shown, earlier results are on disk."""
+    (tmp_path / "tiny_bench.py").write_text(TINY)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[3]}"}
+    command = [sys.executable, "-m", "tiny_bench", "--prepared", "p", "--seeds", "2", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0 and "bad, seed 2 failed" in done.stderr and "a broken variant" in done.stderr
+    results = json.loads((tmp_path / "out" / "tiny_bench_p.json").read_text())["results"]
+    assert [(r["variant"], r["seed"], r["x"]) for r in results] == [("good", 2, 20.0)]
 
 
 def test_the_table_has_a_row_a_variant():

@@ -58,6 +58,22 @@ def test_a_group_as_wide_as_the_catalogue_holds_each_item_once():
         assert sorted(items[valid].tolist()) == list(range(20)) and (items[~valid] == -1).all()
 
 
+def test_lists_are_whole_and_hold_the_beams_items_in_random_order():
+    model, tok = small_model()
+    batch = random_batch(model, LENGTHS)
+    plain, lists = (
+        RolloutWorker(model, tok, RolloutConfig(group_size=10, session_items=m), seed=0).generate(batch) for m in (1, 3)
+    )
+    assert lists["codes_BGL"].shape == (3, 9, 3)
+    assert not torch.equal(lists["item_BG"], plain["item_BG"][:, :9])
+    for mine, all_of_them in zip(lists["item_BG"].tolist(), plain["item_BG"].tolist()):
+        assert len(set(mine)) == 9 and set(mine) <= set(all_of_them)
+    assert torch.equal(lists["item_BG"], tok.trie.lookup(lists["codes_BGL"]))
+    with torch.no_grad():
+        z, mask = model.encode(batch)
+        torch.testing.assert_close(lists["logp_old_BG"], sequence_logp(model, lists["codes_BGL"], z, mask))
+
+
 def test_pushed_parameters_generate_and_age():
     model, tok = small_model()
     other, _ = small_model(seed=1)
@@ -89,6 +105,7 @@ def test_truncated_sampling_draws_only_from_the_most_probable_codes():
         ({"search": "greedy"}, "search is 'greedy'"),
         ({"group_size": 1}, "group_size is 1"),
         ({"free_samples": 0}, "free_samples"),
+        ({"group_size": 9, "session_items": 5}, "session_items is 5"),
     ],
 )
 def test_wrong_settings_are_refused(changes, message):
