@@ -126,7 +126,7 @@ class OneRec(nn.Module):
                 tokens.append(self._code(level)(prefix_Nn[:, i]))
         d = torch.stack(tokens, 1) + self.place_PD[: len(tokens)]
         for layer, kv in zip(self.decoder, context_kv):
-            d = layer(d, layout, kv, _as_keys(mask_BT))
+            d = layer(d, layout, kv, mask_BT)
         return self.norm_out(d)
 
     def decode_step(
@@ -147,7 +147,7 @@ class OneRec(nn.Module):
             d = self._code(place % (self.config.levels + 1) - 1)(code_BM)
         d, cache = d + self.place_PD[place], []
         for i, (layer, kv) in enumerate(zip(self.decoder, context_kv)):
-            d, grown = cast(DecoderLayer, layer).step(d, past[i] if past else [], kv, _as_keys(mask_BT))
+            d, grown = cast(DecoderLayer, layer).step(d, past[i] if past else [], kv, mask_BT)
             cache.append(grown)
         return self.norm_out(d), cache
 
@@ -201,7 +201,3 @@ class OneRec(nn.Module):
         index = torch.arange(self.config.items, device=query.device)
         table = self._code_sum(self.sid_NL[:-1]) + self.item_residual(index)
         return F.linear(query, table, self.item_bias_N)
-
-
-def _as_keys(mask_BT: Tensor | None) -> Tensor | None:
-    return None if mask_BT is None else mask_BT[:, None, None]

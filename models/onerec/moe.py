@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.onerec.rows import fuses
+
 
 class SwiGLU(nn.Module):
     """One dense expert: down(silu(gate x) * up x)."""
@@ -77,12 +79,31 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]. In training the tokens each expert received are added to `load_E`."""
         x_ND = x.reshape(-1, x.shape[-1])
+        if self._fuses(x_ND):
+            from models.onerec.kernels import experts
+
+            weights = (self.router.weight, self.bias_E, self.gate_EDF, self.up_EDF, self.down_EFD)
+            y_ND = experts(x_ND, *weights, self.k)
+        else:
+            y_ND = self._experts(x_ND)
+        if self.shared is not None:
+            y_ND = y_ND + self.shared(x_ND)
+        return y_ND.view(x.shape)
+
+    def _fuses(self, x_ND: Tensor) -> bool:
+        """Whether the Triton kernels take this layer: whole steps of 64 along both widths."""
+        whole = self.gate_EDF.shape[1] % 64 == 0 and self.gate_EDF.shape[2] % 64 == 0
+        weights = (self.router.weight, self.gate_EDF, self.up_EDF, self.down_EFD)
+        return whole and self.affinity == "sigmoid" and not self.training and fuses(x_ND, *weights)
+
+    def _experts(self, x_ND: Tensor) -> Tensor:
+        """The chosen experts' weighted sum."""
         gate_NK, chosen_NK = self.route(x_ND)
         expert, order = chosen_NK.flatten().sort(stable=True)
-        ends = torch.searchsorted(expert, torch.arange(len(self.bias_E), device=x.device), right=True, out_int32=True)
+        ends = torch.searchsorted(expert, torch.arange(len(self.bias_E), device=x_ND.device), right=True, out_int32=True)
         if self.training:
             self.load_E += ends.diff(prepend=ends.new_zeros(1))
-        place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x_ND.device))
         if torch.is_grad_enabled():
             x_sorted = Permute.apply(x_ND[:, None].expand(-1, self.k, -1).flatten(0, 1), order, place)
         else:
@@ -91,10 +112,7 @@ class MoE(nn.Module):
         y_sorted = _grouped(hidden, self.down_EFD, ends)
         y_NKD = Permute.apply(y_sorted, place, order) if torch.is_grad_enabled() else y_sorted.index_select(0, place)
         y_NKD = y_NKD.unflatten(0, gate_NK.shape)
-        y_ND = (y_NKD * gate_NK[..., None].to(y_NKD.dtype)).sum(1)
-        if self.shared is not None:
-            y_ND = y_ND + self.shared(x_ND)
-        return y_ND.view(x.shape)
+        return (y_NKD * gate_NK[..., None].to(y_NKD.dtype)).sum(1)
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Gates and chosen experts, each [N, K]; in float32, whose steps are finer than the bias's."""

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FUSED = [True]  # a benchmark turns the kernels off
+FUSED_WIDTHS = (16, 32, 64, 128)  # of a head
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -58,9 +60,28 @@ def attend(q_NHd: Tensor, k_SHd: Tensor, v_SHd: Tensor, of: Layout, to: Layout, 
     if to.index_N is not None and not dropout and varlen_runs(q_NHd):
         return _varlen(q_NHd, k_SHd, v_SHd, of, to)
     q, k, v = of.pad(q_NHd).transpose(1, 2), to.pad(k_SHd).transpose(1, 2), to.pad(v_SHd).transpose(1, 2)
-    mask = None if to.mask_BT is None else to.mask_BT[:, None, None]
-    y_BHTd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    return of.pack(y_BHTd.transpose(1, 2))
+    return of.pack(masked_attention(q, k, v, to.mask_BT, dropout).transpose(1, 2))
+
+
+def masked_attention(
+    q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask_BS: Tensor | None, dropout: float = 0.0
+) -> Tensor:
+    """Attention [B, H, T, d]. mask: bool, True = may look; None: every query sees every key."""
+    if mask_BS is not None and not dropout and q_BHTd.shape[-1] in FUSED_WIDTHS and fuses(q_BHTd, k_BHSd, v_BHSd):
+        from models.onerec.kernels import attention
+
+        return attention(q_BHTd, k_BHSd, v_BHSd, mask_BS)
+    mask = None if mask_BS is None else mask_BS[:, None, None]
+    return F.scaled_dot_product_attention(q_BHTd, k_BHSd, v_BHSd, attn_mask=mask, dropout_p=dropout)
+
+
+def fuses(*tensors: Tensor) -> bool:
+    """Whether the Triton kernels of serving (models/onerec/kernels.py) take these: CUDA, bfloat16, no gradient."""
+    return (
+        FUSED[0]
+        and not torch.is_grad_enabled()
+        and all(t.is_cuda and t.dtype == torch.bfloat16 and t.stride(-1) == 1 for t in tensors)
+    )
 
 
 def varlen_runs(x: Tensor) -> bool:
