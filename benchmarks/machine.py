@@ -28,7 +28,12 @@ def hardware(device: str = "cpu") -> str:
 
 
 def commit() -> str:
-    """Short commit of the repository, `-dirty` behind it if files differ; "unknown" without git or outside of one."""
+    """Short commit of the repository, `-dirty` behind it if files differ; "unknown" without git or outside of one.
+
+    A tree that was exported from git is told its commit by ONEREC_COMMIT.
+    """
+    if told := os.environ.get("ONEREC_COMMIT"):
+        return told
     command = ["git", "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)

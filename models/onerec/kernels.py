@@ -22,7 +22,10 @@ from torch.library import triton_op, wrap_triton
 ROWS, DEPTH, GROUP = 128, 64, 8  # rows of a tile, depth of a step, row tiles that share columns in the L2 cache
 SWIGLU_COLS, DOWN_COLS = 128, 256  # the first keeps two accumulators, gate and up
 WARPS, STAGES = 8, 3
-NEVER = tl.constexpr(-1e30)  # a score that no real one undercuts; finite, so that a block without a valid key makes no NaN
+QUERIES, KEYS, ATTENTION_WARPS, ATTENTION_STAGES = 128, 64, 8, 3
+NEVER = tl.constexpr(
+    -1e30
+)  # a score that no real one undercuts; finite, so that a block without a valid key makes no NaN
 
 
 @triton.jit
@@ -155,7 +158,7 @@ def route(x_ND: Tensor, router_ED: Tensor, bias_E: Tensor, k: int) -> tuple[Tens
     """Gates float32 [N, K] and chosen experts uint8 [N, K]."""
     (N, D), E = x_ND.shape, router_ED.shape[0]
     gate_NK, chosen_NK = x_ND.new_empty(N, k, dtype=torch.float32), x_ND.new_empty(N, k, dtype=torch.uint8)
-    wrap_triton(_route)[(triton.cdiv(N, 64),)](
+    wrap_triton(_route)[(_up(N, 64),)](
         x_ND, router_ED, bias_E, gate_NK, chosen_NK, N, D, E, k, _power(E), 64, 64, num_warps=4
     )
     return gate_NK, chosen_NK
@@ -166,7 +169,7 @@ def swiglu(x_ND: Tensor, order_R: Tensor, ends_E: Tensor, gate_EDF: Tensor, up_E
     """Hidden rows [R, F], sorted by expert."""
     R, (E, D, F) = order_R.shape[0], gate_EDF.shape
     hidden_RF = x_ND.new_empty(R, F)
-    wrap_triton(_swiglu)[(_tiles(R, E) * triton.cdiv(F, SWIGLU_COLS),)](
+    wrap_triton(_swiglu)[(_tiles(R, E) * _up(F, SWIGLU_COLS),)](
         x_ND, order_R, gate_EDF, up_EDF, ends_E, hidden_RF, D, F, E, k, _power(E),
         ROWS, SWIGLU_COLS, DEPTH, GROUP, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
@@ -178,7 +181,7 @@ def down(hidden_RF: Tensor, order_R: Tensor, ends_E: Tensor, weight_R: Tensor, d
     """Weighted outputs [R, D], in the order of the tokens: row n K + j is the j-th expert's of token n."""
     R, (E, F, D) = order_R.shape[0], down_EFD.shape
     y_RD = hidden_RF.new_empty(R, D)
-    wrap_triton(_down)[(_tiles(R, E) * triton.cdiv(D, DOWN_COLS),)](
+    wrap_triton(_down)[(_tiles(R, E) * _up(D, DOWN_COLS),)](
         hidden_RF, order_R, weight_R, down_EFD, ends_E, y_RD, D, F, E, _power(E),
         ROWS, DOWN_COLS, DEPTH, GROUP, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
@@ -191,9 +194,10 @@ def _attention(q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask_BS: Tensor) 
     out_BTHd = q_BHTd.new_empty(B, T, H, d)
     scale = d**-0.5 * 1.4426950408889634  # of exp2
     strides = [stride for x in (q_BHTd, k_BHSd, v_BHSd) for stride in x.stride()[:3]]
-    wrap_triton(_attend)[(triton.cdiv(T, 128), B * H)](
-        q_BHTd, k_BHSd, v_BHSd, mask_BS, out_BTHd, scale, *strides, T, S, H, d, 128, 64, num_warps=8, num_stages=3
-    )
+    wrap_triton(_attend)[(_up(T, QUERIES), B * H)](
+        q_BHTd, k_BHSd, v_BHSd, mask_BS, out_BTHd, scale, *strides, T, S, H, d,
+        QUERIES, KEYS, num_warps=ATTENTION_WARPS, num_stages=ATTENTION_STAGES,
+    )  # fmt: skip
     return out_BTHd
 
 
@@ -215,10 +219,15 @@ def experts(
     return down(hidden_RF, order_R, ends_E, gate_NK.flatten(), down_EFD).unflatten(0, gate_NK.shape).sum(1)
 
 
+def _up(n: int, size: int) -> int:
+    """Blocks of `size` that hold n; for an export's symbolic n too."""
+    return (n + size - 1) // size
+
+
 def _power(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length())
 
 
 def _tiles(rows: int, experts: int) -> int:
     """Row tiles that can be needed: each expert may end in the middle of one; whole groups of them."""
-    return triton.cdiv(triton.cdiv(rows, ROWS) + experts, GROUP) * GROUP
+    return _up(_up(rows, ROWS) + experts, GROUP) * GROUP

@@ -100,7 +100,9 @@ class MoE(nn.Module):
         """The chosen experts' weighted sum."""
         gate_NK, chosen_NK = self.route(x_ND)
         expert, order = chosen_NK.flatten().sort(stable=True)
-        ends = torch.searchsorted(expert, torch.arange(len(self.bias_E), device=x_ND.device), right=True, out_int32=True)
+        ends = torch.searchsorted(
+            expert, torch.arange(len(self.bias_E), device=x_ND.device), right=True, out_int32=True
+        )
         if self.training:
             self.load_E += ends.diff(prepend=ends.new_zeros(1))
         place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x_ND.device))

@@ -19,6 +19,7 @@ from torch import Tensor
 FUSED = [True]  # a benchmark turns the kernels off
 FUSED_WIDTHS = (16, 32, 64, 128)  # of a head
 
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The grid [B, T] and its valid positions. `mask_BT` None: all are valid, and packing is only a view.

@@ -28,17 +28,21 @@ INPUTS = ("static", "short", "positive", "lifelong", "lengths")
 class TritonPythonModel:
     def initialize(self, args: dict) -> None:
         folder = Path(json.loads(args["model_config"])["parameters"]["release"]["string_value"])
-        manifest = verify(folder)
         settings = json.loads(Path(os.environ["ONEREC_SETTINGS"]).read_text())
         self.config = ServingConfig(**settings["config"])
         torch.set_num_threads(self.config.threads)
         on_gpu = args["model_instance_kind"] == "GPU"
-        self.program = Program.load(folder, f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
+        self.program = self._load(folder, f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
         self.max_beam = min(self.config.max_beam, self.program.max_beam)
         self.max_batch = min(self.config.max_batch, self.program.signature.max_batch)
         self.encoder = Encoder(OneRecConfig.load(folder / "model" / "config.json"), self.program.tokenizer.catalogue)
         self.program.warm_up()
-        pb_utils.Logger.log_info(f"onerec: release {manifest.release_id}, {self.program.describe()}")
+        pb_utils.Logger.log_info(f"onerec: release {folder.name}, {self.program.describe()}")
+
+    def _load(self, folder: Path, device: str) -> Program:
+        """The release's program, after every byte of it was checked."""
+        verify(folder)
+        return Program.load(folder, device)
 
     def execute(self, requests: list) -> list:
         """Requests of the same beam and order are one run of the model."""
