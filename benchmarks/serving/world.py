@@ -70,11 +70,8 @@ def codes_of(release: Path) -> dict[int, tuple[int, ...]]:
     return dict(zip(tokenizer.catalogue.item_ids.tolist(), map(tuple, tokenizer.sid_NL.tolist())))
 
 
-@contextlib.contextmanager
-def serving(
-    root: Path, source: str, config: ServingConfig, log: Path, folder: Path | None = None
-) -> Iterator[tuple[TritonServer, World]]:
-    """A server on `folder` (default: the production release of the workspace)."""
+def world_of(root: Path, source: str, folder: Path | None = None) -> tuple[Path, World]:
+    """A release (default: the one in production) and the users of a workspace. ValueError where there is none."""
     base = Path(root).resolve() / source
     if folder is None:
         store = DirectoryStore(base / "store")
@@ -91,12 +88,21 @@ def serving(
         newest = max(newest, pc.max(table["event_timestamp"]).as_py())
         for user, items in zip(table["user_id"].to_pylist(), table["seen_item_id"].to_pylist()):
             seen.setdefault(user, set()).update(items)
-    world = World(
+    return folder, World(
         users=sorted(seen),
         now_s=int(newest.timestamp()) + 1,
         seen={user: frozenset(items) for user, items in seen.items()},
         codes={folder.name: codes_of(folder)},
     )
+
+
+@contextlib.contextmanager
+def serving(
+    root: Path, source: str, config: ServingConfig, log: Path, folder: Path | None = None
+) -> Iterator[tuple[TritonServer, World]]:
+    """A server on `folder` (default: the production release of the workspace)."""
+    folder, world = world_of(root, source, folder)
+    base = Path(root).resolve() / source
     with TritonServer(
         release=folder, features=base / "features", feature_store=base / "feature_store", log=log, config=config
     ) as server:
