@@ -48,12 +48,18 @@ class Soak:
 
     world: World
     url: str
-    until: float
+    until: float = 0.0
+    moving: bool = True
     outcome: Counter = dataclasses.field(default_factory=Counter)
     served: Counter = dataclasses.field(default_factory=Counter)
     seconds: list[float] = dataclasses.field(default_factory=list)
     samples: list[tuple[float, float, float]] = dataclasses.field(default_factory=list)  # seconds, MiB, MiB of shm
     switches: list[tuple[str, float]] = dataclasses.field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        """The time is up, and the last switch is done: a machine that is busy may be late."""
+        return time.monotonic() >= self.until and not self.moving
 
     async def one(self, client: AsyncRecommendClient, rng: np.random.Generator) -> None:
         query, begun = self.world.query(rng, K), time.monotonic()
@@ -71,7 +77,8 @@ class Soak:
         """Requests at random moments, `rate` a second."""
         rng, tasks, due = np.random.default_rng(0), set(), time.monotonic()
         async with AsyncRecommendClient(self.url, retries=0) as client:
-            while (now := time.monotonic()) < self.until:
+            while not self.over:
+                now = time.monotonic()
                 due = max(due, now - 1) + rng.exponential(1 / rate)
                 await asyncio.sleep(max(due - now, 0))
                 tasks.add(task := asyncio.ensure_future(self.one(client, rng)))
@@ -80,7 +87,7 @@ class Soak:
 
     async def sample(self, server: TritonServer) -> None:
         start = time.monotonic()
-        while time.monotonic() < self.until:
+        while not self.over:
             self.samples.append((time.monotonic() - start, *await asyncio.to_thread(memory, server)))
             await asyncio.sleep(SAMPLE_S)
 
@@ -98,7 +105,8 @@ class Soak:
     def grown(self, minutes: float) -> tuple[tuple[float, float], tuple[float, float]]:
         """Median MiB (memory, shm) of the last fifteenth of the warm-up, and of the run."""
         total = 60 * minutes
-        spans = ((total / 6 - total / 15, total / 6), (total - total / 15, float("inf")))
+        end = max(total, self.samples[-1][0])
+        spans = ((total / 6 - total / 15, total / 6), (end - total / 15, float("inf")))
         early, late = (np.array([s[1:] for s in self.samples if a <= s[0] <= b]) for a, b in spans)
         return tuple(np.median(early, 0)), tuple(np.median(late, 0))  # type: ignore[return-value]
 
@@ -130,6 +138,7 @@ async def run(soak: Soak, server: TritonServer, store: DirectoryStore, made: lis
             await soak.switch(lambda release=release: promote(store, release), release, "promotion")
             await asyncio.sleep(max(start + down - time.monotonic(), 0))
             await soak.switch(lambda: rollback(store), base, "rollback")
+        soak.moving = False
 
     await asyncio.gather(soak.arrivals(rate), soak.sample(server), moves())
 
@@ -185,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
             world.codes |= dict.fromkeys(made, world.codes[release.name])
             warm = Run(world, server.grpc_url, K, 0)
             asyncio.run(warm.closed(8, min(10, 6 * args.minutes)))
-            soak = Soak(world, server.grpc_url, 0.0)
+            soak = Soak(world, server.grpc_url)
             rate = SHARE * warm.rate
             print(f"peak {warm.rate:.1f} a second", flush=True)
             with Controller(server, store, log=lambda text: print(text, flush=True)):
