@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.machine import commit, hardware
 from models.onerec import kernels, rows
@@ -127,32 +128,32 @@ def experts(table: Table, users: int, beam: int, device: str) -> None:
 
 def attention(table: Table, users: int, beam: int, device: str) -> None:
     c = onerec_0_935b(items=10, static_features=1)
-    H, d = c.heads, c.d_model // c.heads
     places = {"decoder": (beam, 405), "encoder": (405, 405), "QFormer": (c.lifelong_queries, c.lifelong_len + 1)}
-    for place, (T, S) in places.items():
-        q, k, v = (torch.randn(users, n, H, d, device=device, dtype=torch.bfloat16).transpose(1, 2) for n in (T, S, S))
-        mask = torch.rand(users, S, device=device) < 0.9
-        mask[:, -1] = True
-        flops = 4.0 * users * H * T * S * d
-        wanted = None
-        if users * H * T * S < 1 << 30:
-            wanted = torch.nn.functional.scaled_dot_product_attention(
-                q.float(), k.float(), v.float(), attn_mask=mask[:, None, None]
-            )
-        sdpa = torch.nn.functional.scaled_dot_product_attention
-        table.row(f"{place}, scaled_dot_product_attention", lambda: sdpa(q, k, v, mask[:, None, None]), flops, wanted)
-        if device == "cuda":
-            from torch.nn.attention import SDPBackend, sdpa_kernel
+    for place, (queries, keys) in places.items():
+        attention_at(table, place, (users, c.heads, queries, keys, c.d_model // c.heads), device)
 
-            def cudnn() -> Tensor:
-                with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-                    return sdpa(q, k, v, mask[:, None, None])
 
-            table.row(f"{place}, the same by cuDNN", cudnn, flops, wanted)
-            table.row(f"{place}, without the mask", lambda: sdpa(q, k, v), flops)
-        for shape in ATTENTION_SHAPES:
-            kernels.QUERIES, kernels.KEYS, kernels.ATTENTION_WARPS, kernels.ATTENTION_STAGES = shape
-            table.row(f"{place}, kernel, block {shape}", lambda: kernels.attention(q, k, v, mask), flops, wanted)
+def attention_at(table: Table, place: str, shape: tuple[int, int, int, int, int], device: str) -> None:
+    users, H, T, S, d = shape
+    q, k, v = (torch.randn(users, n, H, d, device=device, dtype=torch.bfloat16).transpose(1, 2) for n in (T, S, S))
+    mask = torch.rand(users, S, device=device) < 0.9
+    mask[:, -1] = True
+    flops, sdpa = 4.0 * users * H * T * S * d, torch.nn.functional.scaled_dot_product_attention
+    wanted = None
+    if users * H * T * S < 1 << 30:
+        wanted = sdpa(q.float(), k.float(), v.float(), attn_mask=mask[:, None, None])
+    table.row(f"{place}, scaled_dot_product_attention", lambda: sdpa(q, k, v, mask[:, None, None]), flops, wanted)
+    if device == "cuda":
+
+        def cudnn() -> Tensor:
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                return sdpa(q, k, v, mask[:, None, None])
+
+        table.row(f"{place}, the same by cuDNN", cudnn, flops, wanted)
+        table.row(f"{place}, without the mask", lambda: sdpa(q, k, v), flops)
+    for block in ATTENTION_SHAPES:
+        kernels.QUERIES, kernels.KEYS, kernels.ATTENTION_WARPS, kernels.ATTENTION_STAGES = block
+        table.row(f"{place}, kernel, block {block}", lambda: kernels.attention(q, k, v, mask), flops, wanted)
 
 
 def main() -> None:

@@ -135,8 +135,8 @@ def page(rows: list[dict[str, Any]], args: argparse.Namespace, gflop: float) -> 
         "",
         f"{hardware(on)}; commit {commit()}; {datetime.now(UTC):%Y-%m-%d}.",
         f"`python -m benchmarks.serving.gpu_server --size {args.size} --items {args.items} --beam {args.beam}`,"
-        f" {args.instances} instances of `onerec` ({how}, CUDA graphs), batches of up to {args.max_batch} users, bfloat16,"
-        f" beam = K = {args.beam}, {args.seconds:g} s a load.",
+        f" {args.instances} instances of `onerec` ({how}, CUDA graphs), batches of up to {args.max_batch} users,"
+        f" bfloat16, beam = K = {args.beam}, {args.seconds:g} s a load.",
         f"MFU: {gflop:.0f} GFLOP a user, users answered, wall clock, {PEAK / 1e12:.0f} TFLOP/s.",
         "",
         "| users a request | requests under way | users/s | p50 ms | p99 ms | users a run | MFU | errors |",
@@ -145,8 +145,8 @@ def page(rows: list[dict[str, Any]], args: argparse.Namespace, gflop: float) -> 
     for r in rows:
         mfu = r["rate"] * gflop * 1e9 / PEAK
         lines.append(
-            f"| {r['users']} | {r['under_way']} | {r['rate']:.1f} | {r['p50']:.2f} | {r['p99']:.2f} | {r['batch']:.1f} |"
-            f" {mfu:.1%} | {len(r['errors'])} |"
+            f"| {r['users']} | {r['under_way']} | {r['rate']:.1f} | {r['p50']:.2f} | {r['p99']:.2f} |"
+            f" {r['batch']:.1f} | {mfu:.1%} | {len(r['errors'])} |"
         )
     lines += sorted({f"\n{error}" for r in rows for error in r["errors"][:2]})
     return "\n".join(lines) + "\n"

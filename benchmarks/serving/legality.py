@@ -151,7 +151,8 @@ def main(argv: list[str] | None = None) -> int:
     text = f"""{header("Legality of what is returned", command)}
 {counts["requests"]:,} requests with {counts["items"]:,} items in {seconds:.0f} s; {len(world.users):,} users
 with features, {len(requests.items):,} items in the catalogue, beams {", ".join(map(str, BEAMS))}.
-{counts["cold_start"]:,} answers were cold starts; {counts["short"]:,} held fewer items than asked for, because of their filters.
+{counts["cold_start"]:,} answers were cold starts; {counts["short"]:,} held fewer items than asked for, by their
+filters.
 
 | items (or answers) that were | count |
 |---|---|

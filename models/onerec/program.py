@@ -133,7 +133,7 @@ class ServingProgram(nn.Module):
         rank_W = torch.arange(W, device=total.device)
         logp_BW = logp_BW.masked_fill(rank_W >= beam_B[:, None], ILLEGAL)
         best_BW = best_BW.clamp_max(M * C - 1)
-        # Of the few that are kept, computed again: gathering from code_BMC and child_BMC would have to write them first.
+        # Of the few that are kept, computed again: to gather from code_BMC and child_BMC, both would be written first.
         kept_BW = best_BW // C
         child_BW = first[node_BM.gather(1, kept_BW)].long() + best_BW % C
         child_BW = child_BW.clamp_max(code_of.shape[0] - 1)

@@ -1,6 +1,7 @@
 """The Triton kernels of serving against the plain modules, interpreted on a CPU. Skipped where Triton is not installed.
 
-In float16: the interpreter multiplies bfloat16 wrongly (Triton 3.6). On a GPU benchmarks/serving/gpu_kernels.py compares them.
+In float16: the interpreter multiplies bfloat16 wrongly (Triton 3.6). benchmarks/serving/gpu_kernels.py compares them on
+a GPU.
 """
 
 from __future__ import annotations
