@@ -5,7 +5,8 @@
 On the local stack: Feast's SQLite store, Triton, a controller that follows the store. An event is pushed through Feast
 and the user asked again and again until the answer changes and lacks the item; an upload is refreshed into a release
 (frozen codebooks), promoted, loaded, and its items asked for by age until somebody gets one. Hops end to end make up
-the total; the poll between two tries is part of it. The workspace is not written to: feature store and release are copies.
+the total; the poll between two tries is part of it. The workspace is not written to: feature store and release are
+copies.
 """
 
 from __future__ import annotations

@@ -120,14 +120,16 @@ def statistics(url: str) -> dict[str, tuple[int, float, float, int]]:
 
 
 def parts(before: dict, after: dict) -> dict[str, float]:
-    """Mean milliseconds a request, and users a run, between two readings."""
-    found: dict[str, float] = {}
-    for model in ("recommend", "onerec"):
-        count, total, queue, runs = (b - a for a, b in zip(before[model], after[model]))
-        found[f"{model}_ms"] = 1000 * (total - queue) / max(count, 1)
-        found[f"{model}_queue_ms"] = 1000 * queue / max(count, 1)
-        found[f"{model}_batch"] = count / max(runs, 1)
-    return found
+    """Mean milliseconds a request in `recommend`, and a run of it in `onerec`, between two readings."""
+    count, total, queue, runs = (b - a for a, b in zip(before["recommend"], after["recommend"]))
+    _, model_total, _, model_runs = (b - a for a, b in zip(before["onerec"], after["onerec"]))
+    return {
+        "recommend_ms": 1000 * (total - queue) / max(count, 1),
+        "recommend_queue_ms": 1000 * queue / max(count, 1),
+        "recommend_batch": count / max(runs, 1),
+        "onerec_ms": 1000 * model_total / max(runs, 1),
+        "onerec_runs": model_runs / max(runs, 1),
+    }
 
 
 def feast_ms(root: Path, source: str, users: list[int], reads: int = 300) -> list[float]:
@@ -200,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
         feast50, feast99 = feast_ms(args.root, args.source, world.users)
     own = "\n".join(
         f"| {clients} | {p['client_ms']:.1f} | {p['recommend_queue_ms']:.1f} | {p['recommend_ms']:.1f}"
-        f" | {p['onerec_ms']:.1f} | {p['recommend_batch']:.1f} |"
+        f" | {p['onerec_ms']:.1f} | {p['recommend_batch']:.1f} | {p['onerec_runs']:.2f} |"
         for clients, p in more["own"].items()
     )
     command = f"python -m benchmarks.serving.load --source {args.source} --k {args.k} --seconds {args.seconds:g}"
@@ -216,8 +218,8 @@ Recovered {more["recovery_s"]:.1f} s after the overload. {world.faults_text()}.
 
 Where a request's time goes (means in ms; `recommend` holds `onerec`, the rest of it is Feast, encoding and choice):
 
-| clients | at the client | queue of `recommend` | in `recommend` | of it in `onerec` | users a run |
-|---|---|---|---|---|---|
+| clients | at the client | queue of `recommend` | in `recommend` | of it in `onerec` | users a run | runs of `onerec` for it |
+|---|---|---|---|---|---|---|
 {own}
 
 A Feast read of one user, alone: p50 {feast50:.2f} ms, p99 {feast99:.2f} ms.

@@ -4,8 +4,8 @@
     y_BHTd = attention(q_BHTd, k_BHSd, v_BHSd, mask_BS)
 
 Written as `triton_op`s, so that torch.compile, torch.export and AOTInductor take them, and with plain pointers, which
-all three can pass. Sums are float32. Only sigmoid affinities (DeepSeek-V3's) are routed here. Imported only where CUDA is
-used; `TRITON_INTERPRET=1` runs them on a CPU, slowly (tests/models/onerec/test_kernels.py).
+all three can pass. Sums are float32. Only sigmoid affinities (DeepSeek-V3's) are routed here. Imported only where
+CUDA is used; `TRITON_INTERPRET=1` runs them on a CPU, slowly (tests/models/onerec/test_kernels.py).
 
 Legend: N tokens, K experts a token, R = N K rows sorted by expert, E experts, D model width, F expert width, B users,
 H heads, T queries, S keys, d head width.
