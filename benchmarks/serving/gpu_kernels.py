@@ -1,15 +1,16 @@
-"""The Triton kernels of serving beside what PyTorch does: time and largest difference, at the published shapes.
+"""What serving does otherwise than training on CUDA, beside the plain way: time and largest difference.
 
     python -m benchmarks.serving.gpu_kernels --out benchmarks/serving
     TRITON_INTERPRET=1 python -m benchmarks.serving.gpu_kernels --out /tmp/x --device cpu --users 1 --beam 8
 
-0.935B, bfloat16, random numbers: experts of one layer for all beams, attention of the three places that have a mask.
+0.935B, bfloat16, random numbers: experts of one layer for all beams, attention of the three places that leave keys out.
 "Plain" is the module as it runs elsewhere, compiled; differences are against the same in float32.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,10 +23,6 @@ from benchmarks.machine import commit, hardware
 from models.onerec import kernels, rows
 from models.onerec.moe import MoE
 from models.onerec.sizes import onerec_0_935b
-
-SHAPES = ((128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 32, 8, 4), (256, 64, 64, 8, 3), (128, 64, 64, 4, 4))
-DOWN_SHAPES = ((128, 256, 64, 8, 3), (128, 256, 64, 8, 4), (128, 128, 64, 8, 4), (256, 128, 64, 8, 3))
-ATTENTION_SHAPES = ((128, 64, 8, 3), (128, 128, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3))
 
 
 def milliseconds(run: Callable[[], object], device: str, repeats: int = 20) -> float:
@@ -48,7 +45,7 @@ class Table:
         self.args, self.file = args, args.out / "gpu_kernels.md"
         args.out.mkdir(parents=True, exist_ok=True)
         self.lines = [
-            "# Triton kernels of serving",
+            "# Kernels of serving",
             "",
             f"{hardware(args.device)}; torch {torch.__version__}; commit {commit()}; {datetime.now(UTC):%Y-%m-%d}.",
             f"`python -m benchmarks.serving.gpu_kernels`, {args.users} users, beam {args.beam}.",
@@ -70,60 +67,33 @@ class Table:
 
 
 def experts(table: Table, users: int, beam: int, device: str) -> None:
+    """One layer's experts for all beams, and its routing alone."""
     c = onerec_0_935b(items=10, static_features=1)
     torch.manual_seed(0)
     with torch.device(device):
         moe = MoE(c.d_model, c.experts, c.experts_per_token, c.expert_dim, 0.0).eval().bfloat16()
         x_ND = torch.randn(users * beam, c.d_model, dtype=torch.bfloat16)
+        wide = MoE(c.d_model, c.experts, c.experts_per_token, c.expert_dim, 0.0).eval()
     moe.bias_E = torch.zeros(c.experts, device=device)
-    N, k = len(x_ND), c.experts_per_token
-    flops = 6.0 * N * k * c.d_model * c.expert_dim
-    wanted = None
-    if N <= 1 << 17:
-        rows.FUSED[0] = False
-        wide = MoE(c.d_model, c.experts, k, c.expert_dim, 0.0).eval().to(device)
-        wide.load_state_dict({n: t.float() for n, t in moe.state_dict().items()})
-        wanted = wide(x_ND.float()).float()  # its products are bfloat16 on CUDA too, its sums float32
-        del wide
+    flops = 6.0 * len(x_ND) * c.experts_per_token * c.d_model * c.expert_dim
+    wide.load_state_dict({n: t.float() for n, t in moe.state_dict().items()})
+    wanted = wide(x_ND.float()).float()  # its products are bfloat16 on CUDA too, its sums float32
+    for name, fused in (("plain", False), ("router's kernel, experts sorted as 8 bits", True)):
+        rows.FUSED[0] = fused
+        torch._dynamo.reset()
+        run = torch.compile(moe) if device == "cuda" else moe
+        table.row(f"experts, {name}", lambda run=run: run(x_ND), flops, wanted)
     rows.FUSED[0] = False
-    plain = torch.compile(moe) if device == "cuda" else moe
-    table.row("experts, plain", lambda: plain(x_ND), flops, wanted)
-    rows.FUSED[0] = True
-    torch._dynamo.reset()
-    fused = torch.compile(moe) if device == "cuda" else moe
-    table.row("experts, kernels", lambda: fused(x_ND), flops, wanted)
-    args = (x_ND, moe.router.weight, moe.bias_E, k)
-    same = float((kernels.route(*args)[1].long() == moe.route(x_ND)[1]).float().mean())
-    table.row("routing, plain", lambda: moe.route(x_ND)[0], 0)
-    table.row(f"routing, kernel ({same:.4%} chosen alike)", lambda: kernels.route(*args)[0], 0)
-    gate_NK, chosen_NK = kernels.route(*args)
-    table.row("sort of 64-bit experts", lambda: chosen_NK.long().flatten().sort(stable=True)[1], 0)
+    gate_NK, chosen_NK = moe.route(x_ND)
+    args = (x_ND, moe.router.weight, moe.bias_E, c.experts_per_token)
+    same = float((kernels.route(*args)[1].long() == chosen_NK).float().mean())
+    routed = torch.compile(lambda x: moe.route(x)[0]) if device == "cuda" else lambda x: moe.route(x)[0]
+    table.row("routing, plain", lambda: routed(x_ND), 0, gate_NK)
+    table.row(f"routing, kernel ({same:.4%} chosen alike)", lambda: kernels.route(*args)[0], 0, gate_NK)
+    table.row("sort of 64-bit experts", lambda: chosen_NK.flatten().sort(stable=True)[1], 0)
+    chosen_NK = chosen_NK.to(torch.uint8)
     table.row("sort of 8-bit experts", lambda: chosen_NK.flatten().sort(stable=True)[1], 0)
-    expert_R, order_R = chosen_NK.flatten().sort(stable=True)
-    every = torch.arange(c.experts, device=device, dtype=torch.uint8)
-    ends = torch.searchsorted(expert_R, every, right=True, out_int32=True)
-    hidden = kernels.swiglu(x_ND, order_R, ends, moe.gate_EDF, moe.up_EDF, k)
-    for shape in SHAPES:
-        kernels.ROWS, kernels.SWIGLU_COLS, kernels.DEPTH, kernels.WARPS, kernels.STAGES = shape
-        table.row(
-            f"gate, up and SwiGLU, tile {shape}",
-            lambda: kernels.swiglu(x_ND, order_R, ends, moe.gate_EDF, moe.up_EDF, k),
-            flops * 2 / 3,
-        )
-    for shape in DOWN_SHAPES:
-        kernels.ROWS, kernels.DOWN_COLS, kernels.DEPTH, kernels.WARPS, kernels.STAGES = shape
-        table.row(
-            f"down, tile {shape}",
-            lambda: kernels.down(hidden, order_R, ends, gate_NK.flatten(), moe.down_EFD),
-            flops / 3,
-        )
-    if device == "cuda":
-        sorted_x = x_ND[order_R // k]
-        grouped = torch.nn.functional.grouped_mm
-        table.row("gate alone, grouped_mm", lambda: grouped(sorted_x, moe.gate_EDF, offs=ends), flops / 3)
-        table.row("down alone, grouped_mm", lambda: grouped(hidden, moe.down_EFD, offs=ends), flops / 3)
-        square = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-        table.row("a square product of 8192", lambda: square @ square, 2.0 * 8192**3)
+    rows.FUSED[0] = True
 
 
 def attention(table: Table, users: int, beam: int, device: str) -> None:
@@ -134,26 +104,17 @@ def attention(table: Table, users: int, beam: int, device: str) -> None:
 
 
 def attention_at(table: Table, place: str, shape: tuple[int, int, int, int, int], device: str) -> None:
+    """All queries of a user see its first keys: by a mask, and by their number."""
     users, H, T, S, d = shape
     q, k, v = (torch.randn(users, n, H, d, device=device, dtype=torch.bfloat16).transpose(1, 2) for n in (T, S, S))
-    mask = torch.rand(users, S, device=device) < 0.9
-    mask[:, -1] = True
-    flops, sdpa = 4.0 * users * H * T * S * d, torch.nn.functional.scaled_dot_product_attention
-    wanted = None
-    if users * H * T * S < 1 << 30:
-        wanted = sdpa(q.float(), k.float(), v.float(), attn_mask=mask[:, None, None])
-    table.row(f"{place}, scaled_dot_product_attention", lambda: sdpa(q, k, v, mask[:, None, None]), flops, wanted)
-    if device == "cuda":
-
-        def cudnn() -> Tensor:
-            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-                return sdpa(q, k, v, mask[:, None, None])
-
-        table.row(f"{place}, the same by cuDNN", cudnn, flops, wanted)
-        table.row(f"{place}, without the mask", lambda: sdpa(q, k, v), flops)
-    for block in ATTENTION_SHAPES:
-        kernels.QUERIES, kernels.KEYS, kernels.ATTENTION_WARPS, kernels.ATTENTION_STAGES = block
-        table.row(f"{place}, kernel, block {block}", lambda: kernels.attention(q, k, v, mask), flops, wanted)
+    valid_B = torch.randint(S - S // 4, S + 1, (users,), device=device, dtype=torch.int32)
+    mask = torch.arange(S, device=device) < valid_B[:, None]
+    flops = 4.0 * users * H * T * S * d
+    wanted = rows.masked_attention(q.float(), k.float(), v.float(), mask)
+    for name, backend in (("as PyTorch chooses", None), ("by cuDNN", SDPBackend.CUDNN_ATTENTION)):
+        with sdpa_kernel(backend) if backend and device == "cuda" else contextlib.nullcontext():
+            table.row(f"{place}, mask, {name}", lambda: rows.masked_attention(q, k, v, mask), flops, wanted)
+    table.row(f"{place}, number of keys", lambda: rows.masked_attention(q, k, v, valid_B), flops, wanted)
 
 
 def main() -> None:

@@ -218,7 +218,7 @@ Recovered {more["recovery_s"]:.1f} s after the overload. {world.faults_text()}.
 
 Where a request's time goes (means in ms; `recommend` holds `onerec`, the rest of it is Feast, encoding and choice):
 
-| clients | at the client | queue of `recommend` | in `recommend` | of it in `onerec` | users a run | runs of `onerec` for it |
+| clients | at the client | queue of `recommend` | in `recommend` | of it in `onerec` | users a run | runs of `onerec` |
 |---|---|---|---|---|---|---|
 {own}
 

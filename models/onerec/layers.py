@@ -48,7 +48,7 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """Attend from x to kv, each [B, G, S, D/H]. mask: bool [B, S], True = may look.
+        """Attend from x to kv, each [B, G, S, D/H]. mask: `valid` of `masked_attention`.
 
         With G < H, groups of H/G query heads share a key-value head. `causal` goes with neither that nor a mask.
         """

@@ -86,12 +86,13 @@ class OneRec(nn.Module):
     def encode(self, batch: dict[str, Tensor], packs: bool = True) -> tuple[Tensor, Tensor | None]:
         """Context of each user: z [B, T, C] and its mask [B, T], None if the batch has full histories only.
 
-        Without `packs` padding is computed too, so that no shape depends on the data; z is then arbitrary there.
+        Without `packs` padding is computed too, so that no shape depends on the data: instead of a mask comes int [B],
+        how many of a user's first rows are valid, and z is arbitrary behind them.
         """
         z_NC, layout = self.pathways(batch, self.history_vector, packs)
         for layer in self.encoder:
             z_NC = layer(z_NC, layout)
-        return layout.pad(self.norm_context(z_NC)), layout.mask_BT
+        return layout.pad(self.norm_context(z_NC)), layout.mask_BT if layout.valid_B is None else layout.valid_B
 
     def context_kv(self, z_BTC: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cross-attention keys and values of every decoder layer: computed once, shared by all targets and beams.

@@ -79,22 +79,10 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]. In training the tokens each expert received are added to `load_E`."""
         x_ND = x.reshape(-1, x.shape[-1])
-        if self._fuses(x_ND):
-            from models.onerec.kernels import experts
-
-            weights = (self.router.weight, self.bias_E, self.gate_EDF, self.up_EDF, self.down_EFD)
-            y_ND = experts(x_ND, *weights, self.k)
-        else:
-            y_ND = self._experts(x_ND)
+        y_ND = self._experts(x_ND)
         if self.shared is not None:
             y_ND = y_ND + self.shared(x_ND)
         return y_ND.view(x.shape)
-
-    def _fuses(self, x_ND: Tensor) -> bool:
-        """Whether the Triton kernels take this layer: whole steps of 64 along both widths."""
-        whole = self.gate_EDF.shape[1] % 64 == 0 and self.gate_EDF.shape[2] % 64 == 0
-        weights = (self.router.weight, self.gate_EDF, self.up_EDF, self.down_EFD)
-        return whole and self.affinity == "sigmoid" and not self.training and fuses(x_ND, *weights)
 
     def _experts(self, x_ND: Tensor) -> Tensor:
         """The chosen experts' weighted sum."""
@@ -118,6 +106,10 @@ class MoE(nn.Module):
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Gates and chosen experts, each [N, K]; in float32, whose steps are finer than the bias's."""
+        if self.affinity == "sigmoid" and not self.training and fuses(x_ND, self.router.weight):
+            from models.onerec.kernels import route
+
+            return route(x_ND, self.router.weight, self.bias_E, self.k)
         with torch.autocast(x_ND.device.type, enabled=False):
             logits_NE = F.linear(x_ND.float(), self.router.weight.float())
         affinity_NE = torch.sigmoid(logits_NE) if self.affinity == "sigmoid" else torch.softmax(logits_NE, -1)
