@@ -193,9 +193,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--source", default="simulated")
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=20, help="length of a phase")
+    parser.add_argument("--recommend-instances", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args(argv)
-    config = ServingConfig(threads=1)
+    # Two of `recommend`: while the model works on one batch, the next one is read and encoded.
+    config = ServingConfig(threads=1, recommend_instances=args.recommend_instances)
     args.out.mkdir(parents=True, exist_ok=True)
     with serving(args.root, args.source, config, args.out / "load-triton.log") as (server, world):
         rows, runs, more = asyncio.run(measure(server, world, args.k, args.seconds))
@@ -207,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     command = f"python -m benchmarks.serving.load --source {args.source} --k {args.k} --seconds {args.seconds:g}"
     table = f"""{header("Serving under load, CPU", command)}
-One `recommend` and one `onerec` instance, {config.threads} thread each; {args.k} items a request.
+{config.recommend_instances} instances of `recommend` and one of `onerec`, {config.threads} thread each; {args.k} items a request.
 The generator runs on the same cores.
 
 | load | answers/s | p50 ms | p90 ms | p99 ms | p99/p50 | not answered |

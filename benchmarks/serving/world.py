@@ -47,19 +47,25 @@ class World:
         return Query(user_id=user, k=k, now_s=self.now_s, exclude=exclude)
 
     def check(self, query: Query, answer: Answer) -> None:
-        """Count answers and faults: illegal, seen, excluded, duplicate items, and short answers."""
+        """Count answers and faults: illegal, seen, excluded, duplicate items, and short answers.
+
+        An answer that says it had no features cannot know what was seen: such are counted apart, as degraded.
+        """
         codes, items = self.codes[answer.release_id], answer.item_ids
         self.faults["answers"] += 1
         self.faults["items"] += len(items)
         self.faults["illegal"] += sum(codes.get(item) != sid for item, sid in zip(items, answer.sids))
-        self.faults["seen"] += len(self.seen.get(query.user_id, frozenset()).intersection(items))
+        seen = len(self.seen.get(query.user_id, frozenset()).intersection(items))
+        unknowing = answer.degraded and not answer.stale
+        self.faults["degraded"] += unknowing
+        self.faults["seen in degraded answers" if unknowing else "seen"] += seen
         self.faults["excluded"] += len(set(query.exclude).intersection(items))
         self.faults["duplicates"] += len(items) - len(set(items))
         self.faults["short"] += len(items) < query.k
 
     def faults_text(self) -> str:
         f = self.faults
-        names = ("illegal", "seen", "excluded", "duplicates", "short")
+        names = ("illegal", "seen", "excluded", "duplicates", "short", "degraded", "seen in degraded answers")
         return f"{f['answers']:,} answers with {f['items']:,} items checked: " + ", ".join(
             f"{f[name]:,} {name}" for name in names
         )
