@@ -34,7 +34,7 @@ class TwoSizes(Program):
 
     @property
     def buckets(self) -> list[int]:
-        return sorted({1, self.signature.max_batch})
+        return [self.signature.max_batch, 1]  # the first takes longest
 
 
 class TritonPythonModel(_served.TritonPythonModel):  # type: ignore[name-defined]
