@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     command = f"python -m benchmarks.serving.load --source {args.source} --k {args.k} --seconds {args.seconds:g}"
     table = f"""{header("Serving under load, CPU", command)}
-{config.recommend_instances} `recommend` instances and one of `onerec`, {config.threads} thread each; {args.k} items a request.
+{config.recommend_instances} `recommend`, one `onerec` instance, {config.threads} thread each; {args.k} items a request.
 The generator runs on the same cores.
 
 | load | answers/s | p50 ms | p90 ms | p99 ms | p99/p50 | not answered |

@@ -62,6 +62,6 @@ def test_both_clients_over_tls(world, tmp_path):
             plain.recommend(1, 5, 5.0)
         (tmp_path / "other").mkdir()
         stranger = self_signed(tmp_path / "other")[0]
-        with RecommendClient(server.grpc_url, retries=0, tls_root=stranger) as client:
-            with pytest.raises((ConnectionError, TimeoutError)):
-                client.recommend(1, 5, 5.0)
+        stranger_client = RecommendClient(server.grpc_url, retries=0, tls_root=stranger)
+        with stranger_client, pytest.raises((ConnectionError, TimeoutError)):
+            stranger_client.recommend(1, 5, 5.0)
