@@ -110,7 +110,7 @@ def repeatable(error: Exception) -> bool:
     return isinstance(error, ConnectionError) and not isinstance(error, OverloadedError)
 
 
-def _tensor(name: str, values: Sequence, dtype: type = np.int64) -> triton.InferInput:
+def _tensor(name: str, values: Sequence | np.ndarray, dtype: type = np.int64) -> triton.InferInput:
     bounds = np.iinfo(dtype)
     flat = np.asarray(values, object).ravel()
     if any(not bounds.min <= int(value) <= bounds.max for value in flat):
