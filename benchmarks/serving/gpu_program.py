@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import commit, hardware
-from models.onerec import rows
 from models.onerec.config import OneRecConfig
 from models.onerec.flops import forward_flops
 from models.onerec.model import OneRec
@@ -247,7 +246,7 @@ def measure(stages: Stages, batch: int, args: argparse.Namespace) -> dict[str, A
         stage_ms = split(stages, inputs, 20) if cuda else {}
         if graphs and args.profile:
             text = profiled(lambda: graphs(batch, host))
-            (args.out / f"gpu_program_profile_{batch}{'_plain' if args.plain else ''}.txt").write_text(text)
+            (args.out / f"gpu_program_profile_{batch}.txt").write_text(text)
     limits = floors(program, batch)
     flops = sum(f for f, _ in limits.values())
     p50, p99 = (float(np.median([r[i] for r in rounds])) for i in (0, 1))
@@ -314,14 +313,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--seconds", type=float, default=140, help="no further batch size is begun after these (140)")
     parser.add_argument("--package", action="store_true", help="measure the AOTInductor package too (needs pyarrow)")
-    parser.add_argument("--plain", action="store_true", help="without the Triton kernels of serving")
     parser.add_argument("--profile", action="store_true", help="write the kernels and their times, a file a batch")
     parser.add_argument("--keep", action="store_true", help="leave the package in --out (for gpu_server)")
     parser.add_argument("--no-compile", dest="compiled", action="store_false")
     args = parser.parse_args()
     begun, results = time.monotonic(), []
     args.out.mkdir(parents=True, exist_ok=True)
-    rows.FUSED[0] = not args.plain
     stages = Stages(build(args), args.compiled)
     print(f"built after {time.monotonic() - begun:.0f} s, most children {stages.program.widest}", flush=True)
     for batch in map(int, args.batches.split(",")):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
 from models.onerec.moe import MoE
-from models.onerec.rows import Layout, attend, masked_attention
+from models.onerec.rows import Layout, attend
 
 Cache = list[tuple[Tensor, Tensor]]  # keys and values of a layer's prefix, place by place
 
@@ -48,9 +48,9 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: Tensor, kv: tuple[Tensor, Tensor], mask: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """Attend from x to kv, each [B, G, S, D/H]. mask: `valid` of `masked_attention`.
+        """Attend from x to kv, each [B, G, S, D/H]. mask: bool, True = may look, broadcastable to [B, H, T, S].
 
-        With G < H, groups of H/G query heads share a key-value head. `causal` goes with neither that nor a mask.
+        With G < H, groups of H/G query heads share a key-value head; then `causal` is not possible.
         """
         B, T, D = x_BTD.shape
         q = self.q(x_BTD).view(B, T, self.heads, D // self.heads).transpose(1, 2)
@@ -58,12 +58,9 @@ class Attention(nn.Module):
         if self.heads != G:  # the heads of a group as more queries of one head: no copy of keys, and any mask kernel
             assert not causal
             q = q.reshape(B, G, self.heads // G * T, D // self.heads)
-        dropout = self.dropout if self.training else 0.0
-        if causal:
-            assert mask is None
-            y = F.scaled_dot_product_attention(q, *kv, is_causal=True, dropout_p=dropout)
-        else:
-            y = masked_attention(q, *kv, mask, dropout)
+        y = F.scaled_dot_product_attention(
+            q, *kv, attn_mask=mask, is_causal=causal, dropout_p=self.dropout if self.training else 0.0
+        )
         return self.out(y.reshape(B, self.heads, T, D // self.heads).transpose(1, 2).reshape(B, T, D))
 
     def few(self, x_BMD: Tensor, kv: Cache) -> Tensor:

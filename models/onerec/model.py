@@ -86,13 +86,12 @@ class OneRec(nn.Module):
     def encode(self, batch: dict[str, Tensor], packs: bool = True) -> tuple[Tensor, Tensor | None]:
         """Context of each user: z [B, T, C] and its mask [B, T], None if the batch has full histories only.
 
-        Without `packs` padding is computed too, so that no shape depends on the data: instead of a mask comes int [B],
-        how many of a user's first rows are valid, and z is arbitrary behind them.
+        Without `packs` padding is computed too, so that no shape depends on the data; z is then arbitrary there.
         """
         z_NC, layout = self.pathways(batch, self.history_vector, packs)
         for layer in self.encoder:
             z_NC = layer(z_NC, layout)
-        return layout.pad(self.norm_context(z_NC)), layout.mask_BT if layout.valid_B is None else layout.valid_B
+        return layout.pad(self.norm_context(z_NC)), layout.mask_BT
 
     def context_kv(self, z_BTC: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cross-attention keys and values of every decoder layer: computed once, shared by all targets and beams.
@@ -127,7 +126,7 @@ class OneRec(nn.Module):
                 tokens.append(self._code(level)(prefix_Nn[:, i]))
         d = torch.stack(tokens, 1) + self.place_PD[: len(tokens)]
         for layer, kv in zip(self.decoder, context_kv):
-            d = layer(d, layout, kv, mask_BT)
+            d = layer(d, layout, kv, _as_keys(mask_BT))
         return self.norm_out(d)
 
     def decode_step(
@@ -148,7 +147,7 @@ class OneRec(nn.Module):
             d = self._code(place % (self.config.levels + 1) - 1)(code_BM)
         d, cache = d + self.place_PD[place], []
         for i, (layer, kv) in enumerate(zip(self.decoder, context_kv)):
-            d, grown = cast(DecoderLayer, layer).step(d, past[i] if past else [], kv, mask_BT)
+            d, grown = cast(DecoderLayer, layer).step(d, past[i] if past else [], kv, _as_keys(mask_BT))
             cache.append(grown)
         return self.norm_out(d), cache
 
@@ -202,3 +201,7 @@ class OneRec(nn.Module):
         index = torch.arange(self.config.items, device=query.device)
         table = self._code_sum(self.sid_NL[:-1]) + self.item_residual(index)
         return F.linear(query, table, self.item_bias_N)
+
+
+def _as_keys(mask_BT: Tensor | None) -> Tensor | None:
+    return None if mask_BT is None else mask_BT[:, None, None]

@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.onerec.rows import fuses
-
 
 class SwiGLU(nn.Module):
     """One dense expert: down(silu(gate x) * up x)."""
@@ -79,21 +77,12 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]. In training the tokens each expert received are added to `load_E`."""
         x_ND = x.reshape(-1, x.shape[-1])
-        y_ND = self._experts(x_ND)
-        if self.shared is not None:
-            y_ND = y_ND + self.shared(x_ND)
-        return y_ND.view(x.shape)
-
-    def _experts(self, x_ND: Tensor) -> Tensor:
-        """The chosen experts' weighted sum."""
         gate_NK, chosen_NK = self.route(x_ND)
         expert, order = chosen_NK.flatten().sort(stable=True)
-        ends = torch.searchsorted(
-            expert, torch.arange(len(self.bias_E), device=x_ND.device), right=True, out_int32=True
-        )
+        ends = torch.searchsorted(expert, torch.arange(len(self.bias_E), device=x.device), right=True, out_int32=True)
         if self.training:
             self.load_E += ends.diff(prepend=ends.new_zeros(1))
-        place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x_ND.device))
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
         if torch.is_grad_enabled():
             x_sorted = Permute.apply(x_ND[:, None].expand(-1, self.k, -1).flatten(0, 1), order, place)
         else:
@@ -102,14 +91,13 @@ class MoE(nn.Module):
         y_sorted = _grouped(hidden, self.down_EFD, ends)
         y_NKD = Permute.apply(y_sorted, place, order) if torch.is_grad_enabled() else y_sorted.index_select(0, place)
         y_NKD = y_NKD.unflatten(0, gate_NK.shape)
-        return (y_NKD * gate_NK[..., None].to(y_NKD.dtype)).sum(1)
+        y_ND = (y_NKD * gate_NK[..., None].to(y_NKD.dtype)).sum(1)
+        if self.shared is not None:
+            y_ND = y_ND + self.shared(x_ND)
+        return y_ND.view(x.shape)
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Gates and chosen experts, each [N, K]; in float32, whose steps are finer than the bias's."""
-        if self.affinity == "sigmoid" and not self.training and fuses(x_ND, self.router.weight):
-            from models.onerec.kernels import route
-
-            return route(x_ND, self.router.weight, self.bias_E, self.k)
         with torch.autocast(x_ND.device.type, enabled=False):
             logits_NE = F.linear(x_ND.float(), self.router.weight.float())
         affinity_NE = torch.sigmoid(logits_NE) if self.affinity == "sigmoid" else torch.softmax(logits_NE, -1)

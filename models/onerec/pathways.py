@@ -19,7 +19,7 @@ from models.onerec.config import OneRecConfig
 from models.onerec.embedding import Table
 from models.onerec.features import DURATION_BUCKETS, GAP_BUCKETS, LABEL_STATES, PLAY_BUCKETS
 from models.onerec.layers import FeedForward, QFormerBlock
-from models.onerec.rows import Layout, valid_first
+from models.onerec.rows import Layout
 
 HISTORIES = ("short", "positive", "lifelong")
 
@@ -78,19 +78,15 @@ class Pathways(nn.Module):
         """batch: static [B, S]; short, positive, lifelong [B, L, 7], `*_mask` [B, L]. item_vector: index -> [.., D].
 
         A batch without any mask has full histories only; then nothing is masked. Returns packed rows [N, C] and the
-        layout of the grid [B, T] that they stand in; without `packs` all rows of the grid, a user's valid ones first.
+        layout of the grid [B, T] that they stand in; without `packs` all rows of the grid.
         """
         c, B = self.config, batch["static"].shape[0]
         events_BL7 = [batch[name] for name in HISTORIES]
         masks_BL = [batch.get(f"{name}_mask") for name in HISTORIES]
         if not c.lazy:  # one event more, whose row becomes the slot that always attends
             events_BL7[2] = F.pad(events_BL7[2], (0, 0, 1, 0))
-            if masks_BL[2] is not None:  # not by F.pad, whose booleans Inductor's C++ mixes up
-                masks_BL[2] = torch.cat([masks_BL[2].new_ones(B, 1), masks_BL[2]], 1)
+            masks_BL[2] = None if masks_BL[2] is None else F.pad(masks_BL[2], (1, 0), value=True)
         layouts = [Layout.of(B, e.shape[1], mask, packs) for e, mask in zip(events_BL7, masks_BL)]
-        if not packs and not c.lazy and masks_BL[2] is not None:
-            events_BL7[2], valid_B = valid_first(events_BL7[2], masks_BL[2])
-            layouts[2] = Layout(B, events_BL7[2].shape[1], valid_B=valid_B)
         packed = [layout.pack(events) for layout, events in zip(layouts, events_BL7)]
         events_E7 = torch.cat(packed)
         rows_EF = self.event(events_E7, item_vector(events_E7[:, 0])).split([p.shape[0] for p in packed])
@@ -111,12 +107,8 @@ class Pathways(nn.Module):
             queries = always.expand(B, c.lifelong_queries)
             tail = [masks_BL[0], masks_BL[1], masks_BL[2] if c.lazy else queries]
             mask_BT = torch.cat([always, *(cast(Tensor, mask) for mask in tail)], 1)
-        x_BTC = torch.cat(placed, 1)
-        if not packs and mask_BT is not None:
-            x_BTC, valid_B = valid_first(x_BTC, mask_BT)
-            return x_BTC.flatten(0, 1), Layout(B, x_BTC.shape[1], valid_B=valid_B)
-        layout = Layout.of(B, x_BTC.shape[1], mask_BT, packs)
-        return layout.pack(x_BTC), layout
+        layout = Layout.of(B, sum(part.shape[1] for part in parts), mask_BT, packs)
+        return layout.pack(torch.cat(placed, 1)), layout
 
     def _lifelong(self, to: Layout, rows_SD: Tensor) -> tuple[Layout, Tensor]:
         """Queries that have read the packed events [S, D]: their layout and rows [B * Q, D].

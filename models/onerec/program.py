@@ -34,7 +34,7 @@ from models.tokenizer.trie import Trie
 INPUTS = ("static", *HISTORIES, "lengths", "beam")
 NOTHING = -1  # item id and codes of a surplus entry
 
-Context = tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]  # keys and values of each layer, valid [B], z_0 [B, D]
+Context = tuple[list[tuple[Tensor, Tensor]], Tensor, Tensor]  # keys and values of each layer, mask [B, T], z_0 [B, D]
 Beams = tuple[Tensor | None, Tensor, Tensor, "list[Cache] | None"]  # last code, logp, trie node, each [B, M]; cache
 
 
@@ -103,8 +103,8 @@ class ServingProgram(nn.Module):
         for i, (name, events) in enumerate(zip(HISTORIES, (short, positive, lifelong))):
             place = torch.arange(events.shape[1], device=events.device)
             batch[name], batch[f"{name}_mask"] = events.long(), place >= events.shape[1] - lengths[:, i : i + 1]
-        z_BTC, valid_B = self.model.encode(batch, packs=False)
-        return self.model.context_kv(z_BTC), cast(Tensor, valid_B), z_BTC[:, 0]
+        z_BTC, mask_BT = self.model.encode(batch, packs=False)
+        return self.model.context_kv(z_BTC), cast(Tensor, mask_BT), z_BTC[:, 0]
 
     def start(self, context: Context) -> Beams:
         B, device = context[1].shape[0], context[1].device

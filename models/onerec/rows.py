@@ -16,22 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-FUSED = [True]  # a benchmark turns the kernels off
-
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The grid [B, T] and its valid positions. `mask_BT` None: all are valid, and packing is only a view.
 
-    `index_N` None beside a mask: all rows are kept, and only attention leaves out the invalid ones. `valid_B` instead
-    of a mask: all rows are kept, and a user's first `valid_B` are the valid ones (`valid_first`).
+    `index_N` None beside a mask: all rows are kept, and only attention leaves out the invalid ones.
     """
 
     batch: int
     length: int
     mask_BT: Tensor | None = None
     index_N: Tensor | None = None  # of the flattened grid
-    valid_B: Tensor | None = None
 
     @classmethod
     def of(cls, batch: int, length: int, mask_BT: Tensor | None, packs: bool = True) -> Layout:
@@ -62,53 +58,9 @@ def attend(q_NHd: Tensor, k_SHd: Tensor, v_SHd: Tensor, of: Layout, to: Layout, 
     if to.index_N is not None and not dropout and varlen_runs(q_NHd):
         return _varlen(q_NHd, k_SHd, v_SHd, of, to)
     q, k, v = of.pad(q_NHd).transpose(1, 2), to.pad(k_SHd).transpose(1, 2), to.pad(v_SHd).transpose(1, 2)
-    valid = to.mask_BT if to.valid_B is None else to.valid_B
-    return of.pack(masked_attention(q, k, v, valid, dropout).transpose(1, 2))
-
-
-def valid_first(x_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows of a grid [B, T, ...] with each user's valid ones first, in their order, and how many: int32 [B].
-
-    Attention does not care where a key stands, and a kernel that is told a number of keys is more than twice as fast
-    as one that reads a mask (benchmarks/serving/gpu_kernels.md).
-    """
-    order_BT = (~mask_BT).int().argsort(dim=1, stable=True)
-    index = order_BT.view(*order_BT.shape, *[1] * (x_BT.ndim - 2)).expand_as(x_BT)
-    return x_BT.gather(1, index), mask_BT.sum(1).int()
-
-
-def masked_attention(
-    q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, valid: Tensor | None, dropout: float = 0.0
-) -> Tensor:
-    """Attention [B, H, T, d]. valid: bool [B, S], True = may look; or int [B], the number of first keys that count;
-    None: every query sees every key."""
-    if valid is None:
-        return F.scaled_dot_product_attention(q_BHTd, k_BHSd, v_BHSd, dropout_p=dropout)
-    if valid.ndim == 1:
-        if not dropout and fuses(q_BHTd, k_BHSd, v_BHSd):
-            return _first_keys(q_BHTd, k_BHSd, v_BHSd, valid)
-        valid = torch.arange(k_BHSd.shape[2], device=valid.device) < valid[:, None]
-    return F.scaled_dot_product_attention(q_BHTd, k_BHSd, v_BHSd, attn_mask=valid[:, None, None], dropout_p=dropout)
-
-
-def _first_keys(q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, valid_B: Tensor) -> Tensor:
-    """The flash kernel, which takes a number of keys a user."""
-    B, T, S = q_BHTd.shape[0], q_BHTd.shape[2], k_BHSd.shape[2]
-    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHTd, k_BHSd, v_BHSd))
-    starts = torch.arange(B + 1, dtype=torch.int32, device=q.device)
-    y_NHd = torch.ops.aten._flash_attention_forward(
-        q, k, v, starts * T, starts * S, T, S, 0.0, False, False, seqused_k=valid_B
-    )[0]
-    return cast(Tensor, y_NHd).unflatten(0, (B, T)).transpose(1, 2)
-
-
-def fuses(*tensors: Tensor) -> bool:
-    """Whether the kernels of serving (here and in models/onerec/kernels.py) take these: CUDA, bfloat16, no gradient."""
-    return (
-        FUSED[0]
-        and not torch.is_grad_enabled()
-        and all(t.is_cuda and t.dtype == torch.bfloat16 and t.stride(-1) == 1 for t in tensors)
-    )
+    mask = None if to.mask_BT is None else to.mask_BT[:, None, None]
+    y_BHTd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return of.pack(y_BHTd.transpose(1, 2))
 
 
 def varlen_runs(x: Tensor) -> bool:

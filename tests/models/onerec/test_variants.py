@@ -72,7 +72,7 @@ def test_lazy_attention_by_hand():
     x = torch.randn(len(LENGTHS), 2, 16)
     score = (layer.cross_attn.q(x) @ z.transpose(1, 2) / 4).masked_fill(~mask[:, None], float("-inf"))
     expected = layer.cross_attn.out(score.softmax(-1) @ z)
-    torch.testing.assert_close(layer.cross_attn(x, (k, v), mask), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.cross_attn(x, (k, v), mask[:, None, None]), expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
