@@ -147,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
         routing.close()
     counts, seconds = requests.counts, time.perf_counter() - started
     command = f"python -m benchmarks.serving.legality --source {args.source} --requests {args.requests}"
+    command += f" --seconds {args.seconds:g}" if args.seconds < float("inf") else ""
     rows = "\n".join(f"| {name} | {counts[name]:,} |" for name in FAULTS)
     text = f"""{header("Legality of what is returned", command)}
 {counts["requests"]:,} requests with {counts["items"]:,} items in {seconds:.0f} s; {len(world.users):,} users
