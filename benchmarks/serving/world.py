@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,4 +119,6 @@ def serving(
 def header(title: str, command: str) -> str:
     """The head of a table: what, on what, with which code, when."""
     day = dt.datetime.now(dt.UTC).date().isoformat()
-    return f"# {title}\n\nOn {hardware()}, commit {commit()}, {day}. Made by\n\n```sh\n{command}\n```\n"
+    busy = os.getloadavg()[1]  # other work makes every latency an upper bound
+    on = f"On {hardware()}, commit {commit()}, {day}, five minutes' load average {busy:.1f}."
+    return f"# {title}\n\n{on} Made by\n\n```sh\n{command}\n```\n"
