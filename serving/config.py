@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from models.inference import MAX_BEAM
+from models.onerec.ranking import MAX_BEAM
 
 DEVICES = ("cpu", "gpu")
+MODEL_PREFIX = "onerec-"  # of a release's model in Triton; its id follows
 
 
 def _within(where: object, **bounds: tuple[float, float]) -> None:

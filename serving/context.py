@@ -25,8 +25,8 @@ from models.onerec.features import (
     Catalogue,
     encode_events,
 )
+from models.onerec.pathways import HISTORIES
 from models.onerec.program import input_shapes
-from models.training.data import PATHWAYS
 
 if TYPE_CHECKING:  # Feast is no business of the model's own process
     from feature_repo.online import UserFeatures
@@ -59,7 +59,7 @@ class Encoder:
                 f" 0..{self.config.static_buckets - 1}: use its feature service"
             )
         tensors, lengths = {"static": static.astype(np.int32)}, []
-        for name in PATHWAYS:
+        for name in HISTORIES:
             length = self.lengths[name]
             raw = getattr(features, name)[-length:] if length else np.zeros((0, NUM_FIELDS), np.int64)
             padded = np.zeros((length, NUM_FIELDS), np.int32)
@@ -76,7 +76,7 @@ class Encoder:
         static = tensors["static"]
         if (static < 0).any() or (static >= self.config.static_buckets).any():
             raise ValueError(f"static codes must lie in 0..{self.config.static_buckets - 1}")
-        for i, name in enumerate(PATHWAYS):
+        for i, name in enumerate(HISTORIES):
             events, valid = tensors[name], tensors["lengths"][:, i]
             if (valid < 0).any() or (valid > events.shape[1]).any():
                 raise ValueError(f"lengths of {name} must lie in 0..{events.shape[1]}")

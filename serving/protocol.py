@@ -39,7 +39,8 @@ class Answer:
 class Query:
     """One request. exclude, exclude_authors: ids not to return. live: events [n, 7] in the fields of the feature
     service, oldest first, that the store may not know yet. max_age_s: only items uploaded within so many seconds.
-    now_s: unix time of the request (None: the server's clock). beam: width of the search (None: the server chooses).
+    now_s: unix time of the request (None or 0: the server's clock). beam: width of the search (None or 0: the server
+    chooses).
     rerank: order by the release's reward model.
     """
 
@@ -54,23 +55,24 @@ class Query:
     rerank: bool = False
 
     def inputs(self) -> list[triton.InferInput]:
-        """Raises ValueError for what is no int64, and for events without seven fields."""
-        tensors = [_tensor("user_id", [self.user_id]), _tensor("k", [self.k], np.int32)]
-        for name in ("exclude", "exclude_authors"):
-            if len(values := getattr(self, name)):
-                tensors.append(_tensor(name, values))
-        if len(self.live):
-            if any(len(event) != EVENT_FIELDS for event in self.live):
-                raise ValueError(f"a live event has {EVENT_FIELDS} fields; see models/onerec/features.py")
-            tensors.append(_tensor("live", self.live))
-        for name in ("max_age_s", "now_s"):
-            if (value := getattr(self, name)) is not None:
-                tensors.append(_tensor(name, [value]))
-        if self.beam is not None:
-            tensors.append(_tensor("beam", [self.beam], np.int32))
-        if self.rerank:
-            tensors.append(_tensor("rerank", [1], np.int32))
-        return tensors
+        """All tensors, also those that say nothing: Triton only batches requests that bring the same ones.
+
+        Raises ValueError for what is no int64, and for events without seven fields.
+        """
+        if any(len(event) != EVENT_FIELDS for event in self.live):
+            raise ValueError(f"a live event has {EVENT_FIELDS} fields; see models/onerec/features.py")
+        live = np.asarray(self.live, object).reshape(-1, EVENT_FIELDS)
+        return [
+            _tensor("user_id", [self.user_id]),
+            _tensor("k", [self.k], np.int32),
+            _tensor("exclude", self.exclude),
+            _tensor("exclude_authors", self.exclude_authors),
+            _tensor("live", live),
+            _tensor("max_age_s", [self.max_age_s or 0]),
+            _tensor("now_s", [self.now_s or 0]),
+            _tensor("beam", [self.beam or 0], np.int32),
+            _tensor("rerank", [int(self.rerank)], np.int32),
+        ]
 
 
 def answer(result: Any) -> Answer:
@@ -108,7 +110,7 @@ def repeatable(error: Exception) -> bool:
     return isinstance(error, ConnectionError) and not isinstance(error, OverloadedError)
 
 
-def _tensor(name: str, values: Sequence, dtype: type = np.int64) -> triton.InferInput:
+def _tensor(name: str, values: Sequence | np.ndarray, dtype: type = np.int64) -> triton.InferInput:
     bounds = np.iinfo(dtype)
     flat = np.asarray(values, object).ravel()
     if any(not bounds.min <= int(value) <= bounds.max for value in flat):

@@ -19,9 +19,8 @@ import numpy as np
 from models.onerec.config import OneRecConfig
 from models.onerec.features import Catalogue
 from releases.manifest import MANIFEST, Manifest
-from serving.config import ServingConfig
+from serving.config import MODEL_PREFIX, ServingConfig
 from serving.context import Encoder
-from serving.route import MODEL_PREFIX
 
 TEMPLATES = Path(__file__).parent / "model_repository"
 
@@ -39,6 +38,13 @@ def render_release(repository: Path, release: Path, config: ServingConfig) -> st
         shapes = Encoder(OneRecConfig.load(release / "model" / "config.json"), Catalogue(np.zeros(0, np.int64))).shapes
     except FileNotFoundError as error:
         raise ValueError(f"{release} is not a release: {error.filename} is missing") from None
+    return render_onerec(repository, MODEL_PREFIX + manifest.release_id, shapes, release, config)
+
+
+def render_onerec(
+    repository: Path, name: str, shapes: dict[str, tuple[int, ...]], release: Path, config: ServingConfig
+) -> str:
+    """A model that answers contexts of these shapes with what lies in `release`; returns its name."""
     dims = {name: ", ".join(map(str, shape)) for name, shape in shapes.items()}
     values = _queue(config) | {
         "instances": config.onerec_instances,
@@ -50,7 +56,7 @@ def render_release(repository: Path, release: Path, config: ServingConfig) -> st
     }
     # The narrowest beam: zeros are a user without history, and the sample's K and beam lie beside the configuration.
     params = {"warmup/params": np.array([1, 1, 0], np.int32).tobytes()}
-    return _write(repository, "onerec", MODEL_PREFIX + manifest.release_id, values, params)
+    return _write(repository, "onerec", name, values, params)
 
 
 def remove(repository: Path, name: str) -> None:

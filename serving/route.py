@@ -17,10 +17,10 @@ from feature_repo.services import SERVICE
 from models.onerec.config import OneRecConfig
 from models.training.checkpoint import Tokenizer
 from releases.manifest import MANIFEST, Manifest
+from serving.config import MODEL_PREFIX
 from serving.context import Encoder
 
 UNKNOWN = -1
-MODEL_PREFIX = "onerec-"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,9 +29,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from serving.config import Rollout, ServingConfig
+from serving.config import MODEL_PREFIX, Rollout, ServingConfig
 from serving.repository import remove, render_recommend, render_release
-from serving.route import MODEL_PREFIX
 from serving.routing import Routes, read_routes, wait_acknowledged, write_atomic, write_routes
 
 DRAIN_SECONDS = 2.0
@@ -54,6 +53,8 @@ class TritonServer:
 
     The thread that enters the block must outlive it: the kernel ends the server with that thread.
     """
+
+    ready_seconds = READY_SECONDS
 
     def __init__(
         self,
@@ -186,10 +187,7 @@ class TritonServer:
         self._folder = tempfile.TemporaryDirectory(prefix="onerec-triton-")
         backends, settings = Path(self._folder.name) / "backends", Path(self._folder.name) / "settings.json"
         _copy_backends(wheel, backends)
-        render_recommend(self._repository, self.config)
-        wanted = [self.release, *([self.candidate] if self.candidate else [])]
-        self._loaded = [render_release(self._repository, folder, self.config) for folder in wanted]
-        self._write_routes(self.release, self.candidate, self.rollout)
+        names = self._models()
         own = {"config": dataclasses.asdict(self.config), "state": str(self.state)}
         settings.write_text(json.dumps(own | self._stores))
         command = [
@@ -201,8 +199,7 @@ class TritonServer:
             "--strict-readiness=true",
             # explicit, so that a half-written file in the repository is never picked up
             "--model-control-mode=explicit",
-            "--load-model=recommend",
-            *(f"--load-model={name}" for name in self._loaded),
+            *(f"--load-model={name}" for name in names),
             f"--backend-config=python,shm-region-prefix-name={self._shared_memory}-",
             # model control is this process's alone; shared memory and the rest nobody's
             f"--http-restricted-api={RESTRICTED}:{ADMIN_HEADER}={self._secret}",
@@ -233,6 +230,13 @@ class TritonServer:
                 preexec_fn=_die_with_parent,
             )
 
+    def _models(self) -> list[str]:
+        """Render what is there from the start; the names of the models."""
+        wanted = [self.release, *([self.candidate] if self.candidate else [])]
+        self._loaded = [render_release(self._repository, folder, self.config) for folder in wanted]
+        self._write_routes(self.release, self.candidate, self.rollout)
+        return [render_recommend(self._repository, self.config), *self._loaded]
+
     def _write_routes(self, release: Path, candidate: Path | None, rollout: Rollout) -> None:
         routes = Routes(
             epoch=self._epoch,
@@ -257,7 +261,7 @@ class TritonServer:
 
     def _wait_ready(self) -> None:
         assert self.process is not None
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + self.ready_seconds
         while time.monotonic() < deadline:
             if (code := self.process.poll()) is not None:
                 raise RuntimeError(
@@ -269,7 +273,7 @@ class TritonServer:
             ):
                 return
             time.sleep(0.2)
-        raise RuntimeError(f"tritonserver was not ready after {READY_SECONDS:.0f} s:\n{self.log_tail()}")
+        raise RuntimeError(f"tritonserver was not ready after {self.ready_seconds:.0f} s:\n{self.log_tail()}")
 
     def log_tail(self, lines: int = 25) -> str:
         """The last lines of the server's log, with its place."""

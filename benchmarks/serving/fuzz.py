@@ -23,8 +23,7 @@ import tritonclient.grpc.aio as triton_aio
 
 from benchmarks.serving.world import header, serving
 from serving.client import RecommendClient
-from serving.config import ServingConfig
-from serving.route import MODEL_PREFIX
+from serving.config import MODEL_PREFIX, ServingConfig
 from serving.triton_server import TritonServer
 
 ODD = (0, 1, -1, 7, 513, 2**31 - 1, -(2**31), 2**40, 2**63 - 1, -(2**63))

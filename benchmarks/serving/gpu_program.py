@@ -33,7 +33,8 @@ from models.onerec.sizes import SIZES
 from models.tokenizer.trie import Trie
 from serving.export.graphs import CudaRecorder, Graphs
 
-PEAK, BANDWIDTH = 989e12, 3.35e12  # of an H100 SXM: dense bfloat16 FLOP/s, bytes/s
+PEAK = 989e12  # dense bfloat16 FLOP/s of an H100 SXM and of an H200
+BANDWIDTHS = {"H200": 4.8e12, "H100": 3.35e12}  # bytes/s
 STATIC_FEATURES = 26
 ROUNDS = 3
 
@@ -66,6 +67,12 @@ def requests(config: OneRecConfig, batch: int, beam: int, seed: int) -> list[Ten
     found["lengths"] = torch.tensor([[config.short_len, config.positive_len, config.lifelong_len]]).expand(batch, -1)
     found["beam"] = torch.full((batch,), beam)
     return [found[name].int().contiguous() for name in INPUTS]
+
+
+def bandwidth(device: str) -> float:
+    """Bytes/s of the card's memory; an H100's where the card is not known."""
+    name = torch.cuda.get_device_name() if device == "cuda" else ""
+    return next((rate for card, rate in BANDWIDTHS.items() if card in name), BANDWIDTHS["H100"])
 
 
 class Stages:
@@ -130,25 +137,34 @@ def split(stages: Stages, inputs: Sequence[Tensor], repeats: int) -> dict[str, f
     return found
 
 
+def stage_flops(c: OneRecConfig, beam: int, batch: int) -> dict[str, float]:
+    """FLOPs of each stage; trie and top-k are none."""
+    D, K = c.d_model, c.codebook_size
+    flops = forward_flops(c)
+    found = {"context": batch * sum(flops[name] for name in ("projections", "qformer", "encoder", "context_kv"))}
+    moe = c.decoder_layers - c.decoder_dense_layers
+    experts = D * c.experts + c.experts_per_token * 3 * D * c.expert_dim
+    ffn = 2.0 * (2 * D * c.ffn_dim * c.decoder_dense_layers + moe * experts)
+    token = c.decoder_layers * (12.0 * D * D + 4.0 * c.positions * D) + ffn + 2.0 * D * (D + K)
+    return found | {f"decode {i + 1}": batch * (beam if i else 1) * token for i in range(c.levels)}
+
+
 def floors(program: ServingProgram, batch: int) -> dict[str, tuple[float, float]]:
     """FLOPs and bytes of each stage: weights once (of experts, those that can be met), logits and candidates."""
     c, W = program.model.config, program.width
     D, K, E = c.d_model, c.codebook_size, 3 * c.d_model * c.expert_dim
-    flops = forward_flops(c)
-    encode = sum(flops[name] for name in ("projections", "qformer", "encoder", "context_kv"))
+    flops = stage_flops(c, W, batch)
     modules = (program.model.pathways, program.model.encoder)
     weights = sum(p.numel() for m in modules for n, p in m.named_parameters() if p.ndim == 2 and ".event." not in n)
-    found = {"context": (batch * encode, 2.0 * weights)}
+    found = {"context": (flops["context"], 2.0 * weights)}
     moe = c.decoder_layers - c.decoder_dense_layers
-    ffn = 2.0 * (2 * D * c.ffn_dim * c.decoder_dense_layers + moe * (D * c.experts + c.experts_per_token * E))
     for level in range(c.levels):
         beams = 1 if level == 0 else W
-        token = c.decoder_layers * (12.0 * D * D + 4.0 * c.positions * D) + ffn + 2.0 * D * (D + K)
         touched = min(c.experts, batch * beams * c.experts_per_token) * E * moe
         dense = c.decoder_layers * 6 * D * D + 2 * D * c.ffn_dim * c.decoder_dense_layers + D * (D + K)
         logits = 2.0 * batch * beams * K
         kv = 4.0 * batch * c.decoder_layers * c.positions * D
-        found[f"decode {level + 1}"] = (batch * beams * token, 2.0 * (touched + dense) + logits + kv)
+        found[f"decode {level + 1}"] = (flops[f"decode {level + 1}"], 2.0 * (touched + dense) + logits + kv)
         candidates = batch * beams * program.widest[level]
         found[f"trie and top-k {level + 1}"] = (0.0, logits + 8.0 * candidates)
     found["items"] = (0.0, 0.0)
@@ -174,6 +190,16 @@ def latencies(
     return rounds, answer[0]
 
 
+def profiled(run: Callable[[], Any], repeats: int = 5) -> str:
+    """The kernels of `repeats` requests, by their total time."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(repeats):
+            run()
+        torch.cuda.synchronize()
+    table = profile.key_averages().table(sort_by="cuda_time_total", row_limit=45, max_name_column_width=90)
+    return f"{repeats} requests\n{table}\n"
+
+
 def packaged(program: ServingProgram, batches: Sequence[int], args: argparse.Namespace) -> list[str]:
     """The same request as an AOTInductor package with a dynamic batch, in CUDA graphs: lines of the page."""
     from serving.export.package import compile_package, load_package
@@ -197,7 +223,8 @@ def packaged(program: ServingProgram, batches: Sequence[int], args: argparse.Nam
             p50, p99 = (float(np.median([r[i] for r in rounds])) for i in (0, 1))
             lines.append(f"| {batch} | {p50:.2f} | {p99:.2f} | {same:.4f} |")
             print(lines[-1], flush=True)
-    path.unlink()
+    if not args.keep:
+        path.unlink()
     return lines
 
 
@@ -217,6 +244,9 @@ def measure(stages: Stages, batch: int, args: argparse.Namespace) -> dict[str, A
             graphs.freeze()
         rounds, answer = latencies(lambda: graphs(batch, host) if graphs else stages(*inputs), outputs, args)
         stage_ms = split(stages, inputs, 20) if cuda else {}
+        if graphs and args.profile:
+            text = profiled(lambda: graphs(batch, host))
+            (args.out / f"gpu_program_profile_{batch}.txt").write_text(text)
     limits = floors(program, batch)
     flops = sum(f for f, _ in limits.values())
     p50, p99 = (float(np.median([r[i] for r in rounds])) for i in (0, 1))
@@ -264,7 +294,7 @@ def page(results: list[dict[str, Any]], args: argparse.Namespace) -> str:
         for name in staged[0]["stages"]:
             cells = [
                 f"{r['stages'][name]:.3f} ({1e3 * r['floors'][name][0] / PEAK:.3f} /"
-                f" {1e3 * r['floors'][name][1] / BANDWIDTH:.3f})"
+                f" {1e3 * r['floors'][name][1] / bandwidth(args.device):.3f})"
                 for r in staged
             ]
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -283,6 +313,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--seconds", type=float, default=140, help="no further batch size is begun after these (140)")
     parser.add_argument("--package", action="store_true", help="measure the AOTInductor package too (needs pyarrow)")
+    parser.add_argument("--profile", action="store_true", help="write the kernels and their times, a file a batch")
+    parser.add_argument("--keep", action="store_true", help="leave the package in --out (for gpu_server)")
     parser.add_argument("--no-compile", dest="compiled", action="store_false")
     args = parser.parse_args()
     begun, results = time.monotonic(), []

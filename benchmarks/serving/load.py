@@ -120,14 +120,16 @@ def statistics(url: str) -> dict[str, tuple[int, float, float, int]]:
 
 
 def parts(before: dict, after: dict) -> dict[str, float]:
-    """Mean milliseconds a request, and users a run, between two readings."""
-    found: dict[str, float] = {}
-    for model in ("recommend", "onerec"):
-        count, total, queue, runs = (b - a for a, b in zip(before[model], after[model]))
-        found[f"{model}_ms"] = 1000 * (total - queue) / max(count, 1)
-        found[f"{model}_queue_ms"] = 1000 * queue / max(count, 1)
-        found[f"{model}_batch"] = count / max(runs, 1)
-    return found
+    """Mean milliseconds a request in `recommend`, and a run of it in `onerec`, between two readings."""
+    count, total, queue, runs = (b - a for a, b in zip(before["recommend"], after["recommend"]))
+    _, model_total, _, model_runs = (b - a for a, b in zip(before["onerec"], after["onerec"]))
+    return {
+        "recommend_ms": 1000 * (total - queue) / max(count, 1),
+        "recommend_queue_ms": 1000 * queue / max(count, 1),
+        "recommend_batch": count / max(runs, 1),
+        "onerec_ms": 1000 * model_total / max(runs, 1),
+        "onerec_runs": model_runs / max(runs, 1),
+    }
 
 
 def feast_ms(root: Path, source: str, users: list[int], reads: int = 300) -> list[float]:
@@ -191,21 +193,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--source", default="simulated")
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=20, help="length of a phase")
+    parser.add_argument("--recommend-instances", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args(argv)
-    config = ServingConfig(threads=1)
+    # Two of `recommend`: while the model works on one batch, the next one is read and encoded.
+    config = ServingConfig(threads=1, recommend_instances=args.recommend_instances)
     args.out.mkdir(parents=True, exist_ok=True)
     with serving(args.root, args.source, config, args.out / "load-triton.log") as (server, world):
         rows, runs, more = asyncio.run(measure(server, world, args.k, args.seconds))
         feast50, feast99 = feast_ms(args.root, args.source, world.users)
     own = "\n".join(
         f"| {clients} | {p['client_ms']:.1f} | {p['recommend_queue_ms']:.1f} | {p['recommend_ms']:.1f}"
-        f" | {p['onerec_ms']:.1f} | {p['recommend_batch']:.1f} |"
+        f" | {p['onerec_ms']:.1f} | {p['recommend_batch']:.1f} | {p['onerec_runs']:.2f} |"
         for clients, p in more["own"].items()
     )
     command = f"python -m benchmarks.serving.load --source {args.source} --k {args.k} --seconds {args.seconds:g}"
     table = f"""{header("Serving under load, CPU", command)}
-One `recommend` and one `onerec` instance, {config.threads} thread each; {args.k} items a request.
+{config.recommend_instances} `recommend`, one `onerec` instance, {config.threads} thread each; {args.k} items a request.
 The generator runs on the same cores.
 
 | load | answers/s | p50 ms | p90 ms | p99 ms | p99/p50 | not answered |
@@ -216,8 +220,8 @@ Recovered {more["recovery_s"]:.1f} s after the overload. {world.faults_text()}.
 
 Where a request's time goes (means in ms; `recommend` holds `onerec`, the rest of it is Feast, encoding and choice):
 
-| clients | at the client | queue of `recommend` | in `recommend` | of it in `onerec` | users a run |
-|---|---|---|---|---|---|
+| clients | at the client | queue of `recommend` | in `recommend` | of it in `onerec` | users a run | runs of `onerec` |
+|---|---|---|---|---|---|---|
 {own}
 
 A Feast read of one user, alone: p50 {feast50:.2f} ms, p99 {feast99:.2f} ms.

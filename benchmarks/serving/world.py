@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,19 +48,25 @@ class World:
         return Query(user_id=user, k=k, now_s=self.now_s, exclude=exclude)
 
     def check(self, query: Query, answer: Answer) -> None:
-        """Count answers and faults: illegal, seen, excluded, duplicate items, and short answers."""
+        """Count answers and faults: illegal, seen, excluded, duplicate items, and short answers.
+
+        An answer that says it had no features cannot know what was seen: such are counted apart, as degraded.
+        """
         codes, items = self.codes[answer.release_id], answer.item_ids
         self.faults["answers"] += 1
         self.faults["items"] += len(items)
         self.faults["illegal"] += sum(codes.get(item) != sid for item, sid in zip(items, answer.sids))
-        self.faults["seen"] += len(self.seen.get(query.user_id, frozenset()).intersection(items))
+        seen = len(self.seen.get(query.user_id, frozenset()).intersection(items))
+        unknowing = answer.degraded and not answer.stale
+        self.faults["degraded"] += unknowing
+        self.faults["seen in degraded answers" if unknowing else "seen"] += seen
         self.faults["excluded"] += len(set(query.exclude).intersection(items))
         self.faults["duplicates"] += len(items) - len(set(items))
         self.faults["short"] += len(items) < query.k
 
     def faults_text(self) -> str:
         f = self.faults
-        names = ("illegal", "seen", "excluded", "duplicates", "short")
+        names = ("illegal", "seen", "excluded", "duplicates", "short", "degraded", "seen in degraded answers")
         return f"{f['answers']:,} answers with {f['items']:,} items checked: " + ", ".join(
             f"{f[name]:,} {name}" for name in names
         )
@@ -70,11 +77,8 @@ def codes_of(release: Path) -> dict[int, tuple[int, ...]]:
     return dict(zip(tokenizer.catalogue.item_ids.tolist(), map(tuple, tokenizer.sid_NL.tolist())))
 
 
-@contextlib.contextmanager
-def serving(
-    root: Path, source: str, config: ServingConfig, log: Path, folder: Path | None = None
-) -> Iterator[tuple[TritonServer, World]]:
-    """A server on `folder` (default: the production release of the workspace)."""
+def world_of(root: Path, source: str, folder: Path | None = None) -> tuple[Path, World]:
+    """A release (default: the one in production) and the users of a workspace. ValueError where there is none."""
     base = Path(root).resolve() / source
     if folder is None:
         store = DirectoryStore(base / "store")
@@ -91,12 +95,21 @@ def serving(
         newest = max(newest, pc.max(table["event_timestamp"]).as_py())
         for user, items in zip(table["user_id"].to_pylist(), table["seen_item_id"].to_pylist()):
             seen.setdefault(user, set()).update(items)
-    world = World(
+    return folder, World(
         users=sorted(seen),
         now_s=int(newest.timestamp()) + 1,
         seen={user: frozenset(items) for user, items in seen.items()},
         codes={folder.name: codes_of(folder)},
     )
+
+
+@contextlib.contextmanager
+def serving(
+    root: Path, source: str, config: ServingConfig, log: Path, folder: Path | None = None
+) -> Iterator[tuple[TritonServer, World]]:
+    """A server on `folder` (default: the production release of the workspace)."""
+    folder, world = world_of(root, source, folder)
+    base = Path(root).resolve() / source
     with TritonServer(
         release=folder, features=base / "features", feature_store=base / "feature_store", log=log, config=config
     ) as server:
@@ -106,4 +119,6 @@ def serving(
 def header(title: str, command: str) -> str:
     """The head of a table: what, on what, with which code, when."""
     day = dt.datetime.now(dt.UTC).date().isoformat()
-    return f"# {title}\n\nOn {hardware()}, commit {commit()}, {day}. Made by\n\n```sh\n{command}\n```\n"
+    busy = os.getloadavg()[1]  # other work makes every latency an upper bound
+    on = f"On {hardware()}, commit {commit()}, {day}, five minutes' load average {busy:.1f}."
+    return f"# {title}\n\n{on} Made by\n\n```sh\n{command}\n```\n"

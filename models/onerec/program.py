@@ -133,10 +133,13 @@ class ServingProgram(nn.Module):
         rank_W = torch.arange(W, device=total.device)
         logp_BW = logp_BW.masked_fill(rank_W >= beam_B[:, None], ILLEGAL)
         best_BW = best_BW.clamp_max(M * C - 1)
-        code_BW, node_BW = code_BMC.flatten(1).gather(1, best_BW), child_BMC.flatten(1).gather(1, best_BW)
+        # Of the few that are kept, computed again: to gather from code_BMC and child_BMC, both would be written first.
+        kept_BW = best_BW // C
+        child_BW = first[node_BM.gather(1, kept_BW)].long() + best_BW % C
+        child_BW = child_BW.clamp_max(code_of.shape[0] - 1)
         if level < self.model.config.levels - 1:
-            cache = follow_cache(cache, best_BW // C)
-        return code_BW, logp_BW, node_BW, cache
+            cache = follow_cache(cache, kept_BW)
+        return code_of[child_BW].long(), logp_BW, child_BW, cache
 
     def finish(self, context: Context, beams: Beams) -> tuple[Tensor, Tensor, Tensor]:
         """Items of the leaves, in the order of their scores."""

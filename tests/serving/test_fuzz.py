@@ -6,7 +6,7 @@ import asyncio
 
 from benchmarks.serving.fuzz import SAFE, fuzz, shapes_of
 from serving.client import AsyncRecommendClient
-from serving.route import MODEL_PREFIX
+from serving.config import MODEL_PREFIX
 
 REQUESTS = 400
 

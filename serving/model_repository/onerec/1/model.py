@@ -5,11 +5,16 @@ Tensors cross by DLPack: the backend's own NumPy path returns empty arrays under
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import traceback
 from collections import defaultdict
 from pathlib import Path
+
+from serving.priority import at_low_priority
+
+at_low_priority(importlib.import_module, "serving.export.program")  # torch and all that: seconds of work
 
 import numpy as np
 import torch
@@ -28,17 +33,29 @@ INPUTS = ("static", "short", "positive", "lifelong", "lengths")
 class TritonPythonModel:
     def initialize(self, args: dict) -> None:
         folder = Path(json.loads(args["model_config"])["parameters"]["release"]["string_value"])
-        manifest = verify(folder)
         settings = json.loads(Path(os.environ["ONEREC_SETTINGS"]).read_text())
         self.config = ServingConfig(**settings["config"])
         torch.set_num_threads(self.config.threads)
-        on_gpu = args["model_instance_kind"] == "GPU"
-        self.program = Program.load(folder, f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
+        if args["model_instance_kind"] == "GPU":
+            self.program = self._ready(folder, f"cuda:{args['model_instance_device_id']}")
+        else:
+            self.program = at_low_priority(self._ready, folder, "cpu")
         self.max_beam = min(self.config.max_beam, self.program.max_beam)
         self.max_batch = min(self.config.max_batch, self.program.signature.max_batch)
         self.encoder = Encoder(OneRecConfig.load(folder / "model" / "config.json"), self.program.tokenizer.catalogue)
-        self.program.warm_up()
-        pb_utils.Logger.log_info(f"onerec: release {manifest.release_id}, {self.program.describe()}")
+        pb_utils.Logger.log_info(f"onerec: release {folder.name}, {self.program.describe()}")
+
+    def _ready(self, folder: Path, device: str) -> Program:
+        """Loaded, and every shape run once."""
+        torch.set_num_threads(self.config.threads)  # of this thread
+        program = self._load(folder, device)
+        program.warm_up()
+        return program
+
+    def _load(self, folder: Path, device: str) -> Program:
+        """The release's program, after every byte of it was checked."""
+        verify(folder)
+        return Program.load(folder, device)
 
     def execute(self, requests: list) -> list:
         """Requests of the same beam and order are one run of the model."""

@@ -129,9 +129,10 @@ def _checked(request, config: ServingConfig) -> Ask:
     if len(user_id) != 1:
         raise ValueError(f"the request asks for {len(user_id)} users; send one user a request, the server batches them")
     fields = {"k": int(k[0, 0])}
-    for name, default in (("now_s", int(time.time())), ("max_age_s", 0), ("beam", 0), ("rerank", 0)):
+    for name, default in (("now_s", 0), ("max_age_s", 0), ("beam", 0), ("rerank", 0)):
         given = read_optional(request, name)
         fields[name] = default if given is None else int(given[0, 0])
+    fields["now_s"] = fields["now_s"] or int(time.time())
     lists = {}
     for name, longest, what in (
         ("exclude", MAX_EXCLUDE, "items"),

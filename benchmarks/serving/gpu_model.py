@@ -1,0 +1,61 @@
+"""The Triton model of benchmarks/serving/gpu_server.py: the served `onerec`, on random weights instead of a release's.
+
+Only the loading differs: batching, checks, graphs and answers are serving/model_repository/onerec/1/model.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import serving.export.program
+from benchmarks.serving.gpu_program import build
+from models.onerec.features import Catalogue
+from models.tokenizer.trie import Trie
+from models.training.checkpoint import Tokenizer
+from serving.export.graphs import CudaRecorder, Graphs
+from serving.export.package import signature
+from serving.export.program import Program
+from serving.repository import TEMPLATES
+
+_spec = importlib.util.spec_from_file_location("onerec_model", TEMPLATES / "onerec" / "1" / "model.py")
+assert _spec is not None and _spec.loader is not None
+_served = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_served)
+
+
+class TwoSizes(Program):
+    """Graphs of one user and of the largest batch only: compiling takes half a minute each."""
+
+    @property
+    def buckets(self) -> list[int]:
+        return [self.signature.max_batch, 1]  # the first takes longest
+
+
+class TritonPythonModel(_served.TritonPythonModel):  # type: ignore[name-defined]
+    def _load(self, folder: Path, device: str) -> Program:
+        """The program that `settings.json` describes: compiled here, or the package that it names."""
+        settings = json.loads((folder / "settings.json").read_text())
+        args = Namespace(**settings | {"device": torch.device(device).type})
+        made = build(args)
+        sid_NL = made.model.sid_NL[:-1].cpu().numpy()
+        trie = Trie.build(sid_NL, made.codebook_size)
+        tokenizer = Tokenizer(Catalogue(np.arange(args.items)), sid_NL, trie, made.codebook_size)
+        limits = signature(made.model.config, args.items, max_batch=args.max_batch)
+        package = Path(args.package) if args.package else None
+        # The program is in bfloat16 on the device already; a copy by way of the processor takes half a minute.
+        serving.export.program.build_program = lambda *_, **__: made
+        program = TwoSizes(made.model, tokenizer, None, device, limits, package, args.beam if package else 0)
+        # Requests of this benchmark are all of one width; the others' graphs would only take start-up time.
+        run = program._widths.get(args.beam) or program._widths[program.max_beam].at_width(args.beam)
+        if package is None and args.compiled:
+            run = torch.compile(run, dynamic=False)
+        program._widths = {args.beam: run}
+        if program.graphs:
+            program.graphs = {args.beam: Graphs(run, CudaRecorder())}
+        return program

@@ -1,0 +1,168 @@
+"""A million requests through the code that serves: is every item legal, unseen and allowed, and only once there?
+
+    python -m benchmarks.serving.legality --root var --source simulated --requests 1000000
+
+Features come from the workspace's Feast store, answers from `serving.answering` and the release's program, as in the
+server; only Triton is left out. Requests vary in user (one in ten unknown), k, beam, exclusions (half of them exclude
+what the user was just given), muted authors, age, live events and the blocked items, which change all the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.serving.world import World, header, world_of
+from feature_repo.online import OnlineFeatures
+from models.onerec.features import NUM_FIELDS
+from models.onerec.program import INPUTS
+from serving.answering import Answering, Given
+from serving.config import Rollout, ServingConfig
+from serving.export.program import Program
+from serving.features import FeatureReader
+from serving.route import Ask
+from serving.routing import Routes, Routing, write_routes
+
+BEAMS, KS = (16, 24), (1, 3, 5)
+NONE = np.zeros(0, np.int64)
+FAULTS = ("failed", "illegal", "seen", "excluded", "blocked", "muted author", "too old", "duplicates", "wrong release")
+
+
+class Requests:
+    """Makes batches of requests and checks their answers against files."""
+
+    def __init__(self, world: World, release: Path, seed: int) -> None:
+        self.world, self.rng, self.release = world, np.random.default_rng(seed), release.name
+        self.codes = world.codes[release.name]
+        self.items = np.array(sorted(self.codes))
+        self.given: dict[int, list[int]] = {}
+        self.counts: Counter[str] = Counter()
+
+    def batch(self, size: int, authors: np.ndarray) -> list[Ask]:
+        """One beam a batch, as requests that want the same are grouped by the server too."""
+        rng, beam = self.rng, int(self.rng.choice(BEAMS))
+        return [self._ask(rng, beam, authors) for _ in range(size)]
+
+    def _ask(self, rng: np.random.Generator, beam: int, authors: np.ndarray) -> Ask:
+        world = self.world
+        user = int(rng.choice(world.users)) if rng.random() < 0.9 else int(rng.integers(1 << 40, 1 << 41))
+        exclude = np.array(self.given.get(user, []), np.int64) if rng.random() < 0.5 else NONE
+        live = np.zeros((0, NUM_FIELDS), np.int64)
+        if rng.random() < 0.2:
+            live = np.array([[rng.choice(self.items), 1, 1, world.now_s - 5, 9000, 10_000, 0b10]], np.int64)
+        return Ask(
+            user_id=user,
+            k=int(rng.choice(KS)),
+            now_s=world.now_s,
+            exclude=np.concatenate([exclude, rng.choice(self.items, 3)]) if rng.random() < 0.3 else exclude,
+            exclude_authors=rng.choice(authors, 2) if rng.random() < 0.05 else NONE,
+            live=live,
+            max_age_s=int(rng.integers(86400, 30 * 86400)) if rng.random() < 0.01 else 0,
+            beam=beam,
+            rerank=False,
+        )
+
+    def check(self, ask: Ask, given: Given | Exception, blocked: set[int], about: dict[int, tuple[int, int]]) -> None:
+        """Count what is wrong with an answer. `about`: author and upload time (0 unknown) of each item."""
+        counts = self.counts
+        counts["requests"] += 1
+        if isinstance(given, Exception):
+            counts["failed"] += 1
+            return
+        items = given.picked.items.tolist()
+        counts["items"] += len(items)
+        counts["short"] += len(items) < ask.k
+        counts[given.kind] += 1
+        counts["illegal"] += given.picked.illegal
+        counts["illegal"] += sum(self.codes.get(i) != tuple(c) for i, c in zip(items, given.picked.sids.tolist()))
+        seen = self.world.seen.get(ask.user_id, frozenset())
+        counts["seen"] += sum(i in seen for i in items) + sum(i in set(ask.live[:, 0].tolist()) for i in items)
+        counts["excluded"] += len(set(ask.exclude.tolist()).intersection(items))
+        counts["blocked"] += len(blocked.intersection(items))
+        counts["muted author"] += sum(about[i][0] in ask.exclude_authors for i in items)
+        if ask.max_age_s:
+            counts["too old"] += sum(about[i][1] < ask.now_s - ask.max_age_s for i in items)
+        counts["duplicates"] += len(items) - len(set(items))
+        counts["wrong release"] += given.route.release_id != self.release
+        self.given[ask.user_id] = items
+
+
+def infer_with(program: Program, max_batch: int):
+    """What the Triton model `onerec` does with a batch."""
+
+    def infer(_: str, tensors: dict[str, np.ndarray], params: np.ndarray):
+        k, beam, _ = params[0].tolist()
+        batch = {name: torch.from_numpy(tensors[name]) for name in INPUTS if name != "beam"}
+        width = min(beam, program.max_beam)
+        parts = [
+            program({n: t[at : at + max_batch] for n, t in batch.items()}, width, min(k, width))
+            for at in range(0, len(params), max_batch)
+        ]
+        return tuple(torch.cat(column).numpy() for column in zip(*parts))
+
+    return infer
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("var"))
+    parser.add_argument("--source", default="simulated")
+    parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after these, with fewer requests")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    release, world = world_of(args.root, args.source)
+    base, config = args.root.resolve() / args.source, ServingConfig(max_batch=args.batch, threads=args.threads)
+    store = OnlineFeatures(base / "features", base / "feature_store")
+    reader = FeatureReader(store, timeout_s=60, cache_users=config.cache_users, stale_s=config.stale_s)
+    requests, started = Requests(world, release, args.seed), time.perf_counter()
+    with tempfile.TemporaryDirectory() as state:
+        write_routes(Path(state), Routes(epoch=1, production=str(release.resolve()), rollout=Rollout()))
+        routing = Routing(Path(state), "legality", print)
+        route = routing.now.production
+        answering = Answering(reader, routing, infer_with(Program.load(release), args.batch), config)
+        pairs = zip(route.author.tolist(), route.upload_s.tolist())
+        about = dict(zip(route.catalogue.item_ids.tolist(), pairs))
+        while (done := requests.counts["requests"]) < args.requests and time.perf_counter() - started < args.seconds:
+            blocked = requests.rng.choice(requests.items, 20, replace=False)
+            routing.now = dataclasses.replace(routing.now, blocked=blocked)
+            asks = requests.batch(min(args.batch, args.requests - done), route.author)
+            for ask, given in zip(asks, answering.answer(asks)):
+                requests.check(ask, given, set(blocked.tolist()), about)
+            if done // 20_000 != requests.counts["requests"] // 20_000:
+                print(f"{requests.counts['requests']:,} requests, {time.perf_counter() - started:.0f} s", flush=True)
+        routing.close()
+    counts, seconds = requests.counts, time.perf_counter() - started
+    command = f"python -m benchmarks.serving.legality --source {args.source} --requests {args.requests}"
+    command += f" --seconds {args.seconds:g}" if args.seconds < float("inf") else ""
+    rows = "\n".join(f"| {name} | {counts[name]:,} |" for name in FAULTS)
+    text = f"""{header("Legality of what is returned", command)}
+{counts["requests"]:,} requests with {counts["items"]:,} items in {seconds:.0f} s; {len(world.users):,} users
+with features, {len(requests.items):,} items in the catalogue, beams {", ".join(map(str, BEAMS))}.
+{counts["cold_start"]:,} answers were cold starts; {counts["short"]:,} held fewer items than asked for, by their
+filters.
+
+| items (or answers) that were | count |
+|---|---|
+{rows}
+"""
+    (args.out / "legality.md").write_text(text)
+    print(text)
+    return int(any(counts[name] for name in FAULTS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
