@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+ARCHIVED = "$Format:%h$"  # `git archive` writes the short commit here (.gitattributes)
 
 
 def processor() -> str:
@@ -28,7 +29,9 @@ def hardware(device: str = "cpu") -> str:
 
 
 def commit() -> str:
-    """Short commit of the repository, `-dirty` behind it if files differ; "unknown" without git or outside of one."""
+    """Short commit of the repository, `-dirty` behind it if files differ; that of an archive; else "unknown"."""
+    if not ARCHIVED.startswith("$"):
+        return ARCHIVED
     command = ["git", "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
