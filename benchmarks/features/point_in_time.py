@@ -132,17 +132,19 @@ def _digest(table: pa.Table) -> str:
 
 def measure(contenders: list[str], folder: Path, rounds: int) -> dict[str, dict | None]:
     """The medians of each contender over interleaved rounds; None for one that fails or takes too long once."""
-    results: dict[str, list[dict] | None] = {contender: [] for contender in contenders}
+    results: dict[str, list[dict | None]] = {contender: [] for contender in contenders}
     for _ in range(rounds):
         for contender, found in results.items():
-            if found is not None:
-                result = _in_a_process(contender, folder)
-                results[contender] = [*found, result] if result else None
-    return {
-        contender: found
-        and {**found[0], **{key: statistics.median(r[key] for r in found) for key in ("seconds", "cpu", "mib")}}
-        for contender, found in results.items()
-    }
+            if None not in found:
+                found.append(_in_a_process(contender, folder))
+    return {contender: _middle(found) for contender, found in results.items()}
+
+
+def _middle(found: list[dict | None]) -> dict | None:
+    whole = [result for result in found if result is not None]
+    if len(whole) < len(found):
+        return None
+    return {**whole[0], **{key: statistics.median(r[key] for r in whole) for key in ("seconds", "cpu", "mib")}}
 
 
 def _in_a_process(contender: str, folder: Path) -> dict | None:
