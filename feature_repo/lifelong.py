@@ -76,7 +76,7 @@ def compress(
     representative_G = torch.empty(len(size_G), dtype=torch.int64, device=device)
     for batch in _batches(size_G, np.arange(len(size_G)), size_G * grid.width, grid.device):
         runs = torch.as_tensor(np.stack([start_G[batch], size_G[batch]]), device=device)
-        at_GS, mask_GS = _slots(*runs, 0, int(size_G[batch].max()))
+        at_GS, mask_GS = _slots(runs[0], runs[1], 0, int(size_G[batch].max()))
         row_GS = row_N[order_N[at_GS]]
         x_GSD = grid.rows(row_GS)
         count_G11 = mask_GS.sum(1)[:, None, None]
