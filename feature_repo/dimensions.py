@@ -17,24 +17,32 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.partitions import PART
-from feature_repo.content import content_vectors
+from feature_repo.content import CONTENT_DIM, content_vectors
 
 STATIC_BUCKETS = 8192
+TEXTS = ("caption", "asr", "ocr")
+PIECE = 1 << 16  # items that are Python objects at a time
 
 
 def items(partition: Path) -> tuple[pa.Table, np.ndarray]:
     """(item_id, item_row, author_id, duration_ms and the first tag, sorted; content vectors by item_row)."""
     table = pq.read_table(partition / PART).sort_by("item_id")
-    text = [" ".join(filter(None, row)) for row in zip(*(table[c].to_pylist() for c in ("caption", "asr", "ocr")))]
-    tags, authors = table["tags"].to_pylist(), table["author_id"].to_pylist()
+    vector_ID, tag_I, low = np.empty((len(table), CONTENT_DIM), np.float32), np.empty(len(table), np.int64), 0
+    for piece in table.to_batches(PIECE):  # as Python objects a whole catalogue would take many times its size
+        own = {name: piece[name].to_pylist() for name in (*TEXTS, "tags", "author_id", "content_embedding")}
+        text = [" ".join(filter(None, row)) for row in zip(*(own[name] for name in TEXTS))]
+        here = slice(low, low + len(piece))
+        vector_ID[here] = content_vectors(own["tags"], own["author_id"], text, own["content_embedding"])
+        tag_I[here] = [t[0] if t and t[0] is not None else -1 for t in own["tags"]]
+        low += len(piece)
     facts = {
         "item_id": table["item_id"],
         "item_row": pa.array(np.arange(len(table))),
         "author_id": table["author_id"],
         "duration_ms": pc.fill_null(table["duration_ms"], -1),
-        "tag": pa.array([t[0] if t and t[0] is not None else -1 for t in tags], pa.int64()),
+        "tag": pa.array(tag_I),
     }
-    return pa.table(facts), content_vectors(tags, authors, text, table["content_embedding"].to_pylist())
+    return pa.table(facts), vector_ID
 
 
 def static_codes(partition: Path) -> pa.Table:

@@ -39,8 +39,8 @@ class Engine:
     unix_ms: Callable[[ir.Value], ir.Value]
     """Unix milliseconds of a timestamp column: the one function that the two name differently."""
 
-    table: Callable[[pa.Table], ir.Table]
-    """An Arrow table as one of the engine's."""
+    table: Callable[[str, pa.Table], ir.Table]
+    """An Arrow table as one of the engine's, by name. It takes the place of, and frees, what was given by that name."""
 
     read_files: Callable[[list[str]], ir.Table]
     keep_table: Callable[[str, ir.Table], ir.Table]
@@ -97,7 +97,12 @@ def duckdb_engine(*, memory: str = "3GB", threads: int = 2, spill: Path | None =
         backend.raw_sql(f'DROP TABLE IF EXISTS "{name}"')
         return backend.create_table(name, table, temp=True)
 
-    return Engine(backend=backend, unix_ms=_duckdb_ms, table=ibis.memtable, read_files=read_files, keep_table=keep)
+    def table(name: str, arrow: pa.Table) -> ir.Table:
+        # Not Ibis's `memtable`, which stays registered, so that the tables of all ranges of users pile up in memory.
+        backend.con.register(name, arrow)
+        return backend.table(name)
+
+    return Engine(backend=backend, unix_ms=_duckdb_ms, table=table, read_files=read_files, keep_table=keep)
 
 
 def spark_engine(session: Any) -> Engine:
@@ -112,9 +117,8 @@ def spark_engine(session: Any) -> Engine:
         session.read.option("basePath", base).parquet(*files).createOrReplaceTempView(name)
         return backend.table(name)
 
-    def table(arrow: pa.Table) -> ir.Table:
+    def table(name: str, arrow: pa.Table) -> ir.Table:
         # Not Ibis's `memtable`, which `cache` does not find in Spark.
-        name = ibis.util.gen_name("arrow")
         session.createDataFrame(arrow).createOrReplaceTempView(name)
         return backend.table(name)
 

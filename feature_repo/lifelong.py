@@ -32,7 +32,7 @@ ITERATIONS = 4
 SAMPLE = 32
 GRID = 2048.0
 CELLS = {"cpu": 1 << 20, "cuda": 1 << 28}  # numbers in a padded batch: what fits the cache, what fills the device
-WASTE = {"cpu": 1.25, "cuda": 2.0}  # sizes in a batch differ by at most this factor; a GPU waits for launches, not sums
+WASTE = {"cpu": 1.25, "cuda": 4.0}  # sizes in a batch differ by at most this factor; a GPU waits for launches, not sums
 
 
 def group_limit(events: np.ndarray | int) -> np.ndarray:
@@ -75,7 +75,8 @@ def compress(
         start_G = np.cumsum(size_G) - size_G
     representative_G = torch.empty(len(size_G), dtype=torch.int64, device=device)
     for batch in _batches(size_G, np.arange(len(size_G)), size_G * grid.width, grid.device):
-        at_GS, mask_GS = _slots(start_G[batch], size_G[batch], 0, int(size_G[batch].max()), device)
+        runs = torch.as_tensor(np.stack([start_G[batch], size_G[batch]]), device=device)
+        at_GS, mask_GS = _slots(runs[0], runs[1], 0, int(size_G[batch].max()))
         row_GS = row_N[order_N[at_GS]]
         x_GSD = grid.rows(row_GS)
         count_G11 = mask_GS.sum(1)[:, None, None]
@@ -97,18 +98,19 @@ def _split(
 ) -> None:
     """One K-means of each group of a batch: writes the cluster of each of their events, by place, into `part_N`."""
     device, D = grid.device, grid.width
-    k_G = _split_into(size_G)
-    centre_GKD, live_GK = _centres(grid, row_N, order_N, start_G, size_G, k_G)
-    # |c|^2 - 2 x c: the distance without the |x|^2 that all centres share
-    norm_GK1 = torch.square(centre_GKD).sum(2, keepdim=True).masked_fill(~live_GK[..., None], torch.inf)
+    # One transfer, and all counting on the device: a GPU is fed more slowly than it computes.
+    batch = torch.as_tensor(np.stack([start_G, size_G, _split_into(size_G), _sample(size_G)]), device=device)
+    most = int(_split_into(size_G).max()), int(_sample(size_G).max())
+    centre_GKD, norm_GK1 = _centres(grid, row_N, order_N, batch, *most)
     turned_GKD = -2 * centre_GKD
     lowest_G = torch.full((len(size_G),), 64, device=device)
     highest_G = torch.zeros_like(lowest_G)
     step, longest = max(1, CELLS[device] // (len(size_G) * D)), int(size_G.max())
     for low in range(0, longest, step):
         # No mask: the slots behind a group hold its last event again, which gets its cluster again.
-        at_GS, _ = _slots(start_G, size_G, low, min(longest, low + step), device)
+        at_GS, _ = _slots(batch[0], batch[1], low, min(longest, low + step))
         x_GSD = grid.rows(row_N[order_N[at_GS]])
+        # |c|^2 - 2 x c: the distance without the |x|^2 that all centres share
         found_GS = torch.baddbmm(norm_GK1, turned_GKD, x_GSD.transpose(1, 2)).min(1).indices
         lowest_G = torch.minimum(lowest_G, found_GS.amin(1))
         highest_G = torch.maximum(highest_G, found_GS.amax(1))
@@ -117,48 +119,44 @@ def _split(
     for g in torch.nonzero(lowest_G == highest_G)[:, 0].tolist():
         n = int(size_G[g])
         place = torch.arange(n, device=device)
-        part_N[int(start_G[g]) : int(start_G[g]) + n] = place * int(k_G[g]) // n
+        part_N[int(start_G[g]) : int(start_G[g]) + n] = place * int(_split_into(size_G[g])) // n
 
 
-def _centres(
-    grid: _Grid, row_N: Tensor, order_N: Tensor, start_G: np.ndarray, size_G: np.ndarray, k_G: np.ndarray
-) -> tuple[Tensor, Tensor]:
-    """Centres [G, K, D] of each group of a batch after `ITERATIONS` of Lloyd, and which of them exist [G, K]."""
-    device, K = grid.device, int(k_G.max())
-    taken_G = _sample(size_G)
-    slot_S = np.arange(int(taken_G.max()))
+def _centres(grid: _Grid, row_N: Tensor, order_N: Tensor, batch: Tensor, K: int, S: int) -> tuple[Tensor, Tensor]:
+    """Centres [G, K, D] of each group of a batch after `ITERATIONS` of Lloyd, and |c|^2 [G, K, 1], infinite if none.
+
+    batch: start, size, clusters and sample of each group [4, G]. K, S: the most clusters and the largest sample.
+    """
+    device, (start_G, size_G, k_G, taken_G) = batch.device, batch
+    slot_S, taken_G1, size_G1 = torch.arange(S, device=device), taken_G[:, None], size_G[:, None]
     # The (i+1) n / s - 1-th of n events, i < s: evenly spread, and the newest is always among them.
-    spread_GS = np.minimum((slot_S + 1) * size_G[:, None] // taken_G[:, None], size_G[:, None]) - 1
-    at_GS = torch.as_tensor(start_G[:, None] + spread_GS, device=device)
-    mask_GS = torch.as_tensor(slot_S < taken_G[:, None], device=device)
-    row_GS = row_N[order_N[at_GS]]
+    spread_GS = torch.minimum((slot_S + 1) * size_G1 // taken_G1, size_G1) - 1
+    mask_GS = slot_S < taken_G1
+    row_GS = row_N[order_N[start_G[:, None] + spread_GS]]
     x_GSD, norm_GS = grid.rows(row_GS), grid.norm_U[row_GS]
-    G, rows_G = len(size_G), torch.arange(len(size_G), device=device)
-    centre_GKD = torch.empty(G, K, grid.width, device=device)
-    live_GK = torch.arange(K, device=device) < torch.as_tensor(k_G, device=device)[:, None]
-    nearest_GS, found_GS = torch.where(mask_GS, torch.inf, -1.0), torch.zeros_like(at_GS)  # slots behind a group: never
-    chosen_G = torch.as_tensor(taken_G - 1, device=device)
+    x_GDS, norm_G1S = x_GSD.transpose(1, 2), norm_GS[:, None]
+    rows_G = torch.arange(batch.shape[1], device=device)
+    centre_KGD = torch.empty(K, len(rows_G), grid.width, device=device)
+    missing_GK1 = (torch.arange(K, device=device) >= k_G[:, None])[..., None]
+    nearest_GS = torch.where(mask_GS, torch.inf, -1.0)  # slots behind a group: never the farthest
+    chosen_G = taken_G - 1
     for k in range(K):
-        centre_GKD[:, k] = x_GSD[rows_G, chosen_G]
+        centre_KGD[k] = x_GSD[rows_G, chosen_G]
         # Centre by events, here and below: MKL is three to ten times slower the other way round.
-        product_GS = torch.bmm(centre_GKD[:, None, k], x_GSD.transpose(1, 2))[:, 0]
-        far_GS = norm_GS + norm_GS[rows_G, chosen_G][:, None] - 2 * product_GS
-        found_GS = torch.where((far_GS < nearest_GS) & live_GK[:, k, None], k, found_GS)
-        nearest_GS = torch.minimum(nearest_GS, far_GS)
+        far_GS = torch.baddbmm(norm_G1S, centre_KGD[k][:, None], x_GDS, alpha=-2)[:, 0]
+        nearest_GS = torch.minimum(nearest_GS, far_GS.add_(norm_GS[rows_G, chosen_G][:, None]))
         chosen_G = nearest_GS.argmax(1)
-    for iteration in range(ITERATIONS):
-        if iteration:  # the first clusters are known from the choice of the centres
-            norm_GK1 = torch.square(centre_GKD).sum(2, keepdim=True).masked_fill(~live_GK[..., None], torch.inf)
-            found_GS = torch.baddbmm(norm_GK1, -2 * centre_GKD, x_GSD.transpose(1, 2)).min(1).indices
+    centre_GKD = centre_KGD.transpose(0, 1).contiguous()
+    for _ in range(ITERATIONS):
+        norm_GK1 = torch.square(centre_GKD).sum(2, keepdim=True).masked_fill_(missing_GK1, torch.inf)
+        found_GS = torch.baddbmm(norm_GK1, -2 * centre_GKD, x_GDS).min(1).indices
         member_GSK = torch.zeros(*found_GS.shape, K, device=device).scatter_(2, found_GS[..., None], 1.0)
         member_GSK *= mask_GS[..., None]
-        count_GK = member_GSK.sum(1)
+        count_GK1 = member_GSK.sum(1)[..., None]
         sum_GKD = torch.bmm(member_GSK.transpose(1, 2), x_GSD)
         # A centre that lost all its events stays where it was.
-        centre_GKD = torch.where(
-            count_GK[..., None] > 0, torch.trunc(sum_GKD / count_GK.clamp(min=1)[..., None]), centre_GKD
-        )
-    return centre_GKD, live_GK
+        centre_GKD = torch.where(count_GK1 > 0, torch.trunc(sum_GKD / count_GK1.clamp(min=1)), centre_GKD)
+    return centre_GKD, torch.square(centre_GKD).sum(2, keepdim=True).masked_fill_(missing_GK1, torch.inf)
 
 
 def _split_into(size_G: np.ndarray) -> np.ndarray:
@@ -182,11 +180,10 @@ def _batches(size_G: np.ndarray, wanted: np.ndarray, cells_G: np.ndarray, device
         low = high
 
 
-def _slots(start_G: np.ndarray, size_G: np.ndarray, low: int, high: int, device: str) -> tuple[Tensor, Tensor]:
+def _slots(start_G: Tensor, size_G: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
     """The places [G, S] of the events `low` to `high` of each group, and which of them exist."""
-    slot_S = torch.arange(low, high, device=device)
-    size_G1 = torch.as_tensor(size_G, device=device)[:, None]
-    return torch.as_tensor(start_G, device=device)[:, None] + torch.minimum(slot_S, size_G1 - 1), slot_S < size_G1
+    slot_S, size_G1 = torch.arange(low, high, device=size_G.device), size_G[:, None]
+    return start_G[:, None] + torch.minimum(slot_S, size_G1 - 1), slot_S < size_G1
 
 
 def _runs(user_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

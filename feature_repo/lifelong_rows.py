@@ -83,7 +83,7 @@ class LifelongRows:
 
     def _clustered(self, past: ir.Table, users: np.ndarray) -> ir.Table:
         """One event a cluster, of users whose whole history is clustered."""
-        whole = past.semi_join(self.engine.table(pa.table({"user_id": users})), "user_id")
+        whole = past.semi_join(self.engine.table("users", pa.table({"user_id": users})), "user_id")
         longest = transforms.newest(whole, MAX_EVENTS)
         flat = self.engine.arrow(longest.select(*_COLUMNS, "item_row").order_by("user_id", "ord", "item_id"))
         group_N, representative_G = compress(
@@ -92,7 +92,8 @@ class LifelongRows:
         grouped = flat.select(["ord", "time_s", "play_ms", "duration_ms"]).append_column("grp", pa.array(group_N))
         chosen = flat.select(["user_id", "item_id", "author_id", "tag", "label"]).take(pa.array(representative_G))
         chosen = chosen.append_column("grp", pa.array(np.arange(len(representative_G))))
-        return transforms.cluster_events(self.engine.table(grouped), self.engine.table(chosen)).select(*_COLUMNS)
+        tables = self.engine.table("grouped", grouped), self.engine.table("chosen", chosen)
+        return transforms.cluster_events(*tables).select(*_COLUMNS)
 
     def _carried(self, kept: pa.Table) -> ir.Table:
         """The rows of before of the users that are not clustered anew, as events in the same order."""
@@ -100,20 +101,19 @@ class LifelongRows:
         days = sorted(set(kept["dt"].to_pylist()))
         rows = self.engine.read([partition_path(self.features / "user_lifelong", d) for d in days])
         rows = rows.mutate(until_ms=self.engine.unix_ms(rows.event_timestamp))
-        wanted = rows.semi_join(self.engine.table(kept.select(["user_id", "until_ms"])), ["user_id", "until_ms"])
+        key = ["user_id", "until_ms"]
+        wanted = rows.semi_join(self.engine.table("kept", kept.select(key)), key)
         table = self.engine.arrow(wanted.select("user_id", *columns))
         lists = {name: table[name].combine_chunks() for name in columns}
         length = lists[columns[0]].value_lengths()
         user = np.repeat(table["user_id"].to_numpy(), length.to_numpy(zero_copy_only=False))
         flat = {field: lists[name].flatten() for name, field in transforms.event_columns("lifelong").items()}
-        return self.engine.table(
-            pa.table({"user_id": user, "ord": _CARRIED_ORD + np.arange(len(user)), **flat}).select(list(_COLUMNS))
-        )
+        carried = pa.table({"user_id": user, "ord": _CARRIED_ORD + np.arange(len(user)), **flat})
+        return self.engine.table("carried", carried.select(list(_COLUMNS)))
 
     def _since(self, past: ir.Table, kept: pa.Table) -> ir.Table:
         """The events that the row of before does not hold: of a later log day, or not before its instant."""
-        state = self.engine.table(
-            kept.select(["user_id", "until_ms"]).append_column("last_dt", pc.cast(kept["dt"], pa.date32()))
-        )
+        ends = kept.select(["user_id", "until_ms"]).append_column("last_dt", pc.cast(kept["dt"], pa.date32()))
+        state = self.engine.table("ends", ends)
         joined = past.join(state, "user_id")
         return joined.filter((joined.dt > joined.last_dt) | (joined.ord >= joined.until_ms)).select(*_COLUMNS)

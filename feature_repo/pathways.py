@@ -72,7 +72,7 @@ class Pathways:
         self.static = dimensions.static_codes(partition_path(lake / "users", day))
         self.lifelong = LifelongRows(self.engine, features, vector_ID, config)
         self.days = [d for d in partition_days(lake / "impressions") if d <= day + timedelta(days=1)]
-        self._events = self._read(lake, self.engine.table(items), since)
+        self._events = self._read(lake, self.engine.table("items", items), since)
         self._ranges = self._user_ranges()
 
     def __enter__(self) -> Pathways:

@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=1, help="users in a batch")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="Markdown table")
+    parser.add_argument("--profile", type=Path, help="text file: where the time of one more call goes, at each width")
     args = parser.parse_args()
     lines = [*heading(args), "| dimensions | program | s a user | groups | largest | spread % |"]
     lines.append("|---|---|---|---|---|---|")
@@ -59,6 +60,10 @@ def measured(args: argparse.Namespace, dims: int) -> Iterator[str]:
         alone_N, _ = compress(user_N[: args.events], mine, vector_ID)
         name = f"ours ({'equal to' if np.array_equal(alone_N, group_N[: args.events]) else '**differs from**'} CPU)"
     yield row(dims, name, seconds / args.users, vector_ID, mine, group_N[: args.events])
+    if args.profile:
+        with args.profile.open("a") as file:
+            file.write(f"{dims} dimensions, {args.users} users\n")
+            file.write(profiled(lambda: compress(user_N, item_N, on_device, device=args.device), args.device))
     for iterations in (4, 300):
         if args.device == "cpu" and (split := sklearn_split(iterations)):
             seconds, group_N = fastest(1, partial(by_sklearn, vector_ID[mine], split))
@@ -112,6 +117,19 @@ def fastest(rounds: int, call: Callable[[], np.ndarray]) -> tuple[float, np.ndar
         found = call()
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:] or seconds), found
+
+
+def profiled(call: Callable[[], object], device: str) -> str:
+    """What one call does, by operation: those that take the device longest, then those that take the host longest."""
+    from torch.profiler import ProfilerActivity, profile
+
+    start = time.perf_counter()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]) as profiler:
+        call()
+    averages = profiler.key_averages()
+    order = [*(["self_cuda_time_total"] if device == "cuda" else []), "self_cpu_time_total"]
+    tables = [averages.table(sort_by=by, row_limit=25, max_name_column_width=90) for by in order]
+    return f"{time.perf_counter() - start:.3f} s under the profiler\n" + "\n".join(tables) + "\n"
 
 
 def row(dims: int, name: str, seconds: float, vector_ID: np.ndarray, item_N: np.ndarray, group_N: np.ndarray) -> str:

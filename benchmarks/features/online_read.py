@@ -102,7 +102,7 @@ def readers(wanted: Sequence[str], features: Path, home: Path, redis: str) -> It
     }
     for name, profile in ours.items():
         where = {"features": features, "feature_store": home / f"ours-{name}", "profile": profile}
-        _fill(where)
+        fill(where)
         if "ours" in wanted:
             yield name, "ours", OnlineFeatures(**where).read_many
         if "get_online_features" in wanted:
@@ -112,11 +112,11 @@ def readers(wanted: Sequence[str], features: Path, home: Path, redis: str) -> It
                 yield name, "server", call
     for name, profile in theirs.items() if "feast's store" in wanted else ():
         where = {"features": features, "feature_store": home / f"feasts-{name}", "profile": profile}
-        _fill(where)
+        fill(where)
         yield name, "feast's store", _through_feast(where, arrays=True)
 
 
-def _fill(where: dict) -> None:
+def fill(where: dict) -> None:
     apply(**where)
     materialize(**where, start=DAY - dt.timedelta(days=1), end=DAY)
 

@@ -15,7 +15,6 @@ import argparse
 import datetime
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -40,11 +39,12 @@ def main() -> None:
     parser.add_argument("--memory", default="10GB", help="DuckDB's limit; Arrow and PyTorch need about 3 GiB beside it")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where the log and the features go (default: a temporary folder)")
+    parser.add_argument("--logs", type=Path, help="keep the logs here, one folder a size, and use those that are there")
     parser.add_argument("--out", type=Path, help="Markdown table")
-    parser.add_argument("--one", help=argparse.SUPPRESS)  # the process of one size: its lake
+    parser.add_argument("--one", nargs=2, type=Path, help=argparse.SUPPRESS)  # the process of one size: lake, folder
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(run_day(Path(args.one), args.memory, args.threads)))
+        print(json.dumps(run_day(*args.one, args.memory, args.threads)))
         return
     lines = [
         *heading(args),
@@ -53,9 +53,10 @@ def main() -> None:
     lines.append("|---|---|---|---|---|---|---|---|")
     for millions in args.impressions:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            lake = Path(folder) / "lake"
-            write_log(lake, int(millions * 1e6), args.memory, args.threads)
-            command = [sys.executable, "-m", "benchmarks.features.pathways", "--one", str(lake)]
+            lake = (args.logs or Path(folder)) / f"{millions:g}"
+            if not lake.exists():
+                write_log(lake, int(millions * 1e6), args.memory, args.threads)
+            command = [sys.executable, "-m", "benchmarks.features.pathways", "--one", str(lake), folder]
             limits = ["--memory", args.memory, "--threads", str(args.threads)]
             done = subprocess.run([*command, *limits], capture_output=True, text=True)
             if done.returncode:
@@ -108,12 +109,12 @@ def write_log(lake: Path, impressions: int, memory: str, threads: int) -> None:
     write_partition(partition_path(lake / "users", DAYS[-1]), pa.table({"user_id": user, **static}))
 
 
-def run_day(lake: Path, memory: str, threads: int) -> dict[str, float]:
-    """Views and labels of the last day."""
+def run_day(lake: Path, folder: Path, memory: str, threads: int) -> dict[str, float]:
+    """Views and labels of the last day, into `folder`."""
     from feature_repo.engine import duckdb_engine
     from feature_repo.pathways import Pathways
 
-    features, spill = lake.parent / "features", lake.parent / "spill"
+    features, spill = folder / "features", folder / "spill"
     spill.mkdir()
     largest, over = [0], threading.Event()
 
@@ -138,11 +139,17 @@ def run_day(lake: Path, memory: str, threads: int) -> dict[str, float]:
     return {
         "seconds": time.perf_counter() - start,
         "cpu": time.process_time() - cpu,
-        "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "gib": peak_gib(),
         "users": users,
         "spilled": largest[0] / 2**30,
         "written": sum(f.stat().st_size for f in features.rglob("*.parquet")) / 2**30,
     }
+
+
+def peak_gib() -> float:
+    """Not getrusage: its peak is that of the parent at the fork, if that was larger."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 2**20
 
 
 def heading(args: argparse.Namespace) -> list[str]:

@@ -159,3 +159,13 @@ def test_a_sessions_context_is_all_that_came_strictly_before_it(streams) -> None
                 assert (rows["user_short"][user][at]["short_item_id"] if at is not None else []) == known[-20:]
                 sessions += 1
     assert sessions > 200
+
+
+def test_a_table_given_by_a_name_again_frees_the_one_before() -> None:
+    """Or the tables of all ranges of users would pile up, beside DuckDB's limit."""
+    engine, rows, before = duckdb_engine(), 1_000_000, pa.total_allocated_bytes()
+    for first in range(4):
+        given = engine.table("given", pa.table({"number": pa.array(range(first, first + rows), pa.int64())}))
+        assert engine.arrow(given.aggregate(low=given.number.min()))["low"].to_pylist() == [first]
+    assert 8 * rows <= pa.total_allocated_bytes() - before < 2 * 8 * rows
+    engine.close()
