@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from kfp_components.step import Outcome
 from kfp_components.workspace import PARTS, Workspace, steps_of
 
-# What `--only` names -> parts of a day (workspace.PARTS), one DAG each. Without it a day is everything, and its release is judged too.
+# What `--only` names -> parts of a day, one DAG each. Without it a day is everything, and its release is judged too.
 ONLY: dict[str, tuple[str, ...]] = {
     "": ("features", "tokenizer", "training", "release"),
     "features": ("features",),

@@ -27,8 +27,12 @@ def traffic_params() -> dict[str, Param]:
             type="string",
             description="addresses of the servers' metrics, commas between; empty: nobody serves, no rollout",
         ),
-        "shadow_percents": Param("10", type="string", description="shares of the requests that are compared, as in 1,10"),
-        "canary_percents": Param("1,10,50", type="string", description="shares of the users that the candidate answers"),
+        "shadow_percents": Param(
+            "10", type="string", description="shares of the requests that are compared, as in 1,10"
+        ),
+        "canary_percents": Param(
+            "1,10,50", type="string", description="shares of the users that the candidate answers"
+        ),
         "rollout_answers": Param(500, type="integer", minimum=1, description="requests that each share must have seen"),
         "rollout_hours": Param(2, type="number", minimum=0, description="within which they must come"),
     }

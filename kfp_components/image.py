@@ -1,7 +1,7 @@
 """What a component runs in: `@component` is `dsl.component` with our image. For compiling only, not for running.
 
-The image holds the `ml` environment and this repository, so a component installs nothing when it starts. It is named by
-digest, from locks/images.json (`python -m kfp_components.compile --image NAME@sha256:...` writes it); ONEREC_IMAGE wins.
+The image holds the `ml` environment and this repository, so a component installs nothing when it starts. Its name and
+digest are in locks/images.json (`python -m kfp_components.compile --image NAME@sha256:...`); ONEREC_IMAGE wins.
 """
 
 from __future__ import annotations

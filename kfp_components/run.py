@@ -27,7 +27,6 @@ from kfp_components.lock import held
 from kfp_components.step import Outcome
 from kfp_components.workspace import IMPORTS, PIPELINES, STEPS, Workspace
 
-
 TRAFFIC_DEFAULTS: dict[str, Any] = {"servers": "", "percents": "10", "answers": 500, "hours": 2.0}
 
 

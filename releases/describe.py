@@ -45,7 +45,7 @@ def list_releases(store: ObjectStore) -> list[dict[str, Any]]:
 
 
 def show(store: ObjectStore, release_id: str) -> dict[str, Any]:
-    """Which data, code and parents made this release: all of the manifest, its lineage, signer, gates, rollout and channels."""
+    """Which data, code and parents made this release: the manifest, lineage, signer, gates, rollout, channels."""
     manifest = read_manifest(store, release_id)
     pointing = [name for name in CHANNELS if (c := read_channel(store, name)) and c.release_id == release_id]
     shown = {f: getattr(manifest, f) for f in manifest.__dataclass_fields__ if f not in ("files", "gate")}
@@ -110,7 +110,9 @@ def show_text(shown: dict[str, Any]) -> str:
     for move in shown["rollout"]:
         seen = ", ".join(f"{k} {v}" for k, v in move.get("seen", {}).items())
         share = f" {move['percent']:g} %" if move["percent"] else ""
-        lines.append(f"rollout   {move['at']} {move['stage']}{share}: {move['reason']}" + (f" ({seen})" if seen else ""))
+        lines.append(
+            f"rollout   {move['at']} {move['stage']}{share}: {move['reason']}" + (f" ({seen})" if seen else "")
+        )
     lines += [f"file      {f['sha256'][:12]} {f['size']:>12,} {f['path']}" for f in shown["files"]]
     return "\n".join(lines)
 

@@ -74,14 +74,14 @@ class Seen:
 
     def look(self, addresses: list[str]) -> None:
         """One round over the servers."""
-        self.answering = 0
+        self.answering, first = 0, not self._last  # what was counted before the watch began does not count
         for address in addresses:
             try:
                 now = self.ask(address)
             except (OSError, ValueError):
                 continue
             self.answering += 1
-            before = self._last.get(address, {} if self._last else now)
+            before = self._last.get(address, now if first else {})
             self._last[address] = now
             for (name, release, what), value in now.items():
                 if release != self.release_id:

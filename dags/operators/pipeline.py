@@ -125,8 +125,10 @@ class RunPipelineOperator(BaseOperator):
             KfpApi(host, timeout_s=10.0).terminate(self._run_id)
 
     def _traffic(self) -> dict[str, Any]:
-        """Of a rollout: who is watched, at which shares, how many requests, how long; what was not given is left out."""
-        found = {"servers": self.servers} if self.servers or self.pipeline == "promote" else {}
+        """Of a rollout: who is watched, at which shares, how many requests, how long; only what was given."""
+        found: dict[str, Any] = {}
+        if self.servers or self.pipeline == "promote":
+            found["servers"] = self.servers
         if self.percents:
             found |= {"percents": self.percents, "answers": int(self.answers), "hours": float(self.hours)}
         return found

@@ -2,8 +2,8 @@
 
     run(pipeline="training", day="2022-05-05", root="var", source="simulated", status=status)
 
-The exit task of every pipeline: it runs whatever happened before it. ONEREC_ALERT_URL: where failures are POSTed as JSON
-({"alert", "pipeline", "day", "text"}). A webhook that is down fails nothing; the line is there all the same.
+The exit task of every pipeline: it runs whatever happened before it. ONEREC_ALERT_URL: where failures are POSTed as
+JSON ({"alert", "pipeline", "day", "text"}). A webhook that is down fails nothing; the line is there all the same.
 """
 
 from __future__ import annotations
@@ -37,12 +37,10 @@ def run(*, pipeline: str, day: str, root: str, source: str, status: Status) -> s
         "state": status.state,
         "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "run": status.pipeline_job_resource_name,
-        **(
-            {"step": failed.get("step", "?"), "error": failed.get("error") or status.error_message or "no word"}
-            if status.state != GOOD
-            else {}
-        ),
     }
+    if status.state != GOOD:
+        entry["step"] = failed.get("step", "?")
+        entry["error"] = failed.get("error") or status.error_message or "no word"
     path = workspace.run_dir(day) / FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as f:  # one short write: lines of two pipelines do not mix
@@ -59,7 +57,7 @@ def run(*, pipeline: str, day: str, root: str, source: str, status: Status) -> s
 
 def _failed(workspace: Workspace, pipeline: str, day: str) -> dict[str, str]:
     """The newest failure that a step of this pipeline told; empty when none did (killed, or never started)."""
-    path, found = workspace.progress(day), {}
+    path, found = workspace.progress(day), dict[str, str]()
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             event = json.loads(line)

@@ -1,4 +1,4 @@
-"""The rollout pipelines: shadow and canary let the candidate meet traffic, promote moves production and reports the day.
+"""The rollout pipelines: shadow and canary let the candidate meet traffic, promote moves production.
 
 Each is a pipeline of its own, so that Airflow shows where a release is and a person may stop between two of them.
 """

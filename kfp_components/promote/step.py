@@ -1,4 +1,4 @@
-"""Promote a day: production moves to the release when all gates passed and, where servers are watched, the canary did."""
+"""Promote a day: production moves when all gates passed and, where servers are watched, the canary did."""
 
 from __future__ import annotations
 

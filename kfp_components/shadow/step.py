@@ -9,7 +9,8 @@ from typing import Any
 from kfp_components.context import Run
 from kfp_components.lineage import open_store
 from kfp_components.step import Outcome
-from serving.stages import Plan, percents as shares, run_shadow
+from serving.stages import Plan, run_shadow
+from serving.stages import percents as shares
 
 
 def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import os
 import re
@@ -138,7 +139,7 @@ def test_a_release_meets_traffic_before_it_is_promoted(bag: DagBag) -> None:
     tasks = {t.task_id: t for t in bag.dags["onerec_release"].tasks}
     order = ["wait_for_release", "gate", "shadow", "canary", "promote"]
     assert list(tasks) == order and tasks["promote"].downstream_task_ids == set()
-    for before, after in zip(order, order[1:]):
+    for before, after in itertools.pairwise(order):
         assert tasks[before].downstream_task_ids == {after}
     for stage in ("shadow", "canary"):
         assert tasks[stage].skip_without_servers and tasks[stage].pool == "onerec_light"
