@@ -22,6 +22,7 @@ import yaml
 from kfp import compiler
 
 from kfp_components.image import LOCK, check_image
+from kfp_components.pipelines.command import command
 from kfp_components.pipelines.features import features
 from kfp_components.pipelines.judge import judge
 from kfp_components.pipelines.rollout import canary, promote, shadow
@@ -30,7 +31,7 @@ from kfp_components.pipelines.training import training
 from kfp_components.workspace import IMPORTS
 
 COMPILED = {"features": features, "tokenizer": tokenizer, "training": training}
-COMPILED |= {"gate": judge, "shadow": shadow, "canary": canary, "promote": promote}
+COMPILED |= {"gate": judge, "shadow": shadow, "canary": canary, "promote": promote, "command": command}
 PACKAGES = Path(__file__).parent / "compiled"
 
 
@@ -47,7 +48,10 @@ def compile_all(out: Path) -> None:
     table = {}
     for name in COMPILED:
         first = next(yaml.safe_load_all(compile_pipeline(name, out).read_text()))
-        table[name] = {"imports": IMPORTS[name], "parameters": sorted(first["root"]["inputDefinitions"]["parameters"])}
+        table[name] = {
+            "imports": IMPORTS.get(name, {}),
+            "parameters": sorted(first["root"]["inputDefinitions"]["parameters"]),
+        }
     staged = out / ".imports.json"
     staged.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
     os.replace(staged, out / "imports.json")

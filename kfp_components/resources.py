@@ -48,5 +48,6 @@ RESOURCES: dict[str, Resources] = {
     # Moving a channel is a compare-and-swap: a second try that lost a race must be looked at, not repeated.
     "promote": Resources(retries=0, timeout_s=600),
     "report": Resources(timeout_s=600),
+    "command": Resources(retries=0, timeout_s=2 * HOUR),  # a rollback tried twice goes back twice
     "announce": Resources(cpu="500m", memory="1Gi", timeout_s=300),
 }

@@ -72,7 +72,8 @@ def _stage(
     store: ObjectStore, release_id: str, stage: str, plan: Plan, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     promote(store, release_id, channel="candidate", reason=f"{stage} begins")  # verified again; nothing if it is there
-    asked, found = servers(plan.servers), {}
+    asked = servers(plan.servers)
+    found: dict[str, Any] = {}
     for percent in plan.percents:
         rollout.move(store, release_id, stage, percent=percent, reason=f"{stage} at {percent:g} %", seen=found)
         progress(f"{stage} at {percent:g} % of the traffic")

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kfp_components.compile import COMPILED, compile_all, compile_pipeline, drift
+from kfp_components.command.step import run as run_command
+from kfp_components.compile import compile_all, compile_pipeline, drift
 from kfp_components.context import Run
 from kfp_components.digest import REPOSITORY
 from kfp_components.image import LOCK, check_image
@@ -31,7 +32,7 @@ CACHED = {"tokenize", "pretrain", "reward", "align", "evaluate"}
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> dict[str, dict]:
     out = tmp_path_factory.mktemp("pipelines")
-    return {name: next(yaml.safe_load_all(compile_pipeline(name, out).read_text())) for name in COMPILED}
+    return {name: next(yaml.safe_load_all(compile_pipeline(name, out).read_text())) for name in PIPELINES}
 
 
 def inner(spec: dict) -> dict[str, dict]:
@@ -75,6 +76,15 @@ def test_every_image_is_named_by_the_digest_of_the_lock(compiled) -> None:
             check_image(wrong)
 
 
+def test_only_commands_that_act_on_the_present_are_run_from_airflow(tmp_path) -> None:
+    assert "0 removed" in run_command(["housekeeping", "--root", str(tmp_path), "--source", "s"])
+    with pytest.raises(RuntimeError, match=r"release rollback .*ended with status 1: .*no earlier release"):
+        run_command(["release", "rollback", "--root", str(tmp_path), "--source", "s"])
+    for words in (["release", "promote", "x"], ["forget"], []):
+        with pytest.raises(ValueError, match="is not run from Airflow"):
+            run_command(words)
+
+
 def test_only_pure_steps_are_cached(compiled) -> None:
     cached = {
         name for spec in compiled.values() for name, t in tasks(spec).items() if t["cachingOptions"].get("enableCache")
@@ -109,7 +119,7 @@ def test_the_committed_packages_are_what_the_code_compiles_to(tmp_path) -> None:
 
 
 def test_every_step_has_limits_a_timeout_and_what_its_gpus_need(tmp_path) -> None:
-    assert set(RESOURCES) == {*STEPS, "announce"}
+    assert set(RESOURCES) == {*STEPS, "announce", "command"}
     compile_all(tmp_path)
     for name, steps in PIPELINES.items():
         spec, platform = yaml.safe_load_all((tmp_path / f"{name}.yaml").read_text())
@@ -148,13 +158,13 @@ def test_a_cluster_takes_the_image_by_digest() -> None:
     assert done.stdout.strip() == image
 
 
-@pytest.mark.parametrize("step", [*STEPS, "announce"])
+@pytest.mark.parametrize("step", [*STEPS, "announce", "command"])
 def test_component_bodies_are_one_call_and_import_nothing_heavy(step) -> None:
     tree = ast.parse((REPOSITORY / "kfp_components" / step / "component.py").read_text())
     function = next(node for node in tree.body if isinstance(node, ast.FunctionDef))
     assert function.name == step
     kinds = [type(node).__name__ for node in function.body]
-    assert kinds == ["Expr", *["ImportFrom"] * (1 if step == "announce" else 2), "Return"]
+    assert kinds == ["Expr", *["ImportFrom"] * (2 if step in STEPS else 1), "Return"]
 
 
 def test_compiling_imports_nothing_heavy() -> None:
