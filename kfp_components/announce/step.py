@@ -47,8 +47,8 @@ def run(*, pipeline: str, day: str, root: str, source: str, status: Status) -> s
         f.write(json.dumps(entry) + "\n")
     if status.state != GOOD:
         text = (
-            f"pipeline {pipeline} of {day} ended as {status.state} at step {entry['step']}: {entry['error']}; next:"
-            f" read {workspace.run_dir(day)}/logs/{entry['step']}.log, mend it, and clear the task of {pipeline} in Airflow"
+            f"pipeline {pipeline} of {day} ended as {status.state} at step {entry['step']}: {entry['error']};"
+            f" next: read {workspace.run_dir(day)}/logs/{entry['step']}.log, mend it, and clear the task of {pipeline} in Airflow"
         )
         print(text, flush=True)
         _post({"alert": "pipeline_failed", "pipeline": pipeline, "day": day, "text": text})

@@ -1,7 +1,7 @@
 """Podman for the tests that run containers: the settings it needs here, the base image, builds, runs.
 
-Works without systemd and without CAP_SYS_RESOURCE, as CI machines often are; needs root, and the Debian packages podman,
-runc and debootstrap. No registry is asked: the base is made by debootstrap.
+Works without systemd and without CAP_SYS_RESOURCE, as CI machines often are; needs root, and the Debian packages
+podman, runc and debootstrap. No registry is asked: the base is made by debootstrap.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def built(root: Path, name: str = "localhost/onerec-base:test") -> Iterator[str]
     """A Debian 12 with Python 3.11 as an image, for the block."""
     run("debootstrap", "--variant=minbase", "bookworm", str(root / "fs"))
     shutil.copy("/etc/resolv.conf", root / "fs" / "etc")
-    install = f"apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends {PACKAGES}"
-    run("chroot", str(root / "fs"), "sh", "-c", install)
+    install = f"apt-get update -qq && apt-get install -y -qq --no-install-recommends {PACKAGES}"
+    run("env", "DEBIAN_FRONTEND=noninteractive", "chroot", str(root / "fs"), "sh", "-c", install)
     run("sh", "-c", f"tar -C {root / 'fs'} -c . | podman import - {name}")
     shutil.rmtree(root / "fs")
     try:
