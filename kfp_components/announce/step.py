@@ -46,9 +46,10 @@ def run(*, pipeline: str, day: str, root: str, source: str, status: Status) -> s
     with open(path, "a") as f:  # one short write: lines of two pipelines do not mix
         f.write(json.dumps(entry) + "\n")
     if status.state != GOOD:
+        log = workspace.run_dir(day) / "logs" / f"{entry['step']}.log"
         text = (
             f"pipeline {pipeline} of {day} ended as {status.state} at step {entry['step']}: {entry['error']};"
-            f" next: read {workspace.run_dir(day)}/logs/{entry['step']}.log, mend it, and clear the task of {pipeline} in Airflow"
+            f" next: read {log}, mend it, and clear the task of {pipeline} in Airflow"
         )
         print(text, flush=True)
         _post({"alert": "pipeline_failed", "pipeline": pipeline, "day": day, "text": text})

@@ -72,7 +72,7 @@ def test_triton_has_time_to_load_and_reads_releases_only(overlay: str) -> None:
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes[mounts["/dev/shm"]["name"]]["emptyDir"]["medium"] == "Memory"
     assert volumes[mounts["/models"]["name"]]["persistentVolumeClaim"]["readOnly"] is True
-    (volume,) = of_kind(overlay, "PersistentVolume")
+    (volume,) = (v for v in of_kind(overlay, "PersistentVolume") if v["metadata"]["name"] == "onerec-releases")
     assert "read-only" in volume["spec"]["mountOptions"]
     if overlay == "prod":
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
