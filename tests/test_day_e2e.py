@@ -237,6 +237,7 @@ def test_the_release_dag_lets_the_candidate_meet_traffic(root, workspace, ids, t
     ]
     serve += ["--features", str(workspace.features), "--feature-store", str(workspace.feature_store)]
     serve += ["--grpc-port", str(ports[0]), "--metrics-port", str(ports[1]), "--threads", "1", "--max-slowdown", "1000"]
+    serve += ["--max-bad-percent", "50"]  # of 100 items some users have seen every one: their answers are empty
     conf = {"root": str(root), "source": "simulated", "data": str(workspace.base / "logs"), "wait_hours": 0}
     conf |= {"servers": f"http://127.0.0.1:{ports[1]}/metrics", "rollout_answers": 10, "rollout_hours": 0.05}
     conf |= {"shadow_percents": "100", "canary_percents": "50"}
