@@ -146,8 +146,13 @@ def test_the_triton_deployment_answers_over_tls(images, world, tmp_path) -> None
         path.chmod(0o755 if path.is_dir() else 0o644)
     ports = {"--http-port": http, "--grpc-port": grpc, "--metrics-port": metrics}
     arguments = {name: str(port) for name, port in ports.items()}
-    arguments |= {"--features": "/world/features", "--feature-store": "/world/feature_store"}
-    mounts = {"/models": world.store.root, "/run/secrets/tls": key.parent, "/world": world.features.parent}
+    arguments |= {"--features": str(world.features), "--feature-store": str(world.feature_store)}
+    base = world.features.parent
+    mounts = {
+        "/models": world.store.root,
+        "/run/secrets/tls": key.parent,
+        str(base): base,
+    }  # Feast's registry knows the tables by their place
     env = {"HOME": "/tmp", "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
     with played(tmp_path, [deployment("triton", images["triton"], mounts, arguments, env)]) as pod:
         ready = wait_ready(f"http://127.0.0.1:{http}/v2/health/ready", pod)
