@@ -38,6 +38,8 @@ def settings(home: Path) -> dict[str, str]:
         "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        # Here the API shares the cores with what trains: with the default of 5 s a busy machine fails tasks unbegun.
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "120",
         "AIRFLOW__API__HOST": "127.0.0.1",
         "ONEREC_ML_PYTHON": os.environ.get("ONEREC_ML_PYTHON", sys.executable),
         "PYTHONPATH": str(REPOSITORY / "dags"),  # the triggerer and the callbacks import our operators too

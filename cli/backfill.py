@@ -22,7 +22,7 @@ from cli.options import add_data, command, day, source_of
 from cli.scheduler import scheduler
 from kfp_components.lock import held
 from kfp_components.step import Outcome
-from kfp_components.workspace import PIPELINES, Workspace
+from kfp_components.workspace import PARTS, PIPELINES, Workspace
 
 MOST_DAYS = 366
 WAIT_HOURS = 20
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
             prepare_staging(live, staging, plan)
         data = args.data or simulated(root)
         conf = {"root": staging.root, "source": live.source, "data": str(data.resolve()), "seed": args.seed}
-        if failed := run_phases(root, staging, plan, conf | {"wait_hours": WAIT_HOURS}):
+        if failed := run_phases(root, staging, plan, conf | {"wait_hours": WAIT_HOURS, "servers": ""}):
             tell(staging, failed, args)
             return 1
         finish(live, staging, plan, name, now)
@@ -81,7 +81,7 @@ def prepare_staging(live: Workspace, staging: Workspace, plan: Plan) -> None:
 
     stage(live.base, staging.base)
     for date in plan.rebuilt:
-        for step in (step for p in plan.pipelines for step in PIPELINES[p]):
+        for step in (step for part in plan.pipelines for p in PARTS[part] for step in PIPELINES[p]):
             shutil.rmtree(staging.step_dir(date, step), ignore_errors=True)
 
 

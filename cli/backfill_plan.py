@@ -10,9 +10,9 @@ import statistics
 from collections.abc import Sequence
 
 from kfp_components.step import Outcome
-from kfp_components.workspace import PIPELINES, Workspace
+from kfp_components.workspace import PARTS, Workspace, steps_of
 
-# What `--only` names -> pipelines. Without it a day is everything, and its release is judged too.
+# What `--only` names -> parts of a day, one DAG each. Without it a day is everything, and its release is judged too.
 ONLY: dict[str, tuple[str, ...]] = {
     "": ("features", "tokenizer", "training", "release"),
     "features": ("features",),
@@ -56,21 +56,21 @@ class Plan:
 def make_plan(workspace: Workspace, *, days: Sequence[str], only: str, rebuild: bool) -> Plan:
     """Days that are not whole are rebuilt, and those after them, which start from them; `rebuild`: all of them."""
     pipelines = ONLY[only]
-    has = {day: tuple(p for p in PIPELINES if whole(workspace, day, p)) for day in days}
+    has = {day: tuple(p for p in PARTS if whole(workspace, day, p)) for day in days}
     first = next((i for i, day in enumerate(days) if rebuild or set(pipelines) - set(has[day])), len(days))
     return Plan(
         days=tuple(days),
         pipelines=pipelines,
         rebuilt=tuple(days[first:]),
         has=has,
-        seconds=_seconds(workspace, [step for p in pipelines for step in PIPELINES[p]]),
+        seconds=_seconds(workspace, [step for p in pipelines for step in steps_of(p)]),
     )
 
 
-def whole(workspace: Workspace, day: str, pipeline: str) -> bool:
-    """Has every step of a pipeline left an outcome whose files are there?"""
+def whole(workspace: Workspace, day: str, part: str) -> bool:
+    """Has every step of a part of the day left an outcome whose files are there?"""
     try:
-        return all(Outcome.read(workspace.step_dir(day, step)).whole() for step in PIPELINES[pipeline])
+        return all(Outcome.read(workspace.step_dir(day, step)).whole() for step in steps_of(part))
     except ValueError:
         return False
 

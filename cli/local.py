@@ -74,13 +74,16 @@ def up(root: Path) -> None:
         wait(root, "feast", f"http://127.0.0.1:{port}/health")
     print(f"feast    {state_of(root, 'feast')['url']}/get-online-features")
     if running(root, "triton") is None:
-        http, grpc = free_port(), free_port()
+        http, grpc, metrics = free_port(), free_port(), free_port()
         env = os.environ | {"ONEREC_HTTP_PORT": str(http), "ONEREC_GRPC_PORT": str(grpc)}
+        env |= {"ONEREC_METRICS_PORT": str(metrics)}
         command = [sys.executable, "-m", "cli.local", "serve", "--root", str(root)]
-        launch(root, "triton", command, env, {"url": f"127.0.0.1:{grpc}", "release": found[1]})
+        state = {"url": f"127.0.0.1:{grpc}", "release": found[1], "metrics": f"http://127.0.0.1:{metrics}/metrics"}
+        launch(root, "triton", command, env, state)
         wait(root, "triton", f"http://127.0.0.1:{http}/v2/health/ready")
     state = state_of(root, "triton")
     print(f"triton   {state['url']} (gRPC), release {state['release']}: onerec recommend USER --url {state['url']}")
+    print(f"         a rollout watches it with ONEREC_SERVERS={state['metrics']}")
 
 
 def down(root: Path) -> None:
@@ -112,6 +115,7 @@ def serve(root: Path) -> None:
         log=root / "up" / "tritonserver.log",
         http_port=int(os.environ["ONEREC_HTTP_PORT"]),
         grpc_port=int(os.environ["ONEREC_GRPC_PORT"]),
+        metrics_port=int(os.environ["ONEREC_METRICS_PORT"]),
     )
     with server, Controller(server, store):  # follows every promote and rollback
         signal.pause()

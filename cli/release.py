@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from cli.options import add_workspace, command, store
-from releases import channels, describe, gates, signing
+from releases import channels, describe, gates, rollout, signing
 from releases.collect import Keep, collect, plan
 from releases.publish import sign_release
 
@@ -46,6 +46,11 @@ def add(commands) -> None:
     rolled = command(actions, "rollback", "point a channel at the release before the present one", example)
     rolled.add_argument("--reason", default="rolled back by hand", help="kept in the channel's history")
     rolled.set_defaults(run=run_rollback)
+
+    example = "onerec release rollout --stop 'odd items for new users'"
+    rolling = command(actions, "rollout", "what the candidate meets of the traffic; take it out at once", example)
+    rolling.add_argument("--stop", default="", metavar="REASON", help="servers drop the candidate; kept in the history")
+    rolling.set_defaults(run=run_rollout)
 
     example = "onerec release refresh-items --items items.parquet --promote"
     fresh = command(actions, "refresh-items", "publish new and withdrawn items with the same model", example)
@@ -85,7 +90,7 @@ def add(commands) -> None:
         action.add_argument("--channel", default="production", choices=channels.CHANNELS)
     for action in (promoted, rolled):
         action.add_argument("--url", default="", help="wait until the server at this gRPC address serves it")
-    for action in (listed, shown, compared, promoted, rolled, fresh, blocked, freed, signed, swept):
+    for action in (listed, shown, compared, promoted, rolled, rolling, fresh, blocked, freed, signed, swept):
         add_workspace(action)
 
 
@@ -125,6 +130,21 @@ def run_rollback(args: argparse.Namespace) -> None:
     moved = channels.rollback(store(args), args.channel, reason=args.reason)
     print(f"{args.channel} -> {moved.release_id}")
     wait_served(args, moved.release_id)
+
+
+def run_rollout(args: argparse.Namespace) -> None:
+    where = store(args)
+    now = rollout.read(where)
+    if args.stop:
+        if now is None or now.stage not in ("shadow", "canary"):
+            raise ValueError("no candidate meets traffic now; production goes back with: onerec release rollback")
+        now = rollout.move(where, now.release_id, "stopped", reason=args.stop)
+    if now is None:
+        print("no candidate has met traffic yet")
+        return
+    for move in now.history[-10:]:
+        share = f" {move['percent']:g} %" if move["percent"] else ""
+        print(f"{move['at']}  {move['release_id']}  {move['stage']}{share}: {move['reason']}")
 
 
 def run_refresh_items(args: argparse.Namespace) -> None:

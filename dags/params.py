@@ -19,6 +19,25 @@ def day_params() -> dict[str, Param]:
     }
 
 
+def traffic_params() -> dict[str, Param]:
+    """How a candidate meets traffic before it is promoted."""
+    return {
+        "servers": Param(
+            os.environ.get("ONEREC_SERVERS", ""),
+            type="string",
+            description="addresses of the servers' metrics, commas between; empty: nobody serves, no rollout",
+        ),
+        "shadow_percents": Param(
+            "10", type="string", description="shares of the requests that are compared, as in 1,10"
+        ),
+        "canary_percents": Param(
+            "1,10,50", type="string", description="shares of the users that the candidate answers"
+        ),
+        "rollout_answers": Param(500, type="integer", minimum=1, description="requests that each share must have seen"),
+        "rollout_hours": Param(2, type="number", minimum=0, description="within which they must come"),
+    }
+
+
 def place_params() -> dict[str, Param]:
     return {
         "root": Param(os.environ.get("ONEREC_ROOT", "var"), type="string", description="workspace folder"),
@@ -38,3 +57,9 @@ def wait_fields() -> dict[str, Any]:
     """The same params as arguments of WaitForStep."""
     fields = {name: f"{{{{ params.{name} }}}}" for name in ("root", "source", "wait_hours")}
     return {"day": "{{ ds }}", **fields}
+
+
+def traffic_fields(stage: str) -> dict[str, Any]:
+    """The params of a rollout as arguments of RunPipelineOperator."""
+    fields = {"percents": f"{stage}_percents", "answers": "rollout_answers", "hours": "rollout_hours"}
+    return {name: f"{{{{ params.{param} }}}}" for name, param in {"servers": "servers", **fields}.items()}

@@ -62,10 +62,13 @@ class LocalProfile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClusterProfile:
-    """PostgreSQL, Redis and Spark. `registry`: an SQLAlchemy URL; `redis`: Feast's connection string."""
+    """PostgreSQL, Redis and Spark. `registry`: an SQLAlchemy URL; `redis`: Feast's connection string.
+
+    `sentinel`: name of the master where `redis` names Sentinels, which find its successor when it dies."""
 
     registry: str = dataclasses.field(repr=False)
     redis: str = dataclasses.field(repr=False)
+    sentinel: str = ""
     spark_master: str | None = None
     project: str = PROJECT
 
@@ -79,7 +82,11 @@ class ClusterProfile:
         return _config(
             self.project,
             registry={"registry_type": "sql", "path": self.registry},
-            online={"type": "feature_repo.online_redis.RedisRowOnlineStore", "connection_string": self.redis},
+            online={
+                "type": "feature_repo.online_redis.RedisRowOnlineStore",
+                "connection_string": self.redis,
+                **({"redis_type": "redis_sentinel", "sentinel_master": self.sentinel} if self.sentinel else {}),
+            },
             offline={"type": "spark", "spark_conf": conf},
         )
 
@@ -106,6 +113,7 @@ def profile_from_environment(environment: Mapping[str, str] | None = None) -> Pr
         "cluster": lambda: ClusterProfile(
             registry=_address(found, "ONEREC_FEATURE_REGISTRY", "postgresql+psycopg://user:password@host/database"),
             redis=_address(found, "ONEREC_FEATURE_REDIS", "host:6379,password=..."),
+            sentinel=found.get("ONEREC_FEATURE_SENTINEL", ""),
             spark_master=found.get("ONEREC_FEATURE_SPARK") or None,
             project=project,
         ),

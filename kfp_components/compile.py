@@ -2,6 +2,7 @@
 
     python -m kfp_components.compile            write kfp_components/compiled anew, after a change
     python -m kfp_components.compile --check    status 1 and the names when a package is not what the code compiles to
+    python -m kfp_components.compile --image registry/onerec/ml@sha256:...    the same, with another image for all steps
 
 Beside the packages lies imports.json: for each pipeline its parameters, and the earlier steps whose outcomes it starts
 from, so that whoever submits it needs no code of ours.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,13 +21,17 @@ from pathlib import Path
 import yaml
 from kfp import compiler
 
+from kfp_components.image import LOCK, check_image
+from kfp_components.pipelines.command import command
 from kfp_components.pipelines.features import features
-from kfp_components.pipelines.release import release
+from kfp_components.pipelines.judge import judge
+from kfp_components.pipelines.rollout import canary, promote, shadow
 from kfp_components.pipelines.tokenizer import tokenizer
 from kfp_components.pipelines.training import training
 from kfp_components.workspace import IMPORTS
 
-COMPILED = {"features": features, "tokenizer": tokenizer, "training": training, "release": release}
+COMPILED = {"features": features, "tokenizer": tokenizer, "training": training}
+COMPILED |= {"gate": judge, "shadow": shadow, "canary": canary, "promote": promote, "command": command}
 PACKAGES = Path(__file__).parent / "compiled"
 
 
@@ -42,7 +48,10 @@ def compile_all(out: Path) -> None:
     table = {}
     for name in COMPILED:
         first = next(yaml.safe_load_all(compile_pipeline(name, out).read_text()))
-        table[name] = {"imports": IMPORTS[name], "parameters": sorted(first["root"]["inputDefinitions"]["parameters"])}
+        table[name] = {
+            "imports": IMPORTS.get(name, {}),
+            "parameters": sorted(first["root"]["inputDefinitions"]["parameters"]),
+        }
     staged = out / ".imports.json"
     staged.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
     os.replace(staged, out / "imports.json")
@@ -61,7 +70,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=PACKAGES, help="folder (default: kfp_components/compiled)")
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
+    parser.add_argument("--image", type=check_image, help="the image of all steps from now on, by digest")
     args = parser.parse_args(argv)
+    if args.image:
+        staged = LOCK.with_name(f".{LOCK.name}")
+        staged.write_text(json.dumps({"ml": args.image}, indent=1) + "\n")
+        os.replace(staged, LOCK)
+        # The components were made with the image of before: compile in a process that reads the new one.
+        return subprocess.run([sys.executable, "-m", "kfp_components.compile", "--out", str(args.out)]).returncode
     if not args.check:
         compile_all(args.out)
         return 0

@@ -13,7 +13,9 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -24,6 +26,8 @@ from kfp_components.ending import end_with_reader
 from kfp_components.lock import held
 from kfp_components.step import Outcome
 from kfp_components.workspace import IMPORTS, PIPELINES, STEPS, Workspace
+
+TRAFFIC_DEFAULTS: dict[str, Any] = {"servers": "", "percents": "10", "answers": 500, "hours": 2.0}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         with held(workspace.base / ".pipeline.lock", f"pipeline {args.pipeline} of {args.day}", wait_s=args.wait_s):
             if args.refit:
                 workspace.request_refit(args.day)
-            execute(args.pipeline, arguments(run, args.pipeline, args.data))
+            values = arguments(run, args.pipeline, args.data, traffic=vars(args))
+            execute(args.pipeline, values)
     except ValueError as error:
         report_failure(workspace, args.day, PIPELINES[args.pipeline][0], error)
         return 1
@@ -50,10 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def arguments(run: Run, pipeline: str, data: str) -> dict[str, str | int | bool]:
-    """The arguments of a pipeline. ValueError names the step of an earlier pipeline that has to run first."""
+def arguments(run: Run, pipeline: str, data: str, *, traffic: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The arguments of a pipeline. ValueError names the step of an earlier pipeline that has to run first.
+
+    `traffic`: servers, percents, answers and hours of a rollout, for the pipelines that take them."""
     w = run.workspace
-    values: dict[str, str | int | bool] = {
+    values: dict[str, Any] = {
         "day": run.day,
         "root": str(Path(w.root).resolve()),
         "source": w.source,
@@ -67,13 +74,15 @@ def arguments(run: Run, pipeline: str, data: str) -> dict[str, str | int | bool]
         values |= {"data": str(folder), "data_digest": digest_value(data_fingerprint(folder))}
     if pipeline == "tokenizer":
         values["refit"] = w.refit_requested(run.day)
+    wanted = {"shadow": tuple(TRAFFIC_DEFAULTS), "canary": tuple(TRAFFIC_DEFAULTS), "promote": ("servers",)}
+    values |= {name: (traffic or TRAFFIC_DEFAULTS)[name] for name in wanted.get(pipeline, ())}
     for name, step in IMPORTS[pipeline].items():
         outcome = Outcome.read(w.step_dir(run.day, step))
         values |= {f"{name}_uri": str(outcome.path), f"{name}_digest": outcome.digest}
     return values
 
 
-def execute(pipeline: str, values: dict[str, str | int | bool]) -> None:
+def execute(pipeline: str, values: dict[str, Any]) -> None:
     """Compile and run; RuntimeError names the task that failed. What KFP keeps of a run is thrown away after it."""
     from kfp import components, local
 
@@ -91,8 +100,9 @@ def execute(pipeline: str, values: dict[str, str | int | bool]) -> None:
 def without_retries(package: Path) -> str:
     """The pipeline as it runs on one machine: a step that failed here fails again, and waiting would hide it."""
     spec = next(yaml.safe_load_all(package.read_text()))
-    for task in spec["root"]["dag"]["tasks"].values():
-        task.pop("retryPolicy", None)
+    for dag in [spec["root"], *spec["components"].values()]:
+        for task in dag.get("dag", {}).get("tasks", {}).values():
+            task.pop("retryPolicy", None)
     return yaml.safe_dump(spec)
 
 
@@ -110,6 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--wait-s", type=float, default=0.0, help="how long to wait for another pipeline of this workspace (default: 0)"
     )
+    for name, default in TRAFFIC_DEFAULTS.items():
+        help = "of a rollout: see serving/stages.py"
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=help)
     parser.add_argument("--fresh-from", default="", choices=("", *STEPS), help="from this step on reuse nothing")
     return parser
 

@@ -17,24 +17,43 @@ PIPELINES: dict[str, tuple[str, ...]] = {
     "features": ("ingest", "validate", "pathways", "materialize"),
     "tokenizer": ("tokenize",),
     "training": ("pretrain", "reward", "align", "evaluate", "publish"),
-    "release": ("serve", "promote", "report"),
+    "gate": ("serve", "gate"),
+    "shadow": ("shadow",),
+    "canary": ("canary",),
+    "promote": ("promote", "report"),
 }
 STEPS = tuple(step for steps in PIPELINES.values() for step in steps)
+TRAFFIC = ("shadow", "canary")  # steps of a day that only run where servers meet traffic
+# The parts of a day: one DAG each (onerec_<part>), of one or more pipelines.
+PARTS: dict[str, tuple[str, ...]] = {
+    "features": ("features",),
+    "tokenizer": ("tokenizer",),
+    "training": ("training",),
+    "release": ("gate", *TRAFFIC, "promote"),
+}
 # Parameters `<name>_uri` and `<name>_digest` of a pipeline, and the earlier step whose outcome they name.
 IMPORTS: dict[str, dict[str, str]] = {
     "features": {},
     "tokenizer": {"tables": "ingest", "features": "pathways"},
     "training": {"tables": "ingest", "quality": "validate", "features": "pathways", "tokenizer": "tokenize"},
-    "release": {
+    "gate": {
         "release": "publish",
         "quality": "validate",
         "features": "pathways",
         "online": "materialize",
         "evaluation": "evaluate",
     },
+    "shadow": {"release": "publish", "decision": "gate"},
+    "canary": {"release": "publish", "decision": "gate"},
+    "promote": {"release": "publish", "decision": "gate"},
 }
 OUTCOME = "_outcome.json"
 _SOURCE = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+def steps_of(part: str) -> tuple[str, ...]:
+    """The steps that a part of a day leaves on any machine, in order."""
+    return tuple(step for pipeline in PARTS[part] for step in PIPELINES[pipeline] if step not in TRAFFIC)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from releases.collect import lineage
 from releases.gates import METRIC, read_decision
 from releases.manifest import MANIFEST, Manifest, check_release_id, released
 from releases.object_store import ObjectStore
+from releases.rollout import read as read_rollout
 from releases.signing import signature_name, verify_signature
 
 
@@ -44,7 +45,7 @@ def list_releases(store: ObjectStore) -> list[dict[str, Any]]:
 
 
 def show(store: ObjectStore, release_id: str) -> dict[str, Any]:
-    """Which data, code and parents made this release: all of the manifest, its lineage, signer, gates and channels."""
+    """Which data, code and parents made this release: the manifest, lineage, signer, gates, rollout, channels."""
     manifest = read_manifest(store, release_id)
     pointing = [name for name in CHANNELS if (c := read_channel(store, name)) and c.release_id == release_id]
     shown = {f: getattr(manifest, f) for f in manifest.__dataclass_fields__ if f not in ("files", "gate")}
@@ -53,6 +54,8 @@ def show(store: ObjectStore, release_id: str) -> dict[str, Any]:
     shown |= {"signature": by or ("not checked: ONEREC_TRUSTED_KEYS is not set" if signed else "none")}
     shown |= {"lineage": lineage(store, release_id)}
     files = [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in manifest.files]
+    rollout = read_rollout(store)
+    shown |= {"rollout": [m for m in rollout.history if m["release_id"] == release_id] if rollout else []}
     return shown | {"gate": read_decision(store, release_id), "channels": pointing, "files": files}
 
 
@@ -104,6 +107,12 @@ def show_text(shown: dict[str, Any]) -> str:
         side, interval, note = check.get("side", "at least"), check.get("interval"), check.get("note")
         more = (f"; gain {interval[0]:+.4g} to {interval[1]:+.4g}" if interval else "") + (f"; {note}" if note else "")
         lines.append(f"gate      {mark} {check['name']}: {check['value']} ({side} {check['limit']}{more})")
+    for move in shown["rollout"]:
+        seen = ", ".join(f"{k} {v}" for k, v in move.get("seen", {}).items())
+        share = f" {move['percent']:g} %" if move["percent"] else ""
+        lines.append(
+            f"rollout   {move['at']} {move['stage']}{share}: {move['reason']}" + (f" ({seen})" if seen else "")
+        )
     lines += [f"file      {f['sha256'][:12]} {f['size']:>12,} {f['path']}" for f in shown["files"]]
     return "\n".join(lines)
 

@@ -5,10 +5,13 @@
 
 Promote and rollback move a pointer; this is what carries the move into a running server. A release that is damaged or
 does not load is refused, written to the log once, and the old one goes on. So does everything when the store is away.
+What the candidate meets of the traffic says the store's rollout (releases/rollout.py); where there was never one,
+`rollout` says it, which always holds the limits of the guard.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -18,6 +21,7 @@ from pathlib import Path
 from releases.channels import read_channel
 from releases.manifest import load_release
 from releases.object_store import ObjectStore
+from releases.rollout import read as read_rollout
 from serving import blocklist
 from serving.config import Rollout
 from serving.routing import aborted, write_atomic
@@ -63,10 +67,10 @@ class Controller:
             self.server.block(blocked)
             self._blocked = blocked
         production = self._wanted("production") or self.server.release
-        candidate = self._candidate(production)
-        rollout = self.rollout if candidate else NO_ROLLOUT
+        candidate, rollout = self._candidate(production)
         serving = (self.server.release.resolve(), self.server.candidate and self.server.candidate.resolve())
-        if (production.resolve(), candidate and candidate.resolve()) == serving:
+        same = (production.resolve(), candidate and candidate.resolve()) == serving
+        if same and rollout == self.server.rollout:
             return
         started = time.monotonic()
         try:
@@ -78,7 +82,9 @@ class Controller:
             self._refuse(blamed.name, str(error))
             return
         seconds = time.monotonic() - started
-        self._log(f"serving {production.name}, candidate {candidate.name if candidate else 'none'} ({seconds:.1f} s)")
+        shares = f" (shadow {rollout.shadow_percent:g} %, canary {rollout.canary_percent:g} %)" if candidate else ""
+        named = candidate.name if candidate else "none"
+        self._log(f"serving {production.name}, candidate {named}{shares} ({seconds:.1f} s)")
         self._write_report()
 
     def _wanted(self, channel: str) -> Path | None:
@@ -95,16 +101,29 @@ class Controller:
             self._refuse(pointer.release_id, str(error))
             return None
 
-    def _candidate(self, production: Path) -> Path | None:
-        if not (self.rollout.canary_percent or self.rollout.shadow_percent):
-            return None
-        candidate = self._wanted("candidate")
-        if candidate is None or candidate.name == production.name:
-            return None
+    def _candidate(self, production: Path) -> tuple[Path | None, Rollout]:
+        """The candidate that meets traffic, if one does, and how."""
+        pointer = read_channel(self.store, "candidate")
+        if pointer is None or pointer.release_id == production.name:
+            return None, NO_ROLLOUT
+        rollout = self._share(pointer.release_id)
+        if not (rollout.canary_percent or rollout.shadow_percent):
+            return None, NO_ROLLOUT
+        if (candidate := self._wanted("candidate")) is None:
+            return None, NO_ROLLOUT
         if (reason := aborted(self.server.state, candidate.name)) is not None:
             self._refuse(candidate.name, f"taken out while it met traffic: {reason}")
-            return None
-        return candidate
+            return None, NO_ROLLOUT
+        return candidate, rollout
+
+    def _share(self, release_id: str) -> Rollout:
+        """What a candidate gets of the traffic now: nothing while the store's rollout is of another release."""
+        now = read_rollout(self.store)
+        if now is None:
+            return self.rollout
+        mine = now.release_id == release_id
+        shares = (now.shadow_percent, now.canary_percent) if mine else (0.0, 0.0)
+        return dataclasses.replace(self.rollout, shadow_percent=shares[0], canary_percent=shares[1])
 
     def _refuse(self, release_id: str, reason: str) -> None:
         """Not tried again until the server restarts: releases never change, so the next try would end the same."""

@@ -12,24 +12,30 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from kuairand_layout import write_kuairand
 
-from cli.airflow_run import DAY_DAGS
+from cli.airflow_run import DAY_DAGS, airflow, start
 from kfp_components.digest import REPOSITORY
 from kfp_components.step import Outcome
-from kfp_components.workspace import PIPELINES, STEPS, Workspace, day_before
-from releases.channels import promote, read_channel
+from kfp_components.workspace import PIPELINES, STEPS, TRAFFIC, Workspace, day_before
+from releases import rollout
+from releases.channels import promote, read_channel, rollback
 from releases.gates import read_decision
 from releases.manifest import load_release
 from releases.object_store import DirectoryStore
+from serving.client import RecommendClient
+from serving.triton_server import _free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 DAY, LAST = "2026-01-04", "2026-01-05"
 NO_EXAMPLE = re.compile(r"\bONEREC_\w+=|[<|$]")  # needs a cluster's settings or a person's
+RUN = [step for step in STEPS if step not in TRAFFIC]  # nobody serves while the day is made
 ONEREC = str(Path(sys.executable).with_name("onerec"))
 
 
@@ -64,7 +70,7 @@ def workspace(root, first) -> Workspace:
 
 @pytest.fixture(scope="module")
 def outcomes(workspace) -> dict[str, Outcome]:
-    return {step: Outcome.read(workspace.step_dir(DAY, step)) for step in STEPS}
+    return {step: Outcome.read(workspace.step_dir(DAY, step)) for step in RUN}
 
 
 @pytest.fixture(scope="module")
@@ -75,14 +81,14 @@ def release(workspace, outcomes) -> tuple[Path, object]:
 def test_every_step_ran_and_said_so_in_one_line(first, workspace) -> None:
     done = [line.split()[0] for line in first.stdout.splitlines() if "done," in line and "MiB at most" in line]
     # Pre-training and the reward model do not wait for each other, so KFP may run either first.
-    assert sorted(done) == sorted(STEPS) and done[0] == "ingest" and done[-1] == "report"
+    assert sorted(done) == sorted(RUN) and done[0] == "ingest" and done[-1] == "report"
 
 
-def test_airflow_ran_the_four_pipelines_as_its_own_tasks(root, workspace) -> None:
+def test_airflow_ran_the_pipelines_as_its_own_tasks(root, workspace) -> None:
     with sqlite3.connect(root / "airflow" / "airflow.db") as db:
         rows = db.execute("SELECT task_id, state FROM task_instance WHERE task_id NOT LIKE 'wait_for_%'").fetchall()
         runs = db.execute("SELECT dag_id, logical_date, state FROM dag_run ORDER BY id").fetchall()
-    assert dict(rows) == dict.fromkeys(PIPELINES, "success")
+    assert dict(rows) == dict.fromkeys(PIPELINES, "success") | dict.fromkeys(TRAFFIC, "skipped")
     assert [(dag, date[:10], state) for dag, date, state in runs] == [(dag, DAY, "success") for dag in DAY_DAGS]
 
 
@@ -157,7 +163,7 @@ def test_the_same_day_again_reuses_every_step(root, workspace, outcomes) -> None
     again = run(["make", "daily", f"DATE={DAY}"], root)
     assert again.returncode == 0, again.stdout + again.stderr
     reused = [line.split()[0] for line in again.stdout.splitlines() if "reused (took" in line]
-    assert sorted(reused) == sorted(STEPS)  # each once; pretrain and reward run side by side, so their order is chance
+    assert sorted(reused) == sorted(RUN)  # each once; pretrain and reward run side by side, so their order is chance
     assert Outcome.read(workspace.step_dir(DAY, "publish")).digest == outcomes["publish"].digest
 
 
@@ -212,6 +218,70 @@ def test_a_rollback_goes_to_the_release_before(root, workspace, ids) -> None:
     assert read_channel(DirectoryStore(workspace.store), "production").release_id == ids[0]
 
 
+def test_the_release_dag_lets_the_candidate_meet_traffic(root, workspace, ids, tmp_path) -> None:
+    """Airflow, KFP and a real Triton that follows the store: shadow, canary, promote, and users get the new release."""
+    store = DirectoryStore(workspace.store)
+    rollback(store)
+    judged = workspace.outcome(LAST, "gate")  # so small a day may fail its gates: here it is taken to have passed
+    raw = json.loads(judged.read_text())
+    judged.write_text(json.dumps(raw | {"metrics": raw["metrics"] | {"passed": True}}))
+    ports = _free_ports(2)
+    serve = [
+        sys.executable,
+        "-m",
+        "serving.run",
+        "--store",
+        str(workspace.store),
+        "--log",
+        str(tmp_path / "triton.log"),
+    ]
+    serve += ["--features", str(workspace.features), "--feature-store", str(workspace.feature_store)]
+    serve += ["--grpc-port", str(ports[0]), "--metrics-port", str(ports[1]), "--threads", "1", "--max-slowdown", "1000"]
+    serve += ["--max-bad-percent", "50"]  # of 100 items some users have seen every one: their answers are empty
+    conf = {"root": str(root), "source": "simulated", "data": str(workspace.base / "logs"), "wait_hours": 0}
+    conf |= {"servers": f"http://127.0.0.1:{ports[1]}/metrics", "rollout_answers": 10, "rollout_hours": 0.05}
+    conf |= {"shadow_percents": "100", "canary_percents": "50"}
+    python = airflow().with_name("python")
+    dag = [str(python), str(REPOSITORY / "cli" / "airflow_day.py"), LAST, "onerec_release", "--conf", json.dumps(conf)]
+    server = subprocess.Popen(serve, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    stop, served = threading.Event(), set()
+    try:
+        assert server.stdout is not None and server.stdout.readline().startswith(f"serving {ids[0]} ")
+
+        def ask() -> None:
+            with RecommendClient(f"127.0.0.1:{ports[0]}") as client:
+                user = 0
+                while not stop.is_set():
+                    user = (user + 1) % 120
+                    served.add(client.recommend(user, 5).release_id)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        log = tmp_path / "airflow.log"
+        with start((root / "airflow").resolve(), dag, log) as process:
+            assert process.wait(400) == 0, log.read_text()[-4000:]
+        assert read_channel(store, "production").release_id == ids[1] and served == set(ids)
+        with RecommendClient(f"127.0.0.1:{ports[0]}") as client:
+            deadline = time.monotonic() + 30
+            while client.recommend(1, 5).release_id != ids[1] and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert client.recommend(1, 5).release_id == ids[1]
+        stop.set()
+        asking.join(30)
+    finally:
+        stop.set()
+        server.terminate()
+        server.wait(60)
+    stages = [move["stage"] for move in rollout.read(store).history if move["release_id"] == ids[1]]
+    assert stages == ["shadow", "canary", "passed"]
+    with sqlite3.connect(root / "airflow" / "airflow.db") as db:
+        rows = db.execute(
+            "SELECT task_id, state FROM task_instance WHERE run_id = (SELECT run_id FROM dag_run WHERE dag_id ="
+            " 'onerec_release' ORDER BY id DESC LIMIT 1) AND dag_id = 'onerec_release'"
+        ).fetchall()
+    assert dict(rows) == dict.fromkeys(("wait_for_release", "gate", *TRAFFIC, "promote"), "success")
+
+
 def documented() -> list[str]:
     """Every line in the `sh` blocks of the README and the runbooks, but a cluster's (tests/k8s) and placeholders."""
     pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs" / "runbooks").glob("*.md"))]
@@ -233,8 +303,10 @@ def test_documented_command_works(line, root, workspace, ids, tmp_path) -> None:
     if " forget " in line:  # in a workspace of its own: a tombstone makes every day another
         shutil.copytree(root, tmp_path / "var")
         root = tmp_path / "var"
+    if line.endswith("--stop REASON"):  # something to stop
+        rollout.move(DirectoryStore(workspace.store), f"{LAST}-0123456789ab", "shadow", percent=1, reason="a test")
     words = {"RELEASE": ids[0], "OLD": ids[0], "NEW": ids[1], "STEP": "report", "USER": "7"}
-    words |= {"LOGS": str(workspace.base / "logs")}
+    words |= {"LOGS": str(workspace.base / "logs"), "TEXT": "because", "REASON": "because"}
     words |= {"START": "2026-01-01T00:00+00:00", "END": f"{LAST}T23:59+00:00"}
     words |= {"2022-05-03": DAY, "2022-05-05": LAST, "onerec": ONEREC}
     line = line.replace("--data LOGS ", "")  # the simulated logs are where they are looked for without it

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException
 
 from operators.kfp_api import DONE, LIVE, KfpApi, KfpRefused, KfpUnavailable
 from operators.kfp_run import HOST, POLL_S, KfpRunTrigger, data_digest, ending, package, parameters, run_name
@@ -23,7 +23,10 @@ from operators.process import Process
 class RunPipelineOperator(BaseOperator):
     """Fails when the pipeline does, with the step's log and the next command. Safe to run again at any time."""
 
-    template_fields: Sequence[str] = ("day", "root", "source", "data", "seed", "fresh_from", "refit", "wait_hours")
+    template_fields: Sequence[str] = (
+        *("day", "root", "source", "data", "seed", "fresh_from", "refit", "wait_hours"),
+        *("servers", "percents", "answers", "hours"),
+    )
 
     def __init__(
         self,
@@ -37,16 +40,24 @@ class RunPipelineOperator(BaseOperator):
         fresh_from: str = "",
         refit: str | bool = False,
         wait_hours: str | float = 0,
+        servers: str = "",
+        percents: str = "",
+        answers: str | int = 0,
+        hours: str | float = 0,
+        skip_without_servers: bool = False,
         poll_s: float = POLL_S,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.pipeline, self.day, self.root, self.source = pipeline, day, root, source
         self.data, self.seed, self.fresh_from, self.refit, self.poll_s = data, seed, fresh_from, refit, poll_s
-        self.wait_hours = wait_hours
+        self.wait_hours, self.skip_without_servers = wait_hours, skip_without_servers
+        self.servers, self.percents, self.answers, self.hours = servers, percents, answers, hours
         self._process, self._run_id = Process(), ""
 
     def execute(self, context) -> None:
+        if self.skip_without_servers and not self.servers:
+            raise AirflowSkipException(f"no servers (param `servers`, ONEREC_SERVERS): no traffic for {self.pipeline}")
         if host := os.environ.get(HOST):
             self._submit(host, context)
         elif code := self._process.run(self.arguments(), self.log):
@@ -59,6 +70,8 @@ class RunPipelineOperator(BaseOperator):
         found += ["--data", self.data] if self.data else []
         found += ["--wait-s", str(round(3600 * hours))] if (hours := float(self.wait_hours)) else []
         found += ["--refit"] if self._refit() else []
+        for name, value in self._traffic().items():
+            found += [f"--{name}", str(value)]
         return found + (["--fresh-from", self.fresh_from] if self.fresh_from else [])
 
     def _submit(self, host: str, context: Any) -> None:
@@ -74,6 +87,7 @@ class RunPipelineOperator(BaseOperator):
                 seed=int(self.seed),
                 fresh_from=self.fresh_from,
                 refit=self._refit(),
+                **self._traffic(),
             )
             again = context["run_id"] if self.fresh_from else ""
             name = run_name(self.pipeline, self.day, values, again)
@@ -109,6 +123,15 @@ class RunPipelineOperator(BaseOperator):
         self._process.end()
         if self._run_id and (host := os.environ.get(HOST)):
             KfpApi(host, timeout_s=10.0).terminate(self._run_id)
+
+    def _traffic(self) -> dict[str, Any]:
+        """Of a rollout: who is watched, at which shares, how many requests, how long; only what was given."""
+        found: dict[str, Any] = {}
+        if self.servers or self.pipeline == "promote":
+            found["servers"] = self.servers
+        if self.percents:
+            found |= {"percents": self.percents, "answers": int(self.answers), "hours": float(self.hours)}
+        return found
 
     def _refit(self) -> bool:
         return str(self.refit).lower() == "true"

@@ -1,1 +1,1 @@
-"""The four pipelines of a day, in the order in which they run: features, tokenizer, training, release."""
+"""The pipelines of a day, in order: features, tokenizer, training, gate, shadow, canary, promote."""

@@ -5,7 +5,7 @@ from kfp import dsl
 from kfp_components.ingest.component import ingest
 from kfp_components.materialize.component import materialize
 from kfp_components.pathways.component import pathways
-from kfp_components.pipelines.wiring import made, placed, uncached
+from kfp_components.pipelines.wiring import made, placed, reported, uncached
 from kfp_components.resources import RESOURCES
 from kfp_components.validate.component import validate
 
@@ -14,7 +14,10 @@ from kfp_components.validate.component import validate
 def features(day: str, root: str, source: str, seed: int, fresh_from: str, data: str, data_digest: str):
     """`data_digest` covers the files of `data`. Nothing here is cached by KFP: every step writes into the lake."""
     run = {"day": day, "root": root, "source": source, "seed": seed, "fresh_from": fresh_from}
-    tables = made("tables", uncached(placed(ingest(**run, data=data, data_digest=data_digest), RESOURCES["ingest"])))
-    quality = made("quality", uncached(placed(validate(**run, **tables), RESOURCES["validate"])))
-    built = made("features", uncached(placed(pathways(**run, **tables, **quality), RESOURCES["pathways"])))
-    uncached(placed(materialize(**run, **built), RESOURCES["materialize"]))
+    with reported("features", day=day, root=root, source=source):
+        tables = made(
+            "tables", uncached(placed(ingest(**run, data=data, data_digest=data_digest), RESOURCES["ingest"]))
+        )
+        quality = made("quality", uncached(placed(validate(**run, **tables), RESOURCES["validate"])))
+        built = made("features", uncached(placed(pathways(**run, **tables, **quality), RESOURCES["pathways"])))
+        uncached(placed(materialize(**run, **built), RESOURCES["materialize"]))

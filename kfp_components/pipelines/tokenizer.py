@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from kfp_components.pipelines.wiring import imported, placed
+from kfp_components.pipelines.wiring import imported, placed, reported
 from kfp_components.resources import RESOURCES
 from kfp_components.tokenize.component import tokenize
 
@@ -23,6 +23,7 @@ def tokenizer(
     """The artifacts come from the features pipeline; their digests let KFP's cache see other contents. `refit`: fit the
     codebooks anew although they have not drifted."""
     run = {"day": day, "root": root, "source": source, "seed": seed, "fresh_from": fresh_from}
-    tables = imported("tables", tables_uri, tables_digest)
-    features = imported("features", features_uri, features_digest)
-    placed(tokenize(**run, **tables, **features, refit=refit), RESOURCES["tokenize"])
+    with reported("tokenizer", day=day, root=root, source=source):
+        tables = imported("tables", tables_uri, tables_digest)
+        features = imported("features", features_uri, features_digest)
+        placed(tokenize(**run, **tables, **features, refit=refit), RESOURCES["tokenize"])

@@ -1,6 +1,6 @@
 """KFP interface of the step `promote`; what it does is in step.py."""
 
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import Artifact, Input, Metrics, Model, Output
 
 from kfp_components.image import component
 
@@ -14,16 +14,13 @@ def promote(
     fresh_from: str,
     release: Input[Model],
     release_digest: str,
-    quality: Input[Dataset],
-    quality_digest: str,
-    evaluation: Input[Dataset],
-    evaluation_digest: str,
-    check: Input[Dataset],
-    check_digest: str,
-    decision: Output[Artifact],
+    decision: Input[Artifact],
+    decision_digest: str,
+    servers: str,
+    moved: Output[Artifact],
     metrics: Output[Metrics],
 ) -> str:
-    """The gates' decision, and the channels moved by it. Returns the digest of the outcome."""
+    """The channels, moved by the gates' decision and the rollout. Returns the digest of the outcome."""
     from kfp_components.artifacts import run_component
     from kfp_components.promote.step import run
 
@@ -34,12 +31,8 @@ def promote(
         source=source,
         seed=seed,
         fresh_from=fresh_from,
-        inputs={
-            "release": (release, release_digest),
-            "quality": (quality, quality_digest),
-            "evaluation": (evaluation, evaluation_digest),
-            "check": (check, check_digest),
-        },
-        output=decision,
+        inputs={"release": (release, release_digest), "decision": (decision, decision_digest)},
+        output=moved,
         metrics=metrics,
+        servers=servers,
     )

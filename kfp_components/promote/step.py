@@ -1,4 +1,4 @@
-"""Promote a day: the gates judge the release; it becomes the candidate, and production when all of them pass."""
+"""Promote a day: production moves when all gates passed and, where servers are watched, the canary did."""
 
 from __future__ import annotations
 
@@ -9,39 +9,37 @@ from typing import Any
 from kfp_components.context import Run
 from kfp_components.lineage import open_store
 from kfp_components.step import Outcome
+from releases import rollout
 from releases.channels import promote, read_channel
-from releases.gates import decide, record_decision
-from releases.manifest import load_release
 from releases.object_store import ObjectStore
 
 
-def run(run: Run, *, release: Outcome, quality: Outcome, evaluation: Outcome, check: Outcome) -> Outcome:
-    """Writes decision.json. A failed gate fails nothing: the release waits as candidate, and the run says so."""
+def run(run: Run, *, release: Outcome, decision: Outcome, servers: str) -> Outcome:
+    """Writes decision.json with the channels. `servers` empty: nobody serves yet (a first day, one machine), and the
+    gates alone decide. Else ValueError when the rollout of this very release has not passed."""
     store, release_id = open_store(run.workspace), release.metrics["release_id"]
 
     def body(out: Path, progress) -> dict[str, Any]:
-        folder, _ = load_release(store, release_id)
-        tokenize, parity = run.workspace.outcome(run.day, "tokenize"), folder / "serving" / "parity.json"
-        decision = decide(
-            metrics=evaluation.metrics,
-            data_quality=quality.metrics,
-            serving_check=check.metrics,
-            tokenizer=Outcome.read(tokenize.parent).metrics if tokenize.is_file() else None,
-            parity=json.loads(parity.read_text()) if parity.is_file() else None,
-        )
-        record_decision(store, release_id, decision)
-        moved = {"candidate": advance(store, "candidate", release_id, "published")}
-        if decision.passed:
-            moved["production"] = advance(store, "production", release_id, "all gates passed")
-        for channel, now in moved.items():
-            progress(f"{channel} is {now}" if now == release_id else f"{channel} stays at the later {now}")
-        for failure in decision.failures():
-            progress(f"GATE FAILED, not promoted to production: {failure}")
-        found = {"release_id": release_id, **decision.as_dict(), "channels": moved}
+        reason = "all gates passed"
+        if decision.metrics["passed"] and servers:
+            now = rollout.read(store)
+            if now is None or (now.release_id, now.stage) != (release_id, "passed"):
+                where = "nobody began it" if now is None else f"it is at {now.stage} of {now.release_id}"
+                raise ValueError(f"the rollout of {release_id} has not passed ({where}); run shadow and canary first")
+            reason = "all gates passed, and the canary"
+        candidate, before = (read_channel(store, channel) for channel in ("candidate", "production"))
+        moved = {"candidate": candidate.release_id if candidate else None}
+        moved |= {"production": before.release_id if before else None}
+        if decision.metrics["passed"]:
+            moved["production"] = advance(store, "production", release_id, reason)
+        for channel, now_at in moved.items():
+            progress(f"{channel} is {now_at}" if now_at == release_id else f"{channel} stays at {now_at}")
+        found = {**decision.metrics, "channels": {name: at for name, at in moved.items() if at}}
         (out / "decision.json").write_text(json.dumps(found, indent=1) + "\n")
         return found
 
-    return run.step("promote", inputs=[release, quality, evaluation, check], rooms=("releases",), body=body)
+    settings = {"servers": bool(servers)}
+    return run.step("promote", inputs=[release, decision], rooms=("releases",), settings=settings, body=body)
 
 
 def advance(store: ObjectStore, channel: str, release_id: str, reason: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from kfp_components.lineage import open_store
 from kfp_components.step import Outcome
-from kfp_components.workspace import PIPELINES, STEPS, Workspace
+from kfp_components.workspace import PIPELINES, STEPS, TRAFFIC, Workspace
 from releases.channels import CHANNELS, read_channel
 from releases.describe import read_manifest
 from releases.gates import METRIC, read_decision
@@ -69,7 +69,11 @@ def collect(workspace: Workspace, day: str) -> dict[str, Any]:
         "first_day": None if release is None else not release["parents"],
         **sections,
         "release": release,
-        "steps": [_step(step, outcomes.get(step), events.get(step, {}), why) for step in REPORTED],
+        "steps": [
+            _step(step, outcomes.get(step), events.get(step, {}), why)
+            for step in REPORTED
+            if step in outcomes or step not in TRAFFIC or events.get(step)  # nobody serves yet: nothing is missing
+        ],
         "missing": missing,
     }
     report["totals"] = _totals(report["steps"], report["first_day"])
@@ -87,6 +91,8 @@ def _outcomes(workspace: Workspace, day: str, events: dict) -> tuple[dict[str, O
             why[step] = f"the step {step} failed: {last.get('error', 'no message')} (log: logs/{step}.log)"
         elif last["event"] in ("started", "progress"):
             why[step] = f"the step {step} was cut off before it ended (log: logs/{step}.log)"
+        elif not workspace.outcome(day, step).is_file() and step in TRAFFIC:
+            continue
         elif not workspace.outcome(day, step).is_file():
             why[step] = f"the step {step} did not run"
         else:

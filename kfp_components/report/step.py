@@ -7,7 +7,7 @@ from typing import Any
 
 from kfp_components.context import Run
 from kfp_components.step import Outcome
-from kfp_components.workspace import STEPS, put_file
+from kfp_components.workspace import STEPS, TRAFFIC, put_file
 
 FILES = ("report.html", "report.json")
 
@@ -15,7 +15,11 @@ FILES = ("report.html", "report.json")
 def run(run: Run, *, decision: Outcome) -> Outcome:
     """Writes report.html and report.json, also into the run's folder."""
     w = run.workspace
-    before = [Outcome.read(w.step_dir(run.day, step)) for step in STEPS if step not in (decision.step, "report")]
+    before = [
+        Outcome.read(w.step_dir(run.day, step))
+        for step in STEPS
+        if step not in (decision.step, "report") and (step not in TRAFFIC or w.outcome(run.day, step).is_file())
+    ]
 
     def body(out: Path, progress) -> dict[str, Any]:
         from kfp_components.report.collect import collect

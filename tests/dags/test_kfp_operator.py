@@ -8,9 +8,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, TaskDeferred
+from airflow.sdk.exceptions import AirflowException, AirflowSkipException, TaskDeferred
 from fake_kfp import FakeKfp, wait_until
 from operators import kfp_run
+from operators.command import OnerecCommand
 from operators.kfp_api import KfpApi, KfpRefused, KfpUnavailable
 from operators.kfp_run import HOST, PACKAGES, KfpRunTrigger, package, parameters
 from operators.pipeline import RunPipelineOperator
@@ -47,7 +48,7 @@ def operator(root: Path, **more) -> RunPipelineOperator:
     return RunPipelineOperator(task_id="t", **(fields | more))
 
 
-def deferred(task: RunPipelineOperator) -> KfpRunTrigger:
+def deferred(task: RunPipelineOperator | OnerecCommand) -> KfpRunTrigger:
     with pytest.raises(TaskDeferred) as caught:
         task.execute({"run_id": "scheduled__2022-05-05"})
     assert caught.value.method_name == "finished"
@@ -104,6 +105,43 @@ def test_running_a_step_afresh_is_not_answered_by_an_old_success(kfp, root) -> N
     with pytest.raises(TaskDeferred):
         operator(root, fresh_from="tokenize").execute({"run_id": "manual__later"})
     assert len(kfp.runs) == 2
+
+
+def test_a_rollout_is_told_whom_to_watch_and_is_skipped_where_nobody_serves(kfp, root) -> None:
+    for step in ("publish", "gate"):
+        folder = root / "logs" / "days" / DAY / step
+        folder.mkdir(parents=True)
+        (folder / "_outcome.json").write_text(json.dumps({"digest": f"digest-{step}"}))
+    traffic = {"servers": "http://triton:8002/metrics", "percents": "1,10", "answers": "500", "hours": "2.0"}
+    fields = {"pipeline": "canary", "skip_without_servers": True}
+    trigger = deferred(operator(root, **fields, **traffic))
+    sent = kfp.bodies[trigger.run_id]["runtime_config"]["parameters"]
+    assert {k: sent[k] for k in traffic} == traffic | {"answers": 500, "hours": 2.0}
+    assert sent["decision_digest"] == "digest-gate" and "quality_digest" not in sent
+    with pytest.raises(AirflowSkipException, match="no servers"):
+        operator(root, **fields, **traffic | {"servers": ""}).execute({"run_id": "r"})
+    promoted = deferred(operator(root, pipeline="promote"))
+    assert kfp.bodies[promoted.run_id]["runtime_config"]["parameters"]["servers"] == ""
+
+
+def test_a_command_is_one_run_of_its_airflow_run(kfp) -> None:
+    """Airflow's image holds no `onerec`; clearing the task must not roll back twice."""
+    words = ["release", "rollback", "--root", "/var/onerec", ""]
+    task = OnerecCommand(task_id="rollback", arguments=words, poll_s=0.02)
+    trigger = deferred(task)
+    assert kfp.bodies[trigger.run_id]["runtime_config"]["parameters"] == {"arguments": words[:-1]}
+    kfp.finish(trigger.run_id)
+    task.finished({}, event(trigger))
+    task.execute({"run_id": "scheduled__2022-05-05"})
+    assert len(kfp.runs) == 1
+    with pytest.raises(TaskDeferred):
+        task.execute({"run_id": "manual__again"})
+    assert len(kfp.runs) == 2
+    failed = {"run_id": "r", "state": "FAILED", "error": "no earlier release", "tasks": []}
+    with pytest.raises(AirflowException, match="no earlier release; next, by hand: onerec release rollback --root"):
+        task.finished({}, failed)
+    task.on_kill()
+    assert kfp.live() == []
 
 
 def test_mended_logs_are_another_digest(tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import os
 import re
@@ -126,11 +127,24 @@ def test_every_pipeline_of_the_day_waits_for_the_one_before(bag: DagBag) -> None
     """features <- tokenizer <- training <- release, and days train in order."""
     waits = {"onerec_tokenizer": "materialize", "onerec_training": "tokenize", "onerec_release": "publish"}
     for dag_id, step in waits.items():
-        first, last = sorted(bag.dags[dag_id].tasks, key=lambda t: len(t.upstream_task_ids))
-        assert (first.step, last.upstream_task_ids) == (step, {first.task_id}), dag_id
+        (first,) = [t for t in bag.dags[dag_id].tasks if not t.upstream_task_ids]
+        assert first.step == step and len(first.downstream_task_ids) == 1, dag_id
     for dag_id in ("onerec_tokenizer", "onerec_training"):
         (wait,) = [t for t in bag.dags[dag_id].tasks if t.task_id.startswith("wait_")]
         assert wait.yesterday == "publish", dag_id
+
+
+def test_a_release_meets_traffic_before_it_is_promoted(bag: DagBag) -> None:
+    """gate -> shadow -> canary -> promote; without servers the middle is skipped, and promote goes on all the same."""
+    tasks = {t.task_id: t for t in bag.dags["onerec_release"].tasks}
+    order = ["wait_for_release", "gate", "shadow", "canary", "promote"]
+    assert list(tasks) == order and tasks["promote"].downstream_task_ids == set()
+    for before, after in itertools.pairwise(order):
+        assert tasks[before].downstream_task_ids == {after}
+    for stage in ("shadow", "canary"):
+        assert tasks[stage].skip_without_servers and tasks[stage].pool == "onerec_light"
+        assert tasks[stage].trigger_rule == tasks["promote"].trigger_rule == "none_failed"
+    assert tasks["promote"].servers == tasks["canary"].servers == "{{ params.servers }}"
 
 
 def test_dag_files_are_wiring_only() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,10 @@ def test_one_setting_chooses_the_profile():
     found = profile_from_environment({**cluster, "ONEREC_FEATURE_PROJECT": "shop"})
     assert found == ClusterProfile(registry=REGISTRY, redis="redis:6379,password=hush", project="shop")
     assert "secret" not in repr(found) and "hush" not in repr(found)
+    assert "redis_type" not in found.repo_config(Path("store")).online_store.model_dump(exclude_unset=True)
+    found = profile_from_environment({**cluster, "ONEREC_FEATURE_SENTINEL": "features"})
+    online = found.repo_config(Path("store")).online_store
+    assert (online.redis_type, online.sentinel_master) == ("redis_sentinel", "features")
     with pytest.raises(DataError, match="'moon': use one of local, cluster"):
         profile_from_environment({"ONEREC_FEATURE_PROFILE": "moon"})
     with pytest.raises(DataError, match="'a-b': a project is letters"):

@@ -8,14 +8,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.k8s.manifests import K8S, OVERLAYS, REPOSITORY, pods
+from tests.k8s.podman import build, built, missing, run, run_container
 
 FILES = sorted((K8S / "images").glob("*.Containerfile"))
 
@@ -73,46 +72,15 @@ def test_options_that_pods_give_are_known() -> None:
             assert options and [option for option in options if option not in known] == [], name
 
 
-def run(*command: str, timeout: int = 900, **environment: str) -> str:
-    env = os.environ | environment
-    found = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY, env=env)
-    assert found.returncode == 0, f"{' '.join(command)}:\n{found.stdout[-2000:]}\n{found.stderr[-3000:]}"
-    return found.stdout
-
-
 @pytest.mark.skipif(os.environ.get("ONEREC_CONTAINERS") != "1", reason="builds images: set ONEREC_CONTAINERS=1")
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_orchestrate_is_built_and_runs_without_root_on_a_read_only_file_system(tmp_path: Path) -> None:
-    for program in ("podman", "debootstrap", "runc"):
-        if shutil.which(program) is None:
-            pytest.skip(f"no {program} on the path: install the package {program}")
-    root, settings = tmp_path / "root", tmp_path / "containers.conf"
-    settings.write_text(  # for a machine without systemd and without CAP_SYS_RESOURCE, as CI's often is
-        '[containers]\ndefault_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]\nnetns = "host"\n'
-        '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n'
-    )
-    run("debootstrap", "--variant=minbase", "bookworm", str(root))
-    install = "apt-get update -qq && apt-get install -y -qq --no-install-recommends python3.11-venv ca-certificates"
-    run(
-        "sh",
-        "-c",
-        f"cp /etc/resolv.conf {root}/etc/ && chroot {root} sh -c '{install}'",
-        DEBIAN_FRONTEND="noninteractive",
-    )
-    run("sh", "-c", f"tar -C {root} -c . | podman import - localhost/onerec-base:test")
-    mounts = [f"-v={path}:{path}:ro" for path in ("/etc/ssl/certs", "/etc/pip.conf") if Path(path).exists()]
-    limits = ["--ulimit=nproc=32768:32768", "--ulimit=nofile=20000:20000"]
-    build = ["podman", "build", "--isolation=chroot", "--network=host", *limits, *mounts]
-    build += ["--build-arg=BASE=localhost/onerec-base:test", "-t", "localhost/onerec-orchestrate:test"]
-    start = ["podman", "run", "--rm", "--network=host", "--read-only", "--cap-drop=ALL", "--tmpfs=/tmp"]
-    start += ["--security-opt=no-new-privileges", "localhost/onerec-orchestrate:test"]
-    try:
-        run(*build, "-f", "k8s/images/orchestrate.Containerfile", ".", CONTAINERS_CONF=str(settings))
-        assert "uid=50000" in run(*start, "id", CONTAINERS_CONF=str(settings))
-        version = ["sh", "-c", "AIRFLOW_HOME=/tmp/airflow airflow version"]
-        assert run(*start, *version, CONTAINERS_CONF=str(settings)).strip().endswith("3.3.2")
+    if why := missing():
+        pytest.skip(why)
+    with built(tmp_path) as base:
+        image = build("orchestrate", base)
+        assert "uid=50000" in run_container(image, "id")
+        version = run_container(image, "sh", "-c", "AIRFLOW_HOME=/tmp/airflow airflow version")
+        assert version.strip().endswith("3.3.2")
         with pytest.raises(AssertionError, match="Read-only file system"):
-            run(*start, "touch", "/opt/airflow/written", CONTAINERS_CONF=str(settings))
-    finally:
-        for image in ("localhost/onerec-orchestrate:test", "localhost/onerec-base:test"):
-            subprocess.run(["podman", "rmi", "-f", image], capture_output=True, check=False)
+            run_container(image, "touch", "/opt/airflow/written")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.k8s.manifests import K8S, WORKLOADS, named, of_kind, pods, rendered
+from kfp_components.pipelines.wiring import MOUNT
+from tests.k8s.manifests import K8S, REPOSITORY, WORKLOADS, named, of_kind, pods, rendered
 
 TALKS_TO_KUBERNETES = {"pipeline-runner", "airflow-scheduler"}  # the only accounts whose pods get a token
 NAMESPACES = ("onerec", "onerec-serving", "airflow")
@@ -71,7 +72,7 @@ def test_triton_has_time_to_load_and_reads_releases_only(overlay: str) -> None:
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes[mounts["/dev/shm"]["name"]]["emptyDir"]["medium"] == "Memory"
     assert volumes[mounts["/models"]["name"]]["persistentVolumeClaim"]["readOnly"] is True
-    (volume,) = of_kind(overlay, "PersistentVolume")
+    (volume,) = (v for v in of_kind(overlay, "PersistentVolume") if v["metadata"]["name"] == "onerec-releases")
     assert "read-only" in volume["spec"]["mountOptions"]
     if overlay == "prod":
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
@@ -186,6 +187,50 @@ def test_config_maps_and_claims_exist(overlay: str) -> None:
         assert {f"ConfigMap {namespace}/{name}" for name in maps} <= here
         claims = re.findall(r'"claimName": "([^"]+)"', text)
         assert {f"PersistentVolumeClaim {namespace}/{name}" for name in claims} <= here
+
+
+def test_what_the_compiled_pipelines_mount_and_read_exists_where_they_run(overlay: str) -> None:
+    here = {named(thing): thing for thing in rendered(overlay)}
+    secrets = {t["spec"]["target"]["name"] for n, t in here.items() if n.startswith("ExternalSecret onerec/")}
+    for package in sorted((REPOSITORY / "kfp_components" / "compiled").glob("*.yaml")):
+        _, platform = yaml.safe_load_all(package.read_text())
+        for name, placed in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items():
+            claims = [m["pvcNameParameter"]["runtimeValue"]["constant"] for m in placed["pvcMount"]]
+            assert [c for c in claims if f"PersistentVolumeClaim onerec/{c}" not in here] == [], (package.stem, name)
+            for source in placed["configMapAsEnv"]:
+                found = here[f"ConfigMap onerec/{source['configMapNameParameter']['runtimeValue']['constant']}"]
+                keys = {k["configMapKey"] for k in source["keyToEnv"]}
+                assert keys - {"ONEREC_ALERT_URL"} <= set(found["data"]), (package.stem, name)
+            wanted = {s["secretNameParameter"]["runtimeValue"]["constant"] for s in placed["secretAsEnv"]}
+            assert wanted <= secrets, (package.stem, name)
+
+
+def test_airflow_sees_the_workspace_where_its_tasks_look(overlay: str) -> None:
+    values = yaml.safe_load((K8S / "base/airflow/values.yaml").read_text())
+    environments = [
+        values["env"],
+        yaml.safe_load((K8S / f"overlays/{overlay}/airflow-values.yaml").read_text()).get("env"),
+    ]
+    for env in filter(None, environments):  # a list of the overlay replaces that of the base
+        assert {"ONEREC_KFP_HOST", "ONEREC_STORE", "ONEREC_ROOT", "ONEREC_SERVERS"} <= {e["name"] for e in env}
+        assert {e["value"] for e in env if e["name"] == "ONEREC_ROOT"} == {MOUNT}
+    here = {named(thing) for thing in rendered(overlay)}
+    for part in ("workers", "triggerer"):
+        (volume,), (mount,) = values[part]["extraVolumes"], values[part]["extraVolumeMounts"]
+        claim = volume["persistentVolumeClaim"]
+        assert f"PersistentVolumeClaim airflow/{claim['claimName']}" in here and claim["readOnly"] and mount["readOnly"]
+        assert (mount["name"], mount["mountPath"]) == (volume["name"], MOUNT)
+
+
+def test_claims_find_the_volumes_that_are_kept_for_them(overlay: str) -> None:
+    volumes = {v["metadata"]["name"]: v for v in of_kind(overlay, "PersistentVolume")}
+    claims = [c for c in of_kind(overlay, "PersistentVolumeClaim") if "volumeName" in c["spec"]]
+    assert len(claims) == len(volumes) == 3
+    for claim in claims:
+        volume = volumes[claim["spec"]["volumeName"]]
+        wanted = {k: claim["metadata"][k] for k in ("namespace", "name")}
+        assert volume["spec"]["claimRef"] == wanted
+        assert volume["spec"]["accessModes"] == claim["spec"]["accessModes"]
 
 
 @pytest.mark.parametrize("overlay", ["staging", "prod"])

@@ -35,7 +35,8 @@ INPUTS = {
     "evaluate": ("align", "reward", "pathways"),
     "publish": ("evaluate", "align", "validate"),
     "serve": ("publish", "materialize"),
-    "promote": ("publish", "serve", "evaluate"),
+    "gate": ("publish", "serve", "evaluate"),
+    "promote": ("publish", "gate"),
 }
 
 
@@ -53,11 +54,11 @@ def synthetic_day(root: Path, *, until: str = "promote", recall: float = 0.1987)
         if step == "serve":
             users = served(outcomes["publish"].metrics["release_id"])
             files = {"recommendations.json": json.dumps({"users": users})}
-        if step == "promote":
+        if step == "gate":
             judge(w, outcomes)
         outcomes[step] = run(w, step, [outcomes[i] for i in inputs], metrics, files)
         # Times are not part of the digest: these are like those of a real day.
-        begun, clock = clock, clock + dt.timedelta(seconds=6 + 4 * index)
+        begun, clock = clock, clock + dt.timedelta(seconds=3 + 4 * index)
         times = {"started_at": begun.isoformat(), "ended_at": clock.isoformat(), "seconds": 4.25 + 4 * index}
         path = w.outcome(DAY, step)
         path.write_text(json.dumps(json.loads(path.read_text()) | times | {"peak_mib": 700.0 + 210 * index}))
@@ -96,7 +97,7 @@ def publish_small(w: Workspace, day: str, parents: list[str]) -> str:
 
 
 def judge(w: Workspace, outcomes: dict[str, Outcome]) -> None:
-    """As the promote step does: the gates' decision, and the channel moved by it."""
+    """As the steps gate and promote do: the gates' decision, and the channel moved by it."""
     store, release_id = DirectoryStore(w.store), outcomes["publish"].metrics["release_id"]
     quality, check = outcomes["validate"].metrics, outcomes["serve"].metrics
     metrics = outcomes["evaluate"].metrics
@@ -127,6 +128,7 @@ def metrics_of(step: str, recall: float = 0.1987) -> dict:
             "short": 0,
             "degraded": 0,
         },
+        "gate": dict,
         "promote": dict,
     }[step]()
 

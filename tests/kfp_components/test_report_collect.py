@@ -28,9 +28,9 @@ def test_a_whole_day_holds_every_step_unchanged(day):
     assert report["release"]["channels"]["production"] == report["release"]["release_id"]
     assert report["release"]["seed"] == 11 and report["first_day"] is False and report["simulated"] is True
     totals = report["totals"]
-    assert totals["seconds"] == sum(4.25 + 4 * i for i in range(12)) and totals["seconds_limit"] == 360
-    assert totals["seconds_elapsed"] == sum(6 + 4 * i for i in range(12))
-    assert totals["peak_mib"] == 700 + 210 * 11 and totals["peak_step"] == "promote"
+    assert totals["seconds"] == sum(4.25 + 4 * i for i in range(13)) and totals["seconds_limit"] == 360
+    assert totals["seconds_elapsed"] == sum(3 + 4 * i for i in range(13))
+    assert totals["peak_mib"] == 700 + 210 * 12 and totals["peak_step"] == "promote"
     assert {k: v["mark"] for k, v in report["verdict"].items() if isinstance(v, dict)} == {
         "recall": "good",
         "legality": "good",

@@ -1,0 +1,1 @@
+"""The `gate` component: its KFP interface (component.py) and what it does (step.py)."""

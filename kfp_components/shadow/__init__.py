@@ -1,0 +1,1 @@
+"""The `shadow` component: its KFP interface (component.py) and what it does (step.py)."""
