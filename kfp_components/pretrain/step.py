@@ -24,6 +24,7 @@ ROOMS = (
     "models/tokenizer/trie.py",
     "models/tokenizer/carry.py",
     "models/tokenizer/unique.py",
+    "models/training/adamw_kernel.py",
     "models/training/checkpoint.py",
     "models/training/data.py",
     "models/training/losses.py",
@@ -31,11 +32,14 @@ ROOMS = (
     "models/training/optimizer.py",
     "models/training/parallelize.py",
     "models/training/pretrain.py",
+    "models/training/pretrain_config.py",
     "models/training/shards.py",
     "models/training/snapshot.py",
     "models/training/stream.py",
     "models/training/tables.py",
+    "models/training/training_step.py",
     "models/training/watch.py",
+    "models/training/working_copies.py",
 )
 
 
