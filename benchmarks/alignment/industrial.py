@@ -2,7 +2,7 @@
 
     python -m benchmarks.alignment.industrial --prepared prepared/kuairand --seeds 1 2 3 --jobs 6
 
-The class to show less of is the tag with the largest share of the pre-trained model's top 10, target 0.7 of that
+The class to show less of is the tag with the largest share of the pre-trained model's top 10, target half of that
 share. The class to show more of is the long tail (beyond the median rank), target twice its share.
 """
 
@@ -35,7 +35,7 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     shown = before[before >= 0]
     tags = Counter(t for i in shown for t in (traits.tags[int(i)].as_py() or []))
     tag, count = tags.most_common(1)[0]
-    less = Rule(name="tag", tags=(tag,), share=0.7 * count / len(shown), factor=args.factor)
+    less = Rule(name="tag", tags=(tag,), share=0.5 * count / len(shown), factor=args.factor)
     start = len(popular) // 2
     tail = float((traits.rank_N[shown] >= start).mean())
     more = Rule(name="tail", popularity_rank_from=start, share=min(0.9, max(2 * tail, 0.02)), factor=2 - args.factor)
