@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from kfp_components.context import Run
-from kfp_components.lineage import open_store
 from kfp_components.step import Outcome
-from serving.stages import Plan, run_canary
-from serving.stages import percents as shares
+from kfp_components.traffic import meet
+from serving.stages import run_canary
 
 
-def run(
-    run: Run, *, release: Outcome, decision: Outcome, servers: str, percents: str, answers: int, hours: float
-) -> Outcome:
-    """Writes traffic.json: what the servers saw. ValueError when the candidate was taken out; a release that a gate
-    failed meets no traffic, and the step says so."""
-    store, release_id = open_store(run.workspace), release.metrics["release_id"]
-    plan = Plan(servers=servers, percents=shares(percents), answers=answers, limit_s=3600 * hours)
-
-    def body(out: Path, progress) -> dict[str, Any]:
-        found: dict[str, Any] = {"release_id": release_id, "skipped": "a gate failed"}
-        if decision.metrics["passed"]:
-            found = {"release_id": release_id, **run_canary(store, release_id, plan, progress)}
-        (out / "traffic.json").write_text(json.dumps(found, indent=1) + "\n")
-        return found
-
-    settings = {"percents": percents, "answers": answers}
-    return run.step("canary", inputs=[release, decision], rooms=("releases", "serving"), settings=settings, body=body)
+def run(run: Run, **asked: Any) -> Outcome:
+    """`asked`: as `kfp_components.traffic.meet` takes it."""
+    return meet(run, "canary", run_canary, **asked)

@@ -13,6 +13,12 @@ from kfp_components.resources import RESOURCES
 from kfp_components.shadow.component import shadow as shadow_step
 
 
+def _judged(release_uri, release_digest, decision_uri, decision_digest) -> dict:
+    """A release and what the gates said of it."""
+    release = imported("release", release_uri, release_digest, dsl.Model)
+    return release | imported("decision", decision_uri, decision_digest, dsl.Artifact)
+
+
 @dsl.pipeline(name="onerec-shadow", description="Compare the candidate's answers with production's on real requests")
 def shadow(
     day: str,
@@ -33,9 +39,8 @@ def shadow(
     run = {"day": day, "root": root, "source": source, "seed": seed, "fresh_from": fresh_from}
     meet = {"servers": servers, "percents": percents, "answers": answers, "hours": hours}
     with reported("shadow", day=day, root=root, source=source):
-        published = imported("release", release_uri, release_digest, dsl.Model)
-        decision = imported("decision", decision_uri, decision_digest, dsl.Artifact)
-        uncached(placed(shadow_step(**run, **published, **decision, **meet), RESOURCES["shadow"]))
+        judged = _judged(release_uri, release_digest, decision_uri, decision_digest)
+        uncached(placed(shadow_step(**run, **judged, **meet), RESOURCES["shadow"]))
 
 
 @dsl.pipeline(name="onerec-canary", description="Let the candidate answer a growing share of the users")
@@ -58,9 +63,8 @@ def canary(
     run = {"day": day, "root": root, "source": source, "seed": seed, "fresh_from": fresh_from}
     meet = {"servers": servers, "percents": percents, "answers": answers, "hours": hours}
     with reported("canary", day=day, root=root, source=source):
-        published = imported("release", release_uri, release_digest, dsl.Model)
-        decision = imported("decision", decision_uri, decision_digest, dsl.Artifact)
-        uncached(placed(canary_step(**run, **published, **decision, **meet), RESOURCES["canary"]))
+        judged = _judged(release_uri, release_digest, decision_uri, decision_digest)
+        uncached(placed(canary_step(**run, **judged, **meet), RESOURCES["canary"]))
 
 
 @dsl.pipeline(name="onerec-promote", description="Move production by the gates and the rollout, and report the day")
@@ -79,8 +83,7 @@ def promote(
     """`servers` empty: no traffic to meet, the gates alone decide."""
     run = {"day": day, "root": root, "source": source, "seed": seed, "fresh_from": fresh_from}
     with reported("promote", day=day, root=root, source=source):
-        published = imported("release", release_uri, release_digest, dsl.Model)
-        judged = imported("decision", decision_uri, decision_digest, dsl.Artifact)
-        moved = uncached(placed(promote_step(**run, **published, **judged, servers=servers), RESOURCES["promote"]))
+        judged = _judged(release_uri, release_digest, decision_uri, decision_digest)
+        moved = uncached(placed(promote_step(**run, **judged, servers=servers), RESOURCES["promote"]))
         decision = {"decision": moved.outputs["moved"], "decision_digest": moved.outputs["Output"]}
         uncached(placed(report(**run, **decision), RESOURCES["report"]))
