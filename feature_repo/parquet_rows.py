@@ -75,6 +75,7 @@ class ParquetRows:
         types = table.schema.types
         with ThreadPoolExecutor(pa.cpu_count()) as pool:
             held = [_one(column, pool) for column in table.columns]
+        matrices = [_matrix(column) for column in held]
         del table
 
         def piece(low: int) -> list[pa.Array]:
@@ -83,7 +84,10 @@ class ParquetRows:
             if shift_R is not None:
                 place = shift_R[place]  # of a negative one some number, which the mask hides
             index = pa.array(place, mask=missing)
-            return [column.take(index).cast(kind) for column, kind in zip(held, types)]
+            return [
+                column.take(index).cast(kind) if matrix is None else _gathered(matrix, place, missing, kind)
+                for column, matrix, kind in zip(held, matrices, types)
+            ]
 
         with ThreadPoolExecutor(pa.cpu_count()) as pool:
             pieces = list(pool.map(piece, range(0, len(place_N), PIECE)))
@@ -128,6 +132,30 @@ def _one(column: pa.ChunkedArray, pool: ThreadPoolExecutor) -> pa.Array:
     list(pool.map(copy, range(len(values))))
     array = pa.LargeListArray if large else pa.ListArray
     return array.from_arrays(pa.array(offset_W), pa.array(value_V), type=kind)
+
+
+def _matrix(column: pa.Array) -> np.ndarray | None:
+    """The values of lists of integers as a matrix [W, length], if all are of one length; else None."""
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or column.null_count or not len(column):
+        return None
+    offset_W = column.offsets.to_numpy()
+    length = int(offset_W[1] - offset_W[0])
+    whole = pa.types.is_integer(kind.value_type) and not column.values.null_count and 0 < length * PIECE <= MOST_VALUES
+    if not whole or (np.diff(offset_W) != length).any():
+        return None
+    return column.values.to_numpy()[offset_W[0] : offset_W[-1]].reshape(-1, length)
+
+
+def _gathered(matrix: np.ndarray, place: np.ndarray, missing: np.ndarray, kind: pa.DataType) -> pa.Array:
+    """The rows at these places as lists, null where missing: as Arrow's `take`, in a quarter of its time."""
+    there = ~missing
+    offset = np.zeros(len(place) + 1, np.int32)
+    np.cumsum(there, out=offset[1:])
+    values = matrix.take(place[there], axis=0).ravel()
+    array = pa.LargeListArray if pa.types.is_large_list(kind) else pa.ListArray
+    mask = pa.array(missing) if missing.any() else None
+    return array.from_arrays(pa.array(offset * matrix.shape[1]), pa.array(values), mask=mask, type=kind)
 
 
 def quoted(name: str) -> str:

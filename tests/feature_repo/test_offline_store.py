@@ -155,3 +155,16 @@ def test_lists_with_nulls_are_laid_end_to_end_too():
         assert parquet_rows._one(column, pool).to_pylist() == [None, [2, 3], [4, None]]
         sliced = pa.chunked_array([pa.array([[1], [9, 8], [2, 3]])[1:], pa.array([[4]])])
         assert parquet_rows._one(sliced, pool).to_pylist() == [[9, 8], [2, 3], [4]]
+
+
+def test_lists_of_one_length_are_gathered_as_arrow_takes_them():
+    column = pa.array([[9, 9], [1, 2], [3, 4], [5, 6]])[1:]
+    place, missing = np.array([2, 0, -1, 2, -1]), np.array([False, False, True, False, True])
+    matrix = parquet_rows._matrix(column)
+    for kind in (column.type, pa.large_list(pa.int64())):
+        found = parquet_rows._gathered(matrix, place, missing, kind)
+        assert found.equals(column.take(pa.array(place, mask=missing)).cast(kind))
+    whole = parquet_rows._gathered(matrix, place[:2], missing[:2], column.type)
+    assert whole.to_pylist() == [[5, 6], [1, 2]] and whole.null_count == 0
+    for other in ([[1], [2, 3]], [[1, 2], None], [[1, None], [2, 3]], [[], []], [["a"], ["b"]]):
+        assert parquet_rows._matrix(pa.array(other)) is None
