@@ -16,11 +16,15 @@ from feast.infra.key_encoding_utils import serialize_entity_key_prefix
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisType
 from feast.repo_config import FeastConfigBaseModel
 from pydantic import StrictStr
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import AuthenticationError
+from redis.retry import Retry
 
 from feature_repo.online_rows import Row, RowOnlineStore, entered
 
 LOCKS = 256  # a user's lock is one of so many: a push of many users takes few of them
 LOCK_S = 10
+WRITE_RETRIES = 8  # half a second, doubled, up to 5: half a minute in all
 PIPELINE = 512  # rows a round trip when writing: bounds what Redis buffers
 _PUT = """local stored = redis.call('HGET', KEYS[1], ARGV[1])
 if stored and tonumber(stored) > tonumber(ARGV[2]) then return 0 end
@@ -44,11 +48,18 @@ class RedisRowOnlineStore(RowOnlineStore):
     def put_rows(self, config: RepoConfig, view: str, rows: Sequence[Row]) -> None:
         client = self._client(config)
         script = client.register_script(_PUT)
-        for at in range(0, len(rows), PIPELINE):
+
+        def put(some: Sequence[Row]) -> None:
             with client.pipeline(transaction=False) as pipe:
-                for key, stamp_ms, row in rows[at : at + PIPELINE]:
+                for key, stamp_ms, row in some:
                     script([key + _project(config)], [f"ts:{view}", stamp_ms, view, row], client=pipe)
                 pipe.execute()
+
+        # A row written twice is the same row, and a failing-over master is away for seconds: wait for it.
+        retry = Retry(ExponentialBackoff(cap=5, base=0.25), WRITE_RETRIES)
+        for at in range(0, len(rows), PIPELINE):
+            some = rows[at : at + PIPELINE]
+            retry.call_with_retry(lambda some=some: put(some), lambda _: None, is_retryable=_may_pass)
 
     def get_rows(self, config: RepoConfig, views: Sequence[str], keys: Sequence[bytes]) -> list[list[bytes | None]]:
         with self._client(config).pipeline(transaction=False) as pipe:
@@ -96,6 +107,10 @@ class RedisRowOnlineStore(RowOnlineStore):
 
     def _client(self, config: RepoConfig):
         return self._feast._get_client(config.online_store)
+
+
+def _may_pass(error: Exception) -> bool:
+    return not isinstance(error, AuthenticationError)  # redis counts a wrong password among the connection's errors
 
 
 def _project(config: RepoConfig) -> bytes:

@@ -13,7 +13,7 @@ Two parts, each the same on both engines:
    W = w w' / (alpha + C) without the diagonal, and s(i, .) = column sums of A * (W A). A join over user pairs forms the
    same products as rows; here one item's n x n weights (8 MB at 1,000 users) are all there is at a time.
 
-DuckDB: `processes` workers share the baskets, which lie in memory. Spark: baskets travel to their items in a join, and
+DuckDB: `processes` workers share the baskets, which lie in memory (in mapped files with more than one). Spark: baskets travel to their items in a join, and
 blocks of items are scored by applyInPandas, so no machine holds all of them.
 """
 
@@ -146,8 +146,11 @@ def swing(source: Any, config: SwingConfig, *, processes: int = 1, memory: str =
     if processes == 1:
         parts = [task(block) for block in blocks]
     else:
-        with multiprocessing.get_context("fork").Pool(processes, _share, (task,)) as pool:
-            parts = pool.map(_run, blocks, chunksize=1)
+        # Spawned, with the arrays in files that all map: a fork of a process with threads can hang in a lock.
+        with tempfile.TemporaryDirectory() as folder:
+            task.save(folder)
+            with multiprocessing.get_context("spawn").Pool(processes, _share, (folder, config)) as pool:
+                parts = pool.map(_run, blocks, chunksize=1)
     return pa.Table.from_arrays([pa.array(np.concatenate(x)) for x in zip(*parts)], schema=RESULT)
 
 
@@ -179,7 +182,7 @@ def weights(basket_size: np.ndarray, config: SwingConfig) -> np.ndarray:
 
 @dataclasses.dataclass
 class _Task:
-    """The shared state of the workers: calling it with (first, last) scores that range of items."""
+    """What the workers share: calling it with (first, last) scores that range of items."""
 
     baskets: sp.csr_matrix
     weight: np.ndarray
@@ -196,13 +199,31 @@ class _Task:
                 found.append(_best(self.baskets[users], self.weight[users], item, self.names, self.config))
         return _stack(found)
 
+    def _arrays(self) -> dict[str, np.ndarray]:
+        of = self.baskets
+        baskets = {"data": of.data, "indices": of.indices, "indptr": of.indptr}
+        rest = {"weight": self.weight, "anchor_user": self.anchor_user, "starts": self.starts, "names": self.names}
+        return baskets | rest
+
+    def save(self, folder: str) -> None:
+        for name, array in self._arrays().items():
+            np.save(f"{folder}/{name}.npy", array, allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: str, config: SwingConfig) -> _Task:
+        """What `save` wrote, mapped and not read: processes share the pages."""
+        fields = ("data", "indices", "indptr", "weight", "anchor_user", "starts", "names")
+        data, indices, indptr, *rest = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in fields)
+        shape = (len(indptr) - 1, len(rest[-1]))
+        return cls(sp.csr_matrix((data, indices, indptr), shape=shape, copy=False), *rest, config)
+
 
 _task: _Task | None = None
 
 
-def _share(task: _Task) -> None:
+def _share(folder: str, config: SwingConfig) -> None:
     global _task
-    _task = task
+    _task = _Task.load(folder, config)
 
 
 def _run(block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

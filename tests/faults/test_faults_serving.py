@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -114,6 +115,10 @@ def redis_failover(tmp_path: Path) -> str:
         before = {u: reader.read([u])[0][0] for u in users}
         until(lambda: cli(replica, "dbsize") == cli(master, "dbsize"))
         process.send_signal(signal.SIGKILL)
+        # Writes the rows that are there once more: it must wait for the new master, and then go on.
+        again = stack.enter_context(ThreadPoolExecutor(1)).submit(
+            materialize, **where, start=end_of(DAYS[3]), end=end_of(DAYS[4])
+        )
         started, kinds = time.monotonic(), set()
         while True:
             read = [reader.read([u])[0] for u in users]  # never raises
@@ -127,6 +132,7 @@ def redis_failover(tmp_path: Path) -> str:
         for u, (found, _) in zip(users, read):
             assert found.seen.tolist() == before[u].seen.tolist() and np.array_equal(found.short, before[u].short)
         assert cli(sentinel, "sentinel", "get-master-addr-by-name", MASTER).split() == ["127.0.0.1", str(replica)]
+        assert again.result()["users"]["user_seen"]
         materialize(**where, start=end_of(DAYS[4]), end=end_of(DAYS[5]))  # writers find the new master too
         assert any(OnlineFeatures(**where).read(u).feature_time_s > before[u].feature_time_s for u in users)
     return f"stale answers for {seconds:.0f} s, no error; same rows on the replica, a day written to it"

@@ -202,7 +202,7 @@ def test_two_processes_fit_as_one_does(tmp_path):
     """Unequal shares, and clusters to repair; sums are added in another order, so not bit for bit."""
     x = torch.cat([_blobs(500, 10, 6, 0), _blobs(60, 14, 6, 1) * 4]).double()
     torch.multiprocessing.start_processes(
-        _one_of_two, args=(x, str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2, start_method="fork"
+        _one_of_two, args=(x, str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2, start_method="spawn"
     )
     alone = rq_kmeans.fit(x, 2, 24, 0, iterations=6)
     both = [np.load(tmp_path / f"out{rank}.npz") for rank in range(2)]
