@@ -13,6 +13,7 @@ cuts the machine off loses seconds, not the batch. Nothing starts that could not
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import signal
@@ -117,10 +118,8 @@ class Batch:
             except subprocess.TimeoutExpired:
                 ended = "cut"
             finally:  # also what it left behind: nothing shares the device with the next one
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
                 process.wait()
         self._say(run, f"{ended} after {time.monotonic() - begun:.0f} s")
         self.pack(wanted)
@@ -130,7 +129,7 @@ class Batch:
         print(f"{run.name}: {how}", flush=True)
 
     def pack(self, runs: list[Run]) -> None:
-        """All logs and what the runs have written, as out/results.tar; the old archive stays until the new one is whole."""
+        """All logs and what the runs have written, as out/results.tar; the old one stays until the new is whole."""
         with self.packing:
             found = {p for run in runs for pattern in run.results for p in REPOSITORY.glob(pattern) if p.is_file()}
             part = self.out / "results.tar.part"
@@ -163,7 +162,8 @@ def main() -> int:
         return 2
     if args.list:
         for run in runs:
-            print(f"{run.group:<12} {run.name:<28} {run.seconds:>4.0f} s  {'alone' if run.alone else 'beside'}  {run.command}")
+            how = "alone" if run.alone else "beside"
+            print(f"{run.group:<12} {run.name:<28} {run.seconds:>4.0f} s  {how:<7} {run.command}")
         return 0
     ended = Batch(args.out, args.seconds, args.gpus, args.side_by_side)(runs)
     return 0 if all(how.startswith("done") for how in ended.values()) else 1

@@ -49,24 +49,21 @@ def _plain(x_ND: Tensor, centroid_KD: Tensor, norm_N: Tensor) -> tuple[Tensor, T
     code = torch.empty(N, dtype=torch.int64, device=device)
     distance = torch.empty(N, dtype=centroid_KD.dtype, device=device)
     scores = torch.empty(min(rows, N), K, dtype=centroid_KD.dtype, device=device)
+    if not x_ND.is_cuda:  # behind each vector a one: the product adds the norms, cheaper than a pass over the scores
+        one_BD = np.ones((len(scores), x_ND.shape[1] + 1), scores.numpy().dtype)
+        norm_DK = np.concatenate([twice_DK.numpy(), norm_K.numpy()[None]])
     for start in range(0, N, rows):
-        x = x_ND[start : start + rows].detach().to(centroid_KD.dtype)
+        x = x_ND[start : start + rows].detach()
         score, here = scores[: len(x)], slice(start, start + len(x))
         if x.is_cuda:
-            torch.addmm(norm_K, x, twice_DK, out=score)
+            torch.addmm(norm_K, x.to(centroid_KD.dtype), twice_DK, out=score)
             code[here] = score.argmin(1)
             distance[here] = score.gather(1, code[here, None])[:, 0]
         else:
-            code.numpy()[here], distance.numpy()[here] = nearest(scores_of(x, twice_DK, norm_K, score))
+            one_BD[: len(x), :-1] = x.to(centroid_KD.dtype).numpy()
+            score_BK = np.matmul(one_BD[: len(x)], norm_DK, out=score.numpy())  # an eighth less time than torch's
+            code.numpy()[here], distance.numpy()[here] = nearest(score_BK)
     return code, distance.add_(norm_N).clamp_min_(0)
-
-
-def scores_of(x_BD: Tensor, twice_DK: Tensor, norm_K: Tensor, out_BK: Tensor) -> np.ndarray:
-    """|c|^2 - 2 x c on a CPU, into `out`. NumPy's product takes an eighth less time than torch's (AMD EPYC)."""
-    score_BK = out_BK.numpy()
-    np.matmul(x_BD.numpy(), twice_DK.numpy(), out=score_BK)
-    score_BK += norm_K.numpy()
-    return score_BK
 
 
 def nearest(score_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.tokenizer.assign import SCORES, nearest, scores_of
+from models.tokenizer.assign import SCORES, nearest
 
 WORTH = 0.8  # share of a whole comparison up to which the bounds are used
 TRIED = (0, 1 / 32, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8)  # shares of the centroids to compare with all rows
@@ -76,7 +76,7 @@ class Bounds:
         place_K[self.first_T] = torch.arange(T)
         c_TD = self.centroid_KD[self.first_T]
         x, score = x_BD.to(c_TD.dtype), torch.empty(len(x_BD), T, dtype=c_TD.dtype)
-        scores_of(x, (-2 * c_TD).T.contiguous(), c_TD.square().sum(1), score)
+        _scores(x, (-2 * c_TD).T.contiguous(), c_TD.square().sum(1), score)
         place_B = place_K[self.code_N[here]]
         own = (place_B >= 0).nonzero().flatten()
         if len(own):
@@ -96,7 +96,7 @@ class Bounds:
         for start in range(0, len(x_BD), step):
             part = slice(start, start + step)
             x, row = x_BD[part].to(c.dtype), row_B[part]
-            score = scores_of(x, twice_DK, norm_K, scores[: len(x)])
+            score = _scores(x, twice_DK, norm_K, scores[: len(x)])
             best, value = nearest(score)
             distance = torch.from_numpy(value) + norm_B[part]
             score[np.arange(len(x)), best] = np.inf
@@ -104,6 +104,14 @@ class Bounds:
             self.code_N[row], self.distance_N[row] = torch.from_numpy(best), distance.clamp(min=0)
             self.upper_N[row] = (distance + noise_B[part]).clamp_min_(0).sqrt_()
             self.lower_N[row] = (second - noise_B[part]).clamp_min_(0).sqrt_()
+
+
+def _scores(x_BD: Tensor, twice_DK: Tensor, norm_K: Tensor, out_BK: Tensor) -> np.ndarray:
+    """|c|^2 - 2 x c on a CPU, into `out`. NumPy's product takes an eighth less time than torch's (AMD EPYC)."""
+    score_BK = out_BK.numpy()
+    np.matmul(x_BD.numpy(), twice_DK.numpy(), out=score_BK)
+    score_BK += norm_K.numpy()
+    return score_BK
 
 
 def _noise(norm_B: Tensor) -> Tensor:

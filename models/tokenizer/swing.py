@@ -13,8 +13,8 @@ Two parts, each the same on both engines:
    W = w w' / (alpha + C) without the diagonal, and s(i, .) = column sums of A * (W A). A join over user pairs forms the
    same products as rows; here one item's n x n weights (8 MB at 1,000 users) are all there is at a time.
 
-DuckDB: `processes` workers share the baskets, which lie in memory (in mapped files with more than one). Spark: baskets travel to their items in a join, and
-blocks of items are scored by applyInPandas, so no machine holds all of them.
+DuckDB: `processes` workers share the baskets, which lie in memory (in mapped files with more than one). Spark: baskets
+travel to their items in a join, and blocks of items are scored by applyInPandas, so no machine holds all of them.
 """
 
 from __future__ import annotations
@@ -213,9 +213,10 @@ class _Task:
     def load(cls, folder: str, config: SwingConfig) -> _Task:
         """What `save` wrote, mapped and not read: processes share the pages."""
         fields = ("data", "indices", "indptr", "weight", "anchor_user", "starts", "names")
-        data, indices, indptr, *rest = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in fields)
-        shape = (len(indptr) - 1, len(rest[-1]))
-        return cls(sp.csr_matrix((data, indices, indptr), shape=shape, copy=False), *rest, config)
+        of = {name: np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in fields}
+        shape = (len(of["indptr"]) - 1, len(of["names"]))
+        baskets = sp.csr_matrix((of["data"], of["indices"], of["indptr"]), shape=shape, copy=False)
+        return cls(baskets, of["weight"], of["anchor_user"], of["starts"], of["names"], config)
 
 
 _task: _Task | None = None
