@@ -38,7 +38,9 @@ from models.onerec.flops import count_parameters, forward_flops, train_flops
 from models.onerec.pathways import HISTORIES
 from models.onerec.sizes import SIZES, lazy, session
 from models.training.checkpoint import Tokenizer
-from models.training.stream import Index, Prefetcher, Stream
+from models.training.prefetch import Prefetcher
+from models.training.row_groups import Index
+from models.training.stream import Stream
 
 PEAK = 989e12  # dense bfloat16 of an H100 SXM or H200, FLOP/s
 STATIC_FEATURES = 26
