@@ -152,7 +152,7 @@ class EncoderLayer(nn.Module):
 
 
 class QFormerBlock(nn.Module):
-    """Queries read a long sequence, then an FFN. Residuals are ours: the report prints none (docs/decisions.md)."""
+    """Queries read a long sequence, then an FFN. Its residuals are ours (docs/decisions/model.md)."""
 
     def __init__(self, d_model: int, heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()

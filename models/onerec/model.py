@@ -2,7 +2,8 @@
 
 The model knows nothing of training, files or serving. Its configuration makes it the point-wise model, V1's list
 generator or V2's lazy decoder (models/onerec/config.py). Beside the published next-token heads it may carry an
-item-level softmax on the encoder (docs/decisions.md): it trains the encoder on whole items and joins the beam's score.
+item-level softmax on the encoder (docs/decisions/model.md): it trains the encoder on whole items and joins the beam's
+score.
 
 Legend: B users, M targets a user, L=3 levels, K codebook size, T context tokens, P decoder tokens, D model width,
 C context width, N items, S lists, m items a list.

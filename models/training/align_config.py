@@ -14,7 +14,7 @@ from models.training.rollout import RolloutConfig
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlignConfig:
     """Published: half of the sessions dropped, 1 % of its users. Half the published learning rates, as batches are
-    small; this and the rest: docs/decisions.md."""
+    small; this and the rest: docs/decisions/alignment.md."""
 
     lr_sparse: float = 5e-5
     lr_dense: float = 4e-5
@@ -44,5 +44,5 @@ class AlignConfig:
 
 
 def align_later_day() -> AlignConfig:
-    """For a day whose model was aligned the day before: one pass over its sessions (docs/decisions.md)."""
+    """For a day whose model was aligned the day before: one pass over its sessions (docs/decisions/alignment.md)."""
     return AlignConfig(min_steps=1)
