@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
 from models.onerec.embedding import HashedItems, Table, lookup, lookup_sum
+from models.onerec.kernels import UsesKernels
 from models.onerec.layers import Cache, DecoderLayer, EncoderLayer
 from models.onerec.pathways import ItemLookups, Pathways
 from models.onerec.rows import Layout
@@ -27,7 +28,7 @@ from models.onerec.rows import Layout
 ContextKV = tuple[Tensor, Tensor] | Tensor  # as models.onerec.layers.DecoderLayer takes them
 
 
-class OneRec(nn.Module):
+class OneRec(UsesKernels, nn.Module):
     """The model. `sid_NL` (a buffer) maps catalogue indices to codes; row N, the unknown item, holds code K."""
 
     sid_NL: Tensor
@@ -76,7 +77,7 @@ class OneRec(nn.Module):
         much as two and a half lookups an item. An exported program has no such branch.
         """
         if not torch.compiler.is_exporting() and index.numel() > 2.5 * len(self.sid_NL):
-            return lookup(self._code_sum(self.sid_NL), index)
+            return lookup(self._code_sum(self.sid_NL), index, self.kernels)
         return self._code_sum(self.sid_NL[index])
 
     def _code_sum(self, codes: Tensor) -> Tensor:
