@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -47,3 +48,17 @@ def test_the_readme_leads_to_every_page() -> None:
             open_pages += [target for target in links(page) if target.suffix == ".md" and target.is_file()]
     pages = [page for page in files(".md") if page.is_relative_to(REPOSITORY / "docs")]
     assert [str(page.relative_to(REPOSITORY)) for page in pages if page not in seen] == []
+
+
+def test_every_environment_variable_is_explained() -> None:
+    """Those that a process sets for its own children are not for people."""
+    internal = {f"ONEREC_{name}" for name in ("SETTINGS", "HTTP_PORT", "GRPC_PORT", "METRICS_PORT", "SCHEDULE_UNTIL")}
+    code = [file for file in files(".py") if file.relative_to(REPOSITORY).parts[0] not in ("tests", "benchmarks")]
+    read = {
+        node.value
+        for file in code
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Constant) and re.fullmatch(r"ONEREC_[A-Z_]*[A-Z]", str(node.value))
+    }
+    explained = set(re.findall(r"ONEREC_[A-Z_]*[A-Z]", (REPOSITORY / "docs" / "settings.md").read_text()))
+    assert len(read) > 20 and read - internal - explained == set()
