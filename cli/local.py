@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from releases.channels import read_channel
 from releases.manifest import load_release
 from releases.object_store import ObjectStore
 from releases.stores import open_store
+from serving.ports import free_ports
 
 READY_S = 120.0
 
@@ -52,7 +52,7 @@ def up(root: Path) -> None:
     home = prepare(root)
     if running(root, "airflow") is None:
         import_pools(home)
-        port = free_port()
+        (port,) = free_ports(1)
         env = settings(home) | {
             "AIRFLOW__API__PORT": str(port),
             "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
@@ -67,14 +67,14 @@ def up(root: Path) -> None:
         print("triton   not started: no source has a production release yet; run `make daily`")
         return
     if running(root, "feast") is None:
-        port = free_port()
+        (port,) = free_ports(1)
         store = str(found[0].feature_store)
         command = [sys.executable, "-m", "feature_repo.server", "--feature-store", store, "--port", str(port)]
         launch(root, "feast", command, dict(os.environ), {"url": f"http://127.0.0.1:{port}"})
         wait(root, "feast", f"http://127.0.0.1:{port}/health")
     print(f"feast    {state_of(root, 'feast')['url']}/get-online-features")
     if running(root, "triton") is None:
-        http, grpc, metrics = free_port(), free_port(), free_port()
+        http, grpc, metrics = free_ports(3)
         env = os.environ | {"ONEREC_HTTP_PORT": str(http), "ONEREC_GRPC_PORT": str(grpc)}
         env |= {"ONEREC_METRICS_PORT": str(metrics)}
         command = [sys.executable, "-m", "cli.local", "serve", "--root", str(root)]
@@ -183,12 +183,6 @@ def wait(root: Path, name: str, url: str) -> None:
 
 def pid_file(root: Path, name: str) -> Path:
     return root / "up" / f"{name}.pid"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 if __name__ == "__main__":

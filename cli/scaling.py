@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,42 +92,30 @@ def write(runs: Sequence[Run], out: Path, name: str) -> str:
     (out / f"scaling_{name}.md").write_text("\n".join(lines))
     saved = {"runs": [dataclasses.asdict(r) for r in runs], "fit": dataclasses.asdict(law), "intervals": intervals}
     (out / f"scaling_{name}.json").write_text(json.dumps(saved, indent=1) + "\n")
-    (out / f"scaling_{name}.svg").write_text(plot(runs, law, f"Held-out NTP loss over model size, {name}"))
+    plot(runs, law, f"Held-out NTP loss over model size, {name}", out / f"scaling_{name}.svg")
     return "\n".join(lines)
 
 
-def plot(runs: Sequence[Run], law: Law, title: str) -> str:
-    """Points and the fitted curve over log N, as SVG."""
+def plot(runs: Sequence[Run], law: Law, title: str, path: Path) -> None:
+    """Runs as points and the fitted curve, over N on a logarithmic axis; an SVG of the same bytes for the same runs."""
     import numpy as np
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    width, height, left, right, top, bottom = 520, 320, 60, 20, 34, 46
-    n = np.array([r.parameters for r in runs], float)
-    grid = np.geomspace(n.min() / 1.2, n.max() * 1.2, 80)
-    curve, losses = law(grid), np.array([r.loss for r in runs])
-    low, high = min(curve.min(), losses.min()), max(curve.max(), losses.max())
-    low, high = low - 0.05 * (high - low) - 1e-3, high + 0.05 * (high - low) + 1e-3
-
-    def at(x: float, y: float) -> str:
-        across = (np.log(x) - np.log(grid[0])) / (np.log(grid[-1]) - np.log(grid[0]))
-        down = (high - y) / (high - low)
-        return f"{left + across * (width - left - right):.1f},{top + down * (height - top - bottom):.1f}"
-
-    parts = [f'<text x="{left}" y="20" font-size="14">{escape(title)}</text>']
-    for y in np.linspace(low, high, 5):
-        x, place = at(grid[0], y).split(",")
-        parts.append(f'<line x1="{x}" y1="{place}" x2="{width - right}" y2="{place}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{float(place) + 4:.1f}" text-anchor="end">{y:.2f}</text>')
-    for x in sorted(set(n)):
-        parts.append(f'<text x="{at(x, low).split(",")[0]}" y="{height - 26}" text-anchor="middle">{_short(x)}</text>')
-    parts.append(f'<text x="{width / 2}" y="{height - 8}" text-anchor="middle">N, parameters without tables</text>')
-    line = " ".join(at(x, y) for x, y in zip(grid, curve))
-    parts.append(f'<polyline points="{line}" fill="none" stroke="#1f6feb" stroke-width="2"/>')
-    for x, y in zip(n, losses):
-        cx, cy = at(x, y).split(",")
-        parts.append(f'<circle cx="{cx}" cy="{cy}" r="3.5" fill="#d1495b"/>')
-    font = 'font-family="sans-serif" font-size="11"'
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" {font}>'
-    return "\n".join([head, f'<rect width="{width}" height="{height}" fill="white"/>', *parts, "</svg>\n"])
+    parameters = np.array([r.parameters for r in runs], float)
+    grid = np.geomspace(parameters.min() / 1.2, parameters.max() * 1.2, 80)
+    figure = Figure(figsize=(6, 3.8))
+    axes = figure.subplots()
+    axes.plot(grid, law(grid), label="E + A / N^alpha")
+    axes.plot(parameters, [r.loss for r in runs], "o", markersize=5, label="runs")
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(set(parameters)), [_short(n) for n in sorted(set(parameters))])
+    axes.minorticks_off()
+    axes.set(title=title, xlabel="N, parameters without tables", ylabel="held-out NTP loss, nats an item")
+    axes.grid(color="#e4e4e4")
+    axes.legend(frameon=False)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "onerec"}):
+        figure.savefig(path, metadata={"Date": None, "Creator": None}, bbox_inches="tight")
 
 
 def _short(value: float) -> str:

@@ -20,7 +20,8 @@ from subprocess import Popen
 from typing import Any
 
 from cli.airflow_run import airflow, import_pools, start
-from cli.local import free_port, running
+from cli.local import running
+from serving.ports import free_ports
 
 READY_S, POLL_S, TRIES = 240.0, 1.5, 20
 ENDED = ("success", "failed")
@@ -147,7 +148,7 @@ def scheduler(home: Path, log: Path, *, until: str) -> Iterator[Airflow]:
         return
     import_pools(home)
     print("airflow       starting a scheduler for the backfill", flush=True)
-    port = free_port()
+    (port,) = free_ports(1)
     env = {
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",

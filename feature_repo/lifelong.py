@@ -27,7 +27,7 @@ from torch import Tensor
 
 MAX_EVENTS = 100_000  # of a user; the pathway reads no more
 LONGEST = 2000  # rows of the pathway
-GROUP_SIZE = 3  # M of the report, which does not publish it, for a history of up to 3000: docs/decisions.md
+GROUP_SIZE = 3  # M of the report, which does not publish it, for a history of up to 3000: docs/decisions/features.md
 ITERATIONS = 4
 SAMPLE = 32
 GRID = 2048.0

@@ -26,8 +26,9 @@ def open_store(directory: Path, *, source: str) -> ObjectStore:
     address = os.environ.get("ONEREC_STORE", "")
     if not address:
         return DirectoryStore(directory)
+    from releases.bucket import S3Config
     from releases.lock_service import PostgresLock
-    from releases.s3 import S3Config, S3Store
+    from releases.s3 import S3Store
 
     parts = urlsplit(address)
     if parts.scheme != "s3" or not parts.netloc:

@@ -30,7 +30,7 @@ from releases.gates import read_decision
 from releases.manifest import load_release
 from releases.object_store import DirectoryStore
 from serving.client import RecommendClient
-from serving.triton_server import _free_ports
+from serving.ports import free_ports
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 DAY, LAST = "2026-01-04", "2026-01-05"
@@ -225,7 +225,7 @@ def test_the_release_dag_lets_the_candidate_meet_traffic(root, workspace, ids, t
     judged = workspace.outcome(LAST, "gate")  # so small a day may fail its gates: here it is taken to have passed
     raw = json.loads(judged.read_text())
     judged.write_text(json.dumps(raw | {"metrics": raw["metrics"] | {"passed": True}}))
-    ports = _free_ports(2)
+    ports = free_ports(2)
     serve = [
         sys.executable,
         "-m",

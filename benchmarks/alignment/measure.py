@@ -24,7 +24,8 @@ from models.onerec.features import POSITIVE_MASK
 from models.onerec.model import OneRec
 from models.onerec.ranking import rank_unseen
 from models.reward.pscore import PScore
-from models.training.align import AlignConfig, align
+from models.training.align import align
+from models.training.align_config import AlignConfig
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.data import TrainingSet
 from models.training.objectives import ObjectiveConfig

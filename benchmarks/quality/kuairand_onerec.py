@@ -44,7 +44,8 @@ from models.reward.train import (
     rows_with_labels,
     set_categories,
 )
-from models.training.align import AlignConfig, align, align_later_day
+from models.training.align import align
+from models.training.align_config import AlignConfig, align_later_day
 from models.training.checkpoint import Tokenizer
 from models.training.pretrain import pretrain
 

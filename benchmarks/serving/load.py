@@ -14,13 +14,15 @@ import asyncio
 import sys
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
+from matplotlib.figure import Figure
 
-from benchmarks.serving.plot import lines_svg
+from benchmarks.figures import finish, save
 from benchmarks.serving.world import World, header, serving
 from feature_repo.online import OnlineFeatures
 from serving.client import AsyncRecommendClient
@@ -165,7 +167,7 @@ async def measure(server: Any, world: World, k: int, seconds: float) -> tuple[li
         run, before = Run(world, url, k, clients), statistics(url)
         await run.closed(clients, seconds)
         own[clients] = parts(before, statistics(url)) | {"client_ms": 1000 * float(np.mean(run.seconds))}
-        rows.append(_row(f"{clients} clients", run))
+        rows.append(_row(_clients(clients), run))
         runs.append(run)
     peak = max(run.rate for run in runs)
     held = Run(world, url, k, 70)
@@ -181,6 +183,27 @@ async def measure(server: Any, world: World, k: int, seconds: float) -> tuple[li
 def _row(name: str, run: Run) -> str:
     p50, p90, p99 = run.ms(50, 90, 99)
     return f"| {name} | {run.rate:.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {p99 / p50:.2f} | {_rest(run)} |"
+
+
+def _clients(count: int) -> str:
+    return "1 client" if count == 1 else f"{count} clients"
+
+
+def percentiles_plot(seconds: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Latency in ms on a logarithmic axis over the percentiles 0 to 99, one curve a phase."""
+    figure = Figure(figsize=(7.2, 4.2))
+    axes = figure.subplots()
+    percent = np.arange(100)
+    for name, values in seconds.items():
+        axes.plot(percent, 1000 * np.percentile(values, percent), linewidth=1.6, label=name)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    axes.set_yscale("log")
+    axes.set_xticks([0, 25, 50, 75, 90, 99])
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+    axes.set_xlabel("percentile of the answered requests")
+    axes.set_ylabel("latency, ms")
+    finish(axes)
+    save(figure, path)
 
 
 def _rest(run: Run) -> str:
@@ -229,11 +252,8 @@ A Feast read of one user, alone: p50 {feast50:.2f} ms, p99 {feast99:.2f} ms.
 ![latency](load.svg)
 """
     (args.out / "load.md").write_text(table)
-    names = [*(f"{c} clients" for c in CLIENTS), "70 % of peak", "3 x peak"]
-    curves = {
-        name: 1000 * np.percentile(run.seconds, np.arange(0, 100)) for name, run in zip(names, runs) if run.seconds
-    }
-    (args.out / "load.svg").write_text(lines_svg(curves, "percentile of requests", "latency, ms (log)"))
+    names = [*map(_clients, CLIENTS), f"{HELD:.0%} of peak", f"{OVERLOAD:g} x peak"]
+    percentiles_plot({name: run.seconds for name, run in zip(names, runs) if run.seconds}, args.out / "load.svg")
     print(table)
     return 0
 

@@ -33,7 +33,8 @@ from models.tokenizer.pairs import PairConfig, training_pairs
 from models.tokenizer.qformer import ItemEncoderConfig
 from models.tokenizer.representation import RepresentationConfig, represent
 from models.tokenizer.state import codebook_size_for
-from models.tokenizer.swing import SwingConfig, swing
+from models.tokenizer.swing import swing
+from models.tokenizer.swing_scores import SwingConfig
 
 
 @dataclasses.dataclass

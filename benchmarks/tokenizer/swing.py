@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.machine import REPOSITORY, commit, hardware
-from models.tokenizer.swing import SwingConfig, swing
+from models.tokenizer.swing import swing
+from models.tokenizer.swing_scores import SwingConfig
 
 
 def write_log(path: Path, interactions: int, seed: int = 0) -> None:

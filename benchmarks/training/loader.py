@@ -27,8 +27,10 @@ from models.onerec.model import OneRec
 from models.training.checkpoint import Tokenizer
 from models.training.data import UserDays
 from models.training.losses import PretrainLoss
+from models.training.prefetch import Prefetcher
 from models.training.pretrain import PretrainConfig, static_features
-from models.training.stream import Index, Prefetcher, Stream
+from models.training.row_groups import Index
+from models.training.stream import Stream
 
 ROUNDS, POOL = 3, 4096
 

@@ -31,14 +31,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.machine import commit, processor
 from benchmarks.training.step_profile import profile
 from benchmarks.training.timed_step import Trainer, synthetic_batch, wait
-from models.onerec import embedding, layers, rows
 from models.onerec.config import OneRecConfig
-from models.onerec.embedding import Table
 from models.onerec.flops import count_parameters, forward_flops, train_flops
+from models.onerec.kernels import Kernels
 from models.onerec.pathways import HISTORIES
 from models.onerec.sizes import SIZES, lazy, session
 from models.training.checkpoint import Tokenizer
-from models.training.stream import Index, Prefetcher, Stream
+from models.training.prefetch import Prefetcher
+from models.training.row_groups import Index
+from models.training.stream import Stream
 
 PEAK = 989e12  # dense bfloat16 of an H100 SXM or H200, FLOP/s
 STATIC_FEATURES = 26
@@ -178,6 +179,12 @@ def parse() -> argparse.Namespace:
     flags |= {"few-queries kernel": args.few_queries, "compiled lookups": not args.event_kernels}
     flags |= {"LeakyReLU's input kept": args.keep_inputs, "working copies": args.working_copies}
     flags |= {f"{args.lengths} lengths": args.lengths != "full", "real loader": bool(args.data)}
+    args.kernels = Kernels(
+        sorted_gradient=not args.atomic_gradient,
+        event_lookups=args.event_kernels,
+        few_queries=args.few_queries,
+        output_kept=not args.keep_inputs,
+    )
     args.label = ", ".join([args.precision, args.sdpa, *(name for name, on in flags.items() if on)])
     return args
 
@@ -185,9 +192,6 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     torch.set_float32_matmul_precision("high")
-    Table.sorted_gradient = not args.atomic_gradient
-    rows.FEW_QUERIES, embedding.EVENT_KERNELS = args.few_queries, args.event_kernels
-    layers.KEEP_INPUTS = args.keep_inputs
     small = args.size in ("tiny", "laptop")
     codes = 128 if small else 8192
     items = min(args.items, 10_000) if small else args.items

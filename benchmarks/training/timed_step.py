@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
 from models.onerec.features import DURATION_BUCKETS, GAP_BUCKETS, LABEL_STATES, PLAY_BUCKETS
+from models.onerec.kernels import use_kernels
 from models.onerec.model import OneRec
 from models.onerec.moe import MoE
 from models.training.losses import ntp_loss
@@ -85,6 +86,7 @@ class Trainer:
         with torch.device(args.device):
             sid = torch.randint(config.codebook_size, (config.items, config.levels))
             self.model = OneRec(config, sid).train()
+        use_kernels(self.model, args.kernels)
         self.optimizer = optimizer_of(self.model, args.device == "cuda")
         self.autocast = args.precision == "autocast"
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32

@@ -15,7 +15,8 @@ def run(run: Run, *, features: Outcome, tokenizer: Outcome, pretrained: Outcome,
     w, bootstrap = run.workspace, release_before(run.workspace, run.day) is None
 
     def body(out: Path, progress) -> dict[str, Any]:
-        from models.training.align import AlignConfig, align, align_later_day
+        from models.training.align import align
+        from models.training.align_config import AlignConfig, align_later_day
 
         return align(
             training_sets=w.training_sets(run.day, bootstrap=False),

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.onerec.kernels import Kernels, UsesKernels
+
 SPREAD_ROWS = 4096  # a smaller table is summed as several copies, so that no row waits for millions of lookups
 
 
@@ -57,27 +59,25 @@ class LookupSum(torch.autograd.Function):
         return None, *total_TRD.unbind(0)
 
 
-class Table(nn.Embedding):
+class Table(UsesKernels, nn.Embedding):
     """nn.Embedding; on CUDA with the sorted gradient."""
 
-    sorted_gradient = True  # a benchmark turns it off
-
     def forward(self, index: Tensor) -> Tensor:
-        return lookup(self.weight, index) if self.sorts() else super().forward(index)
+        return lookup(self.weight, index, self.kernels) if self.sorts() else super().forward(index)
 
     def sorts(self) -> bool:
         """Whether the sorted gradient applies: on CUDA, to a weight that is not split over processes."""
         return (
             torch.is_grad_enabled()
-            and self.sorted_gradient
+            and self.kernels.sorted_gradient
             and self.weight.is_cuda
             and type(self.weight) in (Tensor, nn.Parameter)
         )
 
 
-def lookup(table_RD: Tensor, index: Tensor) -> Tensor:
+def lookup(table_RD: Tensor, index: Tensor, kernels: Kernels) -> Tensor:
     """F.embedding of a tensor, on CUDA with the sorted gradient."""
-    if torch.is_grad_enabled() and Table.sorted_gradient and table_RD.is_cuda:
+    if torch.is_grad_enabled() and kernels.sorted_gradient and table_RD.is_cuda:
         return LookupSum.apply(index[..., None], table_RD)
     return F.embedding(index, table_RD)
 
@@ -92,14 +92,11 @@ def lookup_sum(index_NT: Tensor, tables: Sequence[nn.Module]) -> Tensor:
     return total
 
 
-EVENT_KERNELS = True  # a benchmark turns them off
-
-
 def event_kernels_run(tables: Sequence[nn.Module]) -> bool:
     """Whether `lookups` may be called: training on CUDA, whole tables, widths that are powers of two."""
-    return EVENT_KERNELS and all(
-        isinstance(t, Table) and t.sorts() and t.embedding_dim in (16, 32, 64, 128, 256, 512, 1024, 2048)
-        for t in tables
+    widths = (16, 32, 64, 128, 256, 512, 1024, 2048)
+    return all(
+        isinstance(t, Table) and t.kernels.event_lookups and t.sorts() and t.embedding_dim in widths for t in tables
     )
 
 

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
+from models.onerec.kernels import UsesKernels
 from models.onerec.moe import MoE
 from models.onerec.rows import Layout, attend, read_few, reads_few
 
-KEEP_INPUTS = False  # a benchmark turns it on: LeakyReLU as PyTorch has it
 Cache = list[tuple[Tensor, Tensor]]  # keys and values of a layer's prefix, place by place
 
 
-class Attention(nn.Module):
+class Attention(UsesKernels, nn.Module):
     """Multi-head attention over given keys; `project_kv` lets beams share the keys and values of one context.
 
     Without `own_kv` there is no such projection: keys and values are given ready, as V2's lazy decoder wants.
@@ -88,7 +88,8 @@ class Attention(nn.Module):
     def reads(self, y: Tensor, queries: int) -> bool:
         """Whether `read` can take the place of `packed` and `forward` for so many queries a user."""
         no_dropout = not (self.training and self.dropout)
-        return self.kv is not None and no_dropout and reads_few(y, y.shape[-1] // self.heads, queries)
+        takes = self.kernels.few_queries and reads_few(y, y.shape[-1] // self.heads, queries)
+        return self.kv is not None and no_dropout and takes
 
     def packed(self, x_ND: Tensor, y_SD: Tensor, of: Layout, to: Layout) -> Tensor:
         """Attend from packed rows x (laid out by `of`) to packed rows y (by `to`): [N, D]."""
@@ -96,7 +97,7 @@ class Attention(nn.Module):
         return self.out(attend(q, *self.split_kv(y_SD), of, to, self.dropout if self.training else 0.0).flatten(1))
 
 
-class FeedForward(nn.Module):
+class FeedForward(UsesKernels, nn.Module):
     """Linear, LeakyReLU, Linear: the form that TR section 2.2 prints for the pathway projections."""
 
     def __init__(self, d_in: int, d_inner: int, d_out: int, dropout: float) -> None:
@@ -106,7 +107,7 @@ class FeedForward(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        own = torch.is_grad_enabled() and not KEEP_INPUTS
+        own = torch.is_grad_enabled() and self.kernels.output_kept
         x = self.up(x)
         return self.down(self.drop(LeakyReLU.apply(x) if own else F.leaky_relu(x)))
 
@@ -152,7 +153,7 @@ class EncoderLayer(nn.Module):
 
 
 class QFormerBlock(nn.Module):
-    """Queries read a long sequence, then an FFN. Residuals are ours: the report prints none (docs/decisions.md)."""
+    """Queries read a long sequence, then an FFN. Its residuals are ours (docs/decisions/model.md)."""
 
     def __init__(self, d_model: int, heads: int, ffn_dim: int, dropout: float) -> None:
         super().__init__()

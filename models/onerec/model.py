@@ -2,7 +2,8 @@
 
 The model knows nothing of training, files or serving. Its configuration makes it the point-wise model, V1's list
 generator or V2's lazy decoder (models/onerec/config.py). Beside the published next-token heads it may carry an
-item-level softmax on the encoder (docs/decisions.md): it trains the encoder on whole items and joins the beam's score.
+item-level softmax on the encoder (docs/decisions/model.md): it trains the encoder on whole items and joins the beam's
+score.
 
 Legend: B users, M targets a user, L=3 levels, K codebook size, T context tokens, P decoder tokens, D model width,
 C context width, N items, S lists, m items a list.
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
 from models.onerec.embedding import HashedItems, Table, lookup, lookup_sum
+from models.onerec.kernels import UsesKernels
 from models.onerec.layers import Cache, DecoderLayer, EncoderLayer
 from models.onerec.pathways import ItemLookups, Pathways
 from models.onerec.rows import Layout
@@ -26,7 +28,7 @@ from models.onerec.rows import Layout
 ContextKV = tuple[Tensor, Tensor] | Tensor  # as models.onerec.layers.DecoderLayer takes them
 
 
-class OneRec(nn.Module):
+class OneRec(UsesKernels, nn.Module):
     """The model. `sid_NL` (a buffer) maps catalogue indices to codes; row N, the unknown item, holds code K."""
 
     sid_NL: Tensor
@@ -75,7 +77,7 @@ class OneRec(nn.Module):
         much as two and a half lookups an item. An exported program has no such branch.
         """
         if not torch.compiler.is_exporting() and index.numel() > 2.5 * len(self.sid_NL):
-            return lookup(self._code_sum(self.sid_NL), index)
+            return lookup(self._code_sum(self.sid_NL), index, self.kernels)
         return self._code_sum(self.sid_NL[index])
 
     def _code_sum(self, codes: Tensor) -> Tensor:

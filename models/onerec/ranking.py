@@ -18,7 +18,7 @@ from models.onerec.model import OneRec
 from models.tokenizer.trie import Trie
 
 MAX_BEAM = 512
-ITEM_SCORE_WEIGHT = 1.0  # measured on KuaiRand, docs/decisions.md
+ITEM_SCORE_WEIGHT = 1.0  # measured on KuaiRand, docs/decisions/model.md
 
 
 @torch.no_grad()

@@ -63,14 +63,10 @@ def attend(q_NHd: Tensor, k_SHd: Tensor, v_SHd: Tensor, of: Layout, to: Layout, 
     return of.pack(y_BHTd.transpose(1, 2))
 
 
-FEW_QUERIES = False  # a benchmark turns it on: alone it is faster, in a whole step it was not measured yet
-
-
 def reads_few(y: Tensor, width: int, queries: int) -> bool:
     """Whether the kernel for a few queries over long rows y takes such tensors; training only, heads `width` wide."""
     return (
-        FEW_QUERIES
-        and y.is_cuda
+        y.is_cuda
         and y.dtype in (torch.float16, torch.bfloat16)
         and width in (16, 32, 64, 128)
         and queries <= 128

@@ -3,8 +3,8 @@
     require(judge(report))       # TokenizerRefused: "tokenizer refused: utilization is 0.41, at least 0.9 is asked for"
 
 The defaults keep out what is broken (a collapsed codebook, IDs that moved, codes that mean nothing), not what is merely
-worse than yesterday; measured values of real sources stand beside them in docs/decisions.md. A value is judged only
-where it says something: `min_items` measured items, and on the days on which the row says so.
+worse than yesterday (docs/decisions/tokenizer.md). A value is judged only where it says something: `min_items` measured
+items, and on the days on which the row says so.
 """
 
 from __future__ import annotations

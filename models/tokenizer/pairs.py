@@ -16,7 +16,8 @@ import pyarrow as pa
 from sklearn.utils.extmath import randomized_svd
 
 from models.tokenizer.ppmi import ppmi
-from models.tokenizer.swing import SwingConfig, swing
+from models.tokenizer.swing import swing
+from models.tokenizer.swing_scores import SwingConfig
 
 COLLABORATIVE_DIM = 64
 

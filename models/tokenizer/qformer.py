@@ -50,7 +50,7 @@ class TokenBatch:
 class QFormerLayer(nn.Module):
     """Q <- CrossAttn(Q, M, M); Q <- FFN(RMSNorm(Q)). With `residual` both are added to what came in.
 
-    TR prints neither residuals nor a norm before the attention; see docs/decisions.md for the measurement.
+    TR prints neither residuals nor a norm before the attention; see docs/decisions/tokenizer.md for the measurement.
     """
 
     def __init__(self, config: ItemEncoderConfig) -> None:

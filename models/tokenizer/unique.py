@@ -7,7 +7,7 @@ worst-placed items to the nearest prefix with room, so every item gets an ID whi
 already given never move.
 
 Cost for N items of which C share a prefix with a collision: sorts of N integers, C x K distances, and one small
-assignment a prefix. Measured with the alternative, the most popular item keeps the code: docs/decisions.md.
+assignment a prefix. Measured with the alternative, the most popular item keeps the code: docs/decisions/tokenizer.md.
 
 Legend: N items, L levels, K codes, D dimensions, G items of one prefix, F free codes.
 """

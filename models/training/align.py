@@ -11,11 +11,10 @@ pre-trained model is kept.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,54 +26,19 @@ from models.onerec.model import OneRec
 from models.onerec.moe import MoE
 from models.reward.industrial import IndustrialReward, Rule, Traits
 from models.reward.reward import RewardSetup, build_rewards
+from models.training.align_config import AlignConfig
 from models.training.checkpoint import Tokenizer, load_model, save_model
 from models.training.data import TrainingSet
 from models.training.losses import item_loss, ntp_loss
-from models.training.objectives import ObjectiveConfig
 from models.training.optimizer import learning_rate
-from models.training.preference import Preference, PreferenceConfig
-from models.training.rollout import RolloutConfig, RolloutWorker, Worker
+from models.training.preference import Preference
+from models.training.rollout import RolloutWorker, Worker
 from models.training.rollout_process import ProcessWorker
 from models.training.safety import Probe, Watch, harm
+from models.training.sessions import session_batches, split_sessions, user_turns
 
+DEFAULTS = AlignConfig()
 EXPOSED = 10  # items of a list that a user is taken to see, for the exposure of industrial rules
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AlignConfig:
-    """Published: half of the sessions dropped, 1 % of its users. Half the published learning rates, as batches are
-    small; this and the rest: docs/decisions.md."""
-
-    lr_sparse: float = 5e-5
-    lr_dense: float = 4e-5
-    warmup_share: float = 0.05  # then annealed to a tenth, as in pre-training
-    clip_norm: float = 1.0
-    batch_size: int = 32
-    min_steps: int = 120  # at bootstrap: a small day is passed over several times,
-    max_passes: int = 10  # but a tiny one not for ever
-    max_steps: int = 400
-    rsft_weight: float = 1.0
-    item_loss_weight: float = 1.0
-    user_share: float = 0.01
-    min_users: int = 1024
-    users_per_step: int = 16
-    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
-    rollout_process: bool = False  # the worker in a process of its own, one step ahead of the trainer
-    sync_every: int = 4  # steps between pushes to the rollout worker; 0: never, the pre-trained model generates
-    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
-    preference: PreferenceConfig = dataclasses.field(default_factory=PreferenceConfig)
-    rewards: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"p_score": 1.0})
-    rules: tuple[Rule, ...] = ()
-    exposure_window: int = 5000
-    probe_users: int = 1024
-    probe_k: int = 50
-    check_every: int = 60  # steps between looks at the probe; 0: only before and after
-    allowed_recall_loss: float = 0.05  # relative; beyond it the pre-trained model is kept
-
-
-def align_later_day() -> AlignConfig:
-    """For a day whose model was aligned the day before: one pass over its sessions (docs/decisions.md)."""
-    return AlignConfig(min_steps=1)
 
 
 def align(
@@ -86,7 +50,7 @@ def align(
     out: Path,
     seed: int,
     progress: Callable[[str], None] = print,
-    config: AlignConfig = AlignConfig(),
+    config: AlignConfig = DEFAULTS,
     items: Path | None = None,
     device: str = "cpu",
     each_step: Callable[[OneRec, dict[str, Any]], None] = lambda policy, point: None,
@@ -106,7 +70,7 @@ def align(
     data = TrainingSet(training_sets, tok.catalogue, policy.config)
     marked = _marked(config.rules, items, training_sets, data)
     rewarded = IndustrialReward(base, config.rules, marked, config.exposure_window)
-    held, sessions, users = _split(data, config, rng)
+    held, sessions, users = split_sessions(data, config, rng)
     trie = tok.trie.to(device)
     probe = Probe(data=data, rows=held, reward=base, trie=trie, k=config.probe_k, seed=seed, device=device)
     lists = config.rollout.session_items
@@ -122,7 +86,8 @@ def align(
     rewarded.observe(before.top_items)
     curve: list[dict[str, Any]] = []
     watch, hurt, said = Watch(), None, time.monotonic()
-    batches, turns = _batches(data, sessions, config, seed), _turns(data, users, config.users_per_step)
+    batches = session_batches(data, sessions, config, seed)
+    turns = user_turns(data, users, config.users_per_step)
     context = next(turns)
     ticket = worker.request(context)
     for step, rows in enumerate(batches):
@@ -199,48 +164,6 @@ def align(
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics
-
-
-def _split(data: TrainingSet, config: AlignConfig, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    """Rows of the probe, of RSFT's sessions, and those of RSFT's users who take part in the policy objective."""
-    with_targets = rng.permutation(np.flatnonzero(data.targets.lengths > 0))
-    if len(with_targets) < 2:
-        raise ValueError(
-            f"{len(with_targets)} rows with a positive (long_view, like, follow, forward) in the newest day: alignment "
-            "needs one to train on and one to measure; align a day with more impressions"
-        )
-    held = with_targets[: min(config.probe_users, max(1, len(with_targets) // 4))]
-    sessions = _longer_half(data, with_targets[len(held) :])
-    users = rng.permutation(sessions)[: max(round(config.user_share * len(sessions)), config.min_users)]
-    return held, sessions, users
-
-
-def _longer_half(data: TrainingSet, rows: np.ndarray) -> np.ndarray:
-    """RSFT's filter: the half of the sessions with the longer play time (unknown play time counts as none)."""
-    row = np.repeat(np.arange(len(data)), data.shown.lengths)
-    play = np.bincount(row, np.maximum(data.shown.values[:, 3], 0), minlength=len(data))
-    order = rows[np.argsort(play[rows], kind="stable")]
-    return order[len(order) // 2 :]
-
-
-def _batches(data: TrainingSet, sessions: np.ndarray, config: AlignConfig, seed: int) -> list[np.ndarray]:
-    """Sessions in seeded passes until `min_steps` batches are there, at most `max_passes` and `max_steps`."""
-    out: list[np.ndarray] = []
-    passes = 0
-    while not out or (len(out) < config.min_steps and passes < config.max_passes):
-        out += data.batches(sessions, config.batch_size, seed + passes)
-        passes += 1
-        if passes > 1 and len(out) >= config.min_steps:
-            out = out[: config.min_steps]
-    return out[: config.max_steps]
-
-
-def _turns(data: TrainingSet, users: np.ndarray, count: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Contexts of `count` users at a time, round and round."""
-    at = np.arange(count)
-    while True:
-        yield data.context(users[at % len(users)])
-        at = (at + count) % len(users)
 
 
 def _optimizer(policy: OneRec, config: AlignConfig) -> torch.optim.AdamW:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-EPSILON, DELTA = 0.2, 0.1  # delta is published; epsilon is not (docs/decisions.md)
+EPSILON, DELTA = 0.2, 0.1  # delta is published; epsilon is not (docs/decisions/alignment.md)
 
 
 def ecpo_objective(

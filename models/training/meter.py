@@ -16,6 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from models.onerec.config import OneRecConfig
+from models.onerec.flops import train_flops
+from models.training.data import PATHWAYS
 
 EVERY_S = 5.0
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L20": 119.5e12, "B200": 2250e12}  # dense bf16
@@ -132,3 +137,16 @@ def device_peak(device: str) -> float | None:
         return None
     name = torch.cuda.get_device_name()
     return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+
+def counts_of(batch: dict[str, Tensor]) -> Tensor:
+    """Targets, rows, and events of each pathway of a micro-batch, int64 [5]."""
+    rows = batch["target_mask"].new_tensor(len(batch["weight"]), dtype=torch.int64)
+    return torch.stack([batch["target_mask"].sum(), rows, *(batch[f"{name}_mask"].sum() for name in PATHWAYS)])
+
+
+def flops_of_row(config: OneRecConfig, device: str) -> Callable[[float, list[float]], float] | None:
+    """FLOPs of a row, forward and backward, from its targets and its pathways' lengths; None where no MFU is shown."""
+    if device_peak(device) is None:
+        return None
+    return lambda targets, lengths: train_flops(config, targets, (lengths[0], lengths[1], lengths[2]))

@@ -29,7 +29,7 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """Which objective and its constants. delta is published; epsilon and both betas are not (docs/decisions.md)."""
+    """Which objective and its constants. delta is published; epsilon and both betas: docs/decisions/alignment.md."""
 
     name: str = "ecpo"
     epsilon: float = EPSILON

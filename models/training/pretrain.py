@@ -13,8 +13,6 @@ there, and a run that was killed at any step goes on to the same bytes that it w
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
 import importlib
 import json
 import math
@@ -23,10 +21,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
 from models.onerec.config import OneRecConfig, onerec_laptop
-from models.onerec.flops import train_flops
 from models.onerec.model import OneRec
 from models.training.checkpoint import (
     Tokenizer,
@@ -35,17 +31,17 @@ from models.training.checkpoint import (
     moments,
     save_model,
     save_optimizer,
-    sid_digest,
     start_optimizer,
 )
-from models.training.data import PATHWAYS
 from models.training.losses import PretrainLoss
-from models.training.meter import Meter, device_peak
+from models.training.meter import Meter, counts_of, flops_of_row
 from models.training.optimizer import learning_rate, make_optimizer, set_rate
 from models.training.parallelize import Processes, checkpoint_activations, parallelize
+from models.training.prefetch import Prefetcher
 from models.training.pretrain_config import PretrainConfig
-from models.training.snapshot import Checkpointer, newest, sha256
-from models.training.stream import Index, Prefetcher, Recency, Stream
+from models.training.row_groups import Index
+from models.training.snapshot import Checkpointer, newest, run_digest
+from models.training.stream import Recency, Stream
 from models.training.training_step import TrainingStep
 from models.training.watch import LossWatch
 
@@ -122,7 +118,7 @@ def pretrain(
         load_optimizer(optimizer, names, previous / "optimizer.safetensors", len(tok.catalogue), carry)
         scale = config.lr_refit_scale if carry is not None and carry.refit else config.lr_daily_scale
 
-    run = _run_digest(config, model.config, index, tok, previous, seed, streams)
+    run = run_digest(config, model.config, index, tok, previous, seed, streams)
     state = {f"model/{k}": v for k, v in model.state_dict().items() if k != "sid_NL"} | moments(optimizer, names)
     saver = work and Checkpointer(work / "checkpoints", run, rank=processes.rank, world=processes.world)
     found = newest(work / "checkpoints", run, say) if work else None
@@ -141,7 +137,7 @@ def pretrain(
         kept=kept["meter"],
         start=start,
     )
-    flops = _flops(model.config, processes.device)
+    flops = flops_of_row(model.config, processes.device)
     loads: list[list[float]] = []
     try:
         with Prefetcher(zip(*(stream.batches(start) for stream in own)), processes.device) as loader:
@@ -150,7 +146,7 @@ def pretrain(
                 torch.manual_seed((seed * 1_000_003 + step) * 4096 + processes.rank)
                 rate = learning_rate(step, steps, config.warmup_share)
                 set_rate(optimizer, scale * rate)
-                counts = processes.total(torch.stack([_counts(batch) for batch in parts]).sum(0))
+                counts = processes.total(torch.stack([counts_of(batch) for batch in parts]).sum(0))
                 total, *each = training.backward(parts, counts[0])
                 norm = training.clip()
                 watch.check(step, total, sum(each), norm, parts, processes.rank)
@@ -210,41 +206,6 @@ def static_features(path: Path) -> int:
     if first is None or not len(first):
         raise ValueError(f"no training rows in {path}; run the features step of this day again")
     return len(first.column("static_codes")[0])
-
-
-def _run_digest(
-    config: PretrainConfig,
-    model: OneRecConfig,
-    index: Index,
-    tok: Tokenizer,
-    previous: Path | None,
-    seed: int,
-    streams: int,
-) -> str:
-    """What a checkpoint must share with a run that goes on from it. How many processes share the streams is free."""
-    facts = {
-        "config": dataclasses.asdict(config) | {"accumulate": None, "replicas": None},
-        "model": dataclasses.asdict(model),
-        "data": [[g.path.parent.name, g.path.name, g.number, g.rows, g.targets, g.newest_s] for g in index.groups],
-        "tokenizer": sid_digest(tok.sid_NL),
-        "previous": previous and sha256(previous / "model.safetensors"),
-        "seed": seed,
-        "streams": streams,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _counts(batch: dict[str, Tensor]) -> Tensor:
-    """Targets, rows, and events of each pathway of a micro-batch, int64 [5]."""
-    rows = batch["target_mask"].new_tensor(len(batch["weight"]), dtype=torch.int64)
-    return torch.stack([batch["target_mask"].sum(), rows, *(batch[f"{name}_mask"].sum() for name in PATHWAYS)])
-
-
-def _flops(config: OneRecConfig, device: str) -> Callable[[float, list[float]], float] | None:
-    """FLOPs of a row, forward and backward, from its targets and its pathways' lengths; None where no MFU is shown."""
-    if device_peak(device) is None:
-        return None
-    return lambda targets, lengths: train_flops(config, targets, (lengths[0], lengths[1], lengths[2]))
 
 
 def _silent(line: str) -> None:

@@ -28,6 +28,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from models.onerec.config import OneRecConfig
+from models.training.checkpoint import Tokenizer, sid_digest
+from models.training.pretrain_config import PretrainConfig
+from models.training.row_groups import Index
 from models.training.shards import rows_of
 
 META = "meta.json"
@@ -156,6 +160,28 @@ def sha256(path: Path) -> str:
     """Of a file, in hex."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def run_digest(
+    config: PretrainConfig,
+    model: OneRecConfig,
+    index: Index,
+    tok: Tokenizer,
+    previous: Path | None,
+    seed: int,
+    streams: int,
+) -> str:
+    """What a checkpoint must share with a run that goes on from it. How many processes share the streams is free."""
+    facts = {
+        "config": dataclasses.asdict(config) | {"accumulate": None, "replicas": None},
+        "model": dataclasses.asdict(model),
+        "data": [[g.path.parent.name, g.path.name, g.number, g.rows, g.targets, g.newest_s] for g in index.groups],
+        "tokenizer": sid_digest(tok.sid_NL),
+        "previous": previous and sha256(previous / "model.safetensors"),
+        "seed": seed,
+        "streams": streams,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _put(path: Path, text: str) -> None:

@@ -2,9 +2,7 @@
 
     index = Index.scan(paths, catalogue)
     stream = Stream(index, catalogue, config, batch_size=128, max_targets=8, epochs=3, seed=0)
-    with Prefetcher(zip(stream.batches(start=120))) as loader:
-        for (batch,) in loader: ...
-    loader.waited                                    # seconds the training loop stood still for data
+    for batch in stream.batches(start=120): ...      # models/training/prefetch.py reads ahead
 
 The unit of reading is a Parquet row group. An epoch visits the row groups in seeded order, a pool of them at a time:
 the pool's rows are encoded, shuffled and cut into batches of similar length, so memory follows `pool_rows`, not the
@@ -19,13 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import queue
-import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -42,76 +36,14 @@ from models.training.data import (
     UserDays,
     batches_in,
     keep_pathways,
-    moments,
     never_empty,
     read_targets,
 )
+from models.training.row_groups import Index
 
 DAY_S = 86_400
 AHEAD = 2  # pools
-Step = tuple[dict[str, Tensor], ...]
 COLUMNS = [*CONTEXT_COLUMNS, *TARGET_COLUMNS]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Group:
-    """A row group: its rows that hold a positive, their targets, and targets by the moment they are as of."""
-
-    path: Path
-    number: int
-    rows: int
-    targets: int
-    newest_s: int
-    targets_at: dict[int, int]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Index:
-    """What planning needs of the files: counts a row group, never rows. `newest_s` is over all rows."""
-
-    groups: tuple[Group, ...]
-    newest_s: int
-
-    @classmethod
-    def scan(cls, paths: list[Path], catalogue: Catalogue) -> Index:
-        """Reads three columns once. Raises ValueError when there are no rows, or not one positive to learn from."""
-        groups, newest = [], None
-        for path in sorted(paths):
-            with pq.ParquetFile(path) as file:
-                for number in range(file.num_row_groups):
-                    table = file.read_row_group(number, columns=["event_timestamp", *TARGET_COLUMNS])
-                    if not len(table):
-                        continue
-                    now_s, count = moments(table), read_targets(table, catalogue).lengths
-                    newest = max(newest or 0, int(now_s.max()))
-                    at, where = np.unique(now_s, return_inverse=True)
-                    by_moment = np.bincount(where, weights=count).astype(np.int64)
-                    group = Group(
-                        path=path,
-                        number=number,
-                        rows=int((count > 0).sum()),
-                        targets=int(count.sum()),
-                        newest_s=int(now_s.max()),
-                        targets_at=dict(zip(at.tolist(), by_moment.tolist())),
-                    )
-                    groups += [group] if group.rows else []
-        if newest is None:
-            raise ValueError(
-                f"no training rows in {', '.join(map(str, paths))}; run the features step of these days again"
-            )
-        if not groups:
-            raise ValueError(
-                "no positive impression (long_view, like, follow, forward) in the training rows: nothing to learn"
-            )
-        return cls(groups=tuple(groups), newest_s=newest)
-
-    @property
-    def rows(self) -> int:
-        return sum(g.rows for g in self.groups)
-
-    @property
-    def targets(self) -> int:
-        return sum(g.targets for g in self.groups)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,53 +184,3 @@ class Stream:
             if len(tables[-1]) != g.rows:
                 raise ValueError(f"{g.path} has changed while it was trained on; start the pre-training again")
         return UserDays(pa.concat_tables(tables), self.catalogue, self.config)
-
-
-class Prefetcher:
-    """Runs an iterator of steps (the micro-batches of one each) in a thread, `depth` ahead; `waited` counts seconds.
-
-    On CUDA batches are pinned there and copied without blocking. An error of the thread is raised at the reader.
-    """
-
-    def __init__(self, batches: Iterator[Step], device: str = "cpu", depth: int = 4) -> None:
-        self.waited = 0.0
-        self._batches, self._device = batches, device
-        self._queue: queue.Queue = queue.Queue(depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._fill, daemon=True, name="batches")
-
-    def __enter__(self) -> Prefetcher:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        while self._thread.is_alive():  # a full queue would hold the thread for ever
-            while not self._queue.empty():
-                self._queue.get_nowait()
-            self._thread.join(timeout=0.05)
-
-    def __iter__(self) -> Iterator[list[dict[str, Tensor]]]:
-        while True:
-            begun = time.monotonic()
-            got = self._queue.get()
-            self.waited += time.monotonic() - begun
-            if got is None:
-                return
-            if isinstance(got, BaseException):
-                raise got
-            yield [{k: v.to(self._device, non_blocking=True) for k, v in batch.items()} for batch in got]
-
-    def _fill(self) -> None:
-        try:
-            if self._device.startswith("cuda:"):
-                torch.cuda.set_device(self._device)  # or pinning would open the first card in every process
-            for step in self._batches:
-                if self._stop.is_set():
-                    return
-                if self._device != "cpu":
-                    step = tuple({k: v.pin_memory() for k, v in batch.items()} for batch in step)
-                self._queue.put(step)
-            self._queue.put(None)
-        except BaseException as error:
-            self._queue.put(error)

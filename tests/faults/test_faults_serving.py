@@ -30,9 +30,9 @@ from serving.client import RecommendClient
 from serving.config import ServingConfig
 from serving.controller import Controller
 from serving.features import DEGRADED, FULL, STALE, FeatureReader
+from serving.ports import free_ports
 from serving.triton_server import TritonServer
 from tests.feature_repo.conftest import DAYS, OtherStores, end_of, write_days
-from tests.feature_repo.servers import _free_port
 from tests.serving.conftest import build_world, publish_release
 
 DAY, MASTER = "2022-05-05", "features"
@@ -47,7 +47,7 @@ def no_redis() -> str:
 @contextlib.contextmanager
 def redis(folder: Path, *options: str, sentinel: str = "") -> Iterator[tuple[int, subprocess.Popen]]:
     """A Redis server, or a Sentinel with this configuration; its port and its process."""
-    port, folder = _free_port(), folder / uuid.uuid4().hex
+    (port,), folder = free_ports(1), folder / uuid.uuid4().hex
     folder.mkdir(parents=True)
     command = ["redis-server"]
     if sentinel:

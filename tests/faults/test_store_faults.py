@@ -17,11 +17,12 @@ import pytest
 from fault import cases, fault
 from s3_proxy import Trouble, proxy
 
+from releases.bucket import S3Config
 from releases.channels import promote, read_channel
 from releases.lock_service import PostgresLock
 from releases.manifest import load_release, released
 from releases.object_store import ConflictError, StoreError
-from releases.s3 import S3Config, S3Store
+from releases.s3 import S3Store
 from tests.releases.conftest import publish_small, write_files
 from tests.releases.s3_servers import MOTO_KEYS, client, moto_server, no_postgres, postgres, use
 
@@ -111,16 +112,17 @@ def s3_cuts_connections(tmp_path: Path) -> str:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from releases.s3 import S3Config, S3Store
+from releases.bucket import S3Config
+from releases.s3 import S3Store
 from tests.releases.conftest import publish_small, write_files
 root = Path(sys.argv[1])
 store = S3Store(S3Config(bucket=sys.argv[2], prefix="p"), cache=root / "c2")
-real, sent = store._upload, []
+real, sent = store.bucket.upload, []
 def dying(*args):
     if len(sent) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     sent.append(args); real(*args)
-store._upload = dying
+store.bucket.upload = dying
 publish_small(store, write_files(root / "f", 1))
 """
 

@@ -14,7 +14,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from serving.ports import free_ports
 
 WAIT_S = 30
 
@@ -33,7 +34,7 @@ def redis_server() -> Iterator[str]:
 
     if not (binary := shutil.which("redis-server")):
         pytest.skip("no redis-server on the path: install the package redis-server")
-    port = _free_port()
+    (port,) = free_ports(1)
     with tempfile.TemporaryDirectory() as folder:
         options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder]
         server = subprocess.Popen([binary, "--port", str(port), *options], stdout=subprocess.DEVNULL)
@@ -53,7 +54,7 @@ def postgres_server() -> Iterator[str]:
 
     if not (binaries := _postgres_binaries()):
         pytest.skip("no PostgreSQL server: install the package postgresql")
-    port, folder = _free_port(), Path(tempfile.mkdtemp(prefix="onerec-pg-"))
+    (port,), folder = free_ports(1), Path(tempfile.mkdtemp(prefix="onerec-pg-"))
     as_user: list[str] = []
     if os.getuid() == 0:
         try:
@@ -86,12 +87,6 @@ def _postgres_binaries() -> Path | None:
     on_path = [Path(found).parent] if (found := shutil.which("postgres")) else []
     packaged = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     return next((folder for folder in [*on_path, *packaged] if (folder / "initdb").exists()), None)
-
-
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def _wait(ready: Callable[[], object], server: subprocess.Popen) -> None:

@@ -29,7 +29,7 @@ from kfp_components.step import run_step
 from kfp_components.workspace import Workspace
 from releases.channels import promote
 from serving.client import RecommendClient
-from serving.triton_server import _free_ports
+from serving.ports import free_ports
 from tests.feature_repo.conftest import DAYS, end_of
 from tests.k8s.manifests import REPOSITORY, of_kind
 from tests.k8s.podman import build, built, by_digest, environment, missing, podman, run_container, size
@@ -136,7 +136,7 @@ def wait_ready(url: str, pod: str) -> float:
 
 
 def test_the_triton_deployment_answers_over_tls(images, world, tmp_path) -> None:
-    http, grpc, metrics = _free_ports(3)
+    http, grpc, metrics = free_ports(3)
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
     key, certificate = tmp_path / "tls" / "tls.key", tmp_path / "tls" / "tls.crt"
     key.parent.mkdir()
@@ -170,7 +170,7 @@ def test_the_triton_deployment_answers_over_tls(images, world, tmp_path) -> None
 
 
 def test_the_feast_deployment_serves_features_and_no_writes(images, world, tmp_path) -> None:
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     mounts = {"/world": world.features.parent}
     arguments = {"--port": str(port), "--feature-store": "/world/feature_store"}
     with played(tmp_path, [deployment("feast", images["ml"], mounts, arguments, {"HOME": "/tmp"})]) as pod:

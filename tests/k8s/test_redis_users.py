@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import yaml
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from serving.ports import free_ports
 from tests.k8s.manifests import K8S
 
 
@@ -34,9 +34,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         users = users.replace(f"{{{{ .{name} | sha256sum }}}}", hashlib.sha256(f"{name}-word".encode()).hexdigest())
     assert "{{" not in users
     (folder / "users.conf").write_text(users)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        free = s.getsockname()[1]
+    (free,) = free_ports(1)
     config = (K8S / "base/serving/redis.conf").read_text()
     config = config.replace("/run/secrets/redis", str(folder)).replace("dir /data", f"dir {folder}")
     config = config.replace("port 6379", f"port {free}").replace("bind * -::*", "bind 127.0.0.1")

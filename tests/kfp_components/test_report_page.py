@@ -13,7 +13,8 @@ from report_day import DAY, EVIL, synthetic_day
 
 from kfp_components.report.charts import Bar, Series, bar_chart, line_chart
 from kfp_components.report.collect import collect
-from kfp_components.report.page import count, duration, gib, number, render, share, within, write_report
+from kfp_components.report.page import render, write_report
+from kfp_components.report.wording import count, duration, gib, number, share, within
 
 SECTIONS = ("data", "tokenizer", "pretrain", "evaluation", "reward", "align", "cost", "serving", "provenance")
 DOCS = ("quality/docs/index.html", "quality/pathways/docs/index.html")  # beside the page in its folder

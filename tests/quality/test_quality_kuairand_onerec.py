@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.quality import kuairand_onerec, lists, release_lists
 from benchmarks.quality.first_day import Recipe, first_day
-from models.training.align import AlignConfig
+from models.training.align_config import AlignConfig
 from tests.models.conftest import world  # noqa: F401  (the synthetic source of the models' tests)
 
 DAYS = ("2022-05-05", "2022-05-06")

@@ -21,16 +21,12 @@ from pathlib import Path
 
 import pytest
 
+from serving.ports import free_ports
+
 BUCKET = "onerec"
 MOTO_KEYS = ("test", "test")
 SWIFT_KEYS = ("test:tester", "testing")
 SWIFT = ("swift-proxy-server", "swift-account-server", "swift-container-server", "swift-object-server", "memcached")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def wait_for(port: int, process: subprocess.Popen, seconds: float = 40) -> None:
@@ -80,7 +76,7 @@ def client(endpoint: str, keys: tuple[str, str]):
 
 @contextlib.contextmanager
 def moto_server(folder: Path) -> Iterator[str]:
-    port = free_port()
+    (port,) = free_ports(1)
     code = f"import sys; sys.argv = ['moto_server', '-p', '{port}']; from moto.server import main; main()"
     with running([sys.executable, "-c", code], port, folder / "moto.log"):
         endpoint = f"http://127.0.0.1:{port}"
@@ -98,7 +94,8 @@ def no_swift() -> str:
 @contextlib.contextmanager
 def swift_server(folder: Path) -> Iterator[str]:
     """One proxy and three storage servers on loopback, one replica, signatures checked by s3api."""
-    ports = {name: free_port() for name in ("account", "container", "object", "proxy", "memcached")}
+    names = ("account", "container", "object", "proxy", "memcached")
+    ports = dict(zip(names, free_ports(len(names))))
     for kind in ("account", "container", "object"):
         ring = ["swift-ring-builder", str(folder / f"{kind}.builder")]
         subprocess.run([*ring, "create", "4", "1", "0"], check=True, capture_output=True)
@@ -142,7 +139,7 @@ def postgres(folder: Path) -> Iterator[str]:
     user = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
     with tempfile.TemporaryDirectory(prefix="onerec-postgres-") as own:  # pytest's folders are closed to other users
         Path(own).chmod(0o777)
-        data, port = Path(own) / "pg", free_port()
+        data, (port,) = Path(own) / "pg", free_ports(1)
         initdb = [bins / "initdb", "-D", data, "-A", "trust", "-U", "onerec", "--no-sync"]
         subprocess.run(initdb, check=True, capture_output=True, cwd="/", **user)
         command = [bins / "postgres", "-D", data, "-p", str(port), "-k", data, "-c", "fsync=off", "-h", "127.0.0.1"]

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from releases.bucket import S3Config
 from releases.channels import promote, read_channel, rollback
 from releases.collect import Keep, collect, plan
 from releases.lock_service import PostgresLock
 from releases.manifest import MANIFEST, load_release, released
 from releases.object_store import ConflictError, StoreError, digest_bytes
-from releases.s3 import S3Config, S3Store
+from releases.s3 import S3Store
 from releases.stores import open_store
 from tests.releases.conftest import publish_small, write_files
 from tests.releases.s3_servers import (
@@ -83,7 +84,7 @@ def test_multipart_keeps_every_byte_and_the_copy_is_fetched_again_when_damaged(s
 
 
 def test_a_half_published_release_is_invisible_and_completed_by_the_next_try(s3, tmp_path, monkeypatch):
-    files, real, sent = write_files(tmp_path / "r", 1), s3._upload, []
+    files, real, sent = write_files(tmp_path / "r", 1), s3.bucket.upload, []
 
     def failing(key: str, path: Path, sha256: str) -> None:
         if len(sent) == 3:
@@ -91,14 +92,14 @@ def test_a_half_published_release_is_invisible_and_completed_by_the_next_try(s3,
         sent.append(key)
         real(key, path, sha256)
 
-    monkeypatch.setattr(s3, "_upload", failing)
+    monkeypatch.setattr(s3.bucket, "upload", failing)
     with pytest.raises(StoreError, match="network"):
         publish_small(s3, files)
     assert released(s3) == [] and len(s3.children("releases")) == 1
     before = list(sent)
     sent.clear()
     sent.append("three more are allowed")
-    monkeypatch.setattr(s3, "_upload", lambda *a: (sent.append(a[0]), real(*a)))
+    monkeypatch.setattr(s3.bucket, "upload", lambda *a: (sent.append(a[0]), real(*a)))
     release_id = publish_small(s3, files)
     assert released(s3) == [release_id] and not set(before) & set(sent)  # what was there was not sent again
 
@@ -128,7 +129,7 @@ def test_racing_promoters_lose_no_move(s3, tmp_path):
 def test_collection_on_s3(s3, tmp_path):
     made = [publish_small(s3, write_files(tmp_path / str(i), i), day=f"2022-05-0{i}") for i in (1, 2, 3)]
     promote(s3, made[2])
-    client(s3._s3.meta.endpoint_url, MOTO_KEYS).delete_object(
+    client(s3.bucket.client.meta.endpoint_url, MOTO_KEYS).delete_object(
         Bucket=BUCKET, Key=f"{s3.config.prefix}/releases/{made[1]}/{MANIFEST}"
     )
     import datetime as dt

@@ -31,9 +31,10 @@ from serving.config import Rollout, ServingConfig
 from serving.controller import Controller
 from serving.export.package import export_release
 from serving.export.parity import real_users
+from serving.model_control import ADMIN_HEADER
 from serving.refresh_items import refresh_items
 from serving.routing import aborted
-from serving.triton_server import ADMIN_HEADER, TritonServer
+from serving.triton_server import TritonServer
 from tests.feature_repo.conftest import DAYS, end_of
 from tests.serving.conftest import N_ITEMS, STATIC_FEATURES, build_world, publish_release
 
@@ -174,7 +175,7 @@ def test_a_bad_candidate_is_taken_out_by_itself(own, server, tmp_path):
     candidate = third_release(own, tmp_path / "model", 4)
     promote(own.store, candidate.name, channel="candidate")
     controller.step()
-    server._admin(f"models/onerec-{candidate.name}/unload")
+    server.control.unload(f"onerec-{candidate.name}")
     with RecommendClient(server.grpc_url) as client:
         answers = [client.recommend(user, 5, now_s=NOW) for user in range(20)]
     assert {answer.release_id for answer in answers} == {own.release.name}

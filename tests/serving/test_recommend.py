@@ -15,7 +15,7 @@ import tritonclient.grpc as triton
 from models.inference import MAX_BEAM
 from models.training.checkpoint import Tokenizer
 from serving.client import RecommendClient
-from serving.triton_server import _free_ports
+from serving.ports import free_ports
 from tests.feature_repo.conftest import DAYS, STRANGERS, end_of
 from tests.serving.conftest import N_ITEMS
 
@@ -133,7 +133,7 @@ def test_deadline(client):
 
 
 def test_no_server():
-    with RecommendClient(f"127.0.0.1:{_free_ports(1)[0]}") as nobody, pytest.raises(ConnectionError, match="make up"):
+    with RecommendClient(f"127.0.0.1:{free_ports(1)[0]}") as nobody, pytest.raises(ConnectionError, match="make up"):
         nobody.recommend(1, K)
 
 

@@ -141,7 +141,7 @@ def test_a_candidate_that_fails_is_taken_out_and_production_answers_on(own, serv
     day = Release(own, tmp_path / "var", candidate.name, server)
     with serving(own, server) as (load, _):
         day.meet(run_shadow, "100")
-        server._admin(f"models/onerec-{candidate.name}/unload")
+        server.control.unload(f"onerec-{candidate.name}")
         asked = len(load.answers)
         with pytest.raises(RolloutError, match=r"taken out, production is untouched: canary at 50 %.*by itself"):
             day.meet(run_canary, "50")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 pytest.importorskip("triton", reason="Triton comes with PyTorch for CUDA")
 
 from models.onerec import attention_kernels, event_kernels, layers, pathways
+from models.onerec.kernels import Kernels, use_kernels
 from models.onerec.model import OneRec
 from models.onerec.sizes import onerec_tiny
 from models.training.adamw_kernel import adamw
@@ -87,6 +88,7 @@ def test_the_model_is_the_same_with_and_without_them(monkeypatch, lengths):
     model = OneRec(config, torch.randint(32, (100, 3))).train()
     with torch.no_grad():
         model.pathways.no_life_D.normal_()
+    use_kernels(model, Kernels(few_queries=True))
     batch = random_batch(model, lengths)
     targets = torch.randint(100, (len(lengths), 2))
     results, calls = [], []

@@ -101,5 +101,5 @@ def test_flops_count_active_experts_only():
     wider = dataclasses.replace(all_of_them, experts=48)
     router = 2 * 1024 * 24 * 3 * 4  # FLOPs of the larger router's rows: 3 tokens, 4 layers
     assert sum(forward_flops(wider).values()) - sum(forward_flops(one).values()) == router
-    assert sum(forward_flops(one).values()) == pytest.approx(74.3e9, rel=0.01)  # by hand, docs/decisions.md
+    assert sum(forward_flops(one).values()) == pytest.approx(74.3e9, rel=0.01)  # by hand, docs/decisions/model.md
     assert train_flops(one) == 3 * sum(forward_flops(one).values())

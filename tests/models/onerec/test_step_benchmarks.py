@@ -12,6 +12,8 @@ import torch
 from benchmarks.training import step_speed, timed_step, variants
 from models.onerec.config import OneRecConfig
 from models.onerec.flops import train_flops
+from models.onerec.kernels import Kernels, UsesKernels, use_kernels
+from models.onerec.model import OneRec
 from models.onerec.sizes import SIZES
 
 TINY = {"items": 50, "static_features": 3, "codebook_size": 16}
@@ -42,6 +44,7 @@ def _arguments(**changes) -> argparse.Namespace:
         "rounds": 3,
         "profile": False,
         "label": "fp32",
+        "kernels": Kernels(),
     }
     return argparse.Namespace(**(given | changes))
 
@@ -57,6 +60,18 @@ def test_a_step_trains_and_its_row_is_written(variant, tmp_path):
         step_speed.write(tmp_path / "table.md", result, "cpu")
     head, rule, *rows = [x for x in (tmp_path / "table.md").read_text().splitlines() if x.startswith("|")]
     assert len(rows) == 2 and head.count("|") == rule.count("|") == rows[0].count("|")
+
+
+def test_the_choice_of_kernels_reaches_every_part_of_one_model_and_no_other():
+    model, other = (OneRec(_config(), torch.zeros(50, 3, dtype=torch.long)) for _ in range(2))
+    chosen = Kernels(few_queries=True, output_kept=False)
+    use_kernels(model, chosen)
+    asked = [module for module in model.modules() if isinstance(module, UsesKernels)]
+    assert len(asked) > 10 and all(module.kernels == chosen for module in asked)
+    assert all(module.kernels == Kernels() for module in other.modules() if isinstance(module, UsesKernels))
+    assert step_speed.measure(_config(), _arguments(kernels=chosen))["losses"] == pytest.approx(
+        step_speed.measure(_config(), _arguments())["losses"], abs=2e-4
+    )
 
 
 def test_full_histories_give_the_same_losses_under_a_mask():

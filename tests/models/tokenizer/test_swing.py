@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.tokenizer.swing import RESULT, SwingConfig, swing, swing_spark
+from models.tokenizer.swing import swing, swing_spark
+from models.tokenizer.swing_scores import RESULT, SwingConfig
 
 PAPER = SwingConfig(min_items=2)
 OTHER = SwingConfig(alpha=0.5, user_offset=5.0, user_power=0.35, min_items=3, max_items=12, neighbours=4)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from models.reward.industrial import Rule
 from models.reward.session import train_session
 from models.reward.train import train_reward
-from models.training.align import AlignConfig, _batches, _longer_half, align, align_later_day
+from models.training.align import align
+from models.training.align_config import AlignConfig, align_later_day
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.data import TrainingSet
 from models.training.objectives import ObjectiveConfig
@@ -24,6 +25,7 @@ from models.training.preference import Preference, PreferenceConfig
 from models.training.pretrain import PretrainConfig, pretrain
 from models.training.rollout import RolloutConfig
 from models.training.safety import Probe
+from models.training.sessions import longer_half, session_batches
 from tests.models.conftest import LIKE, Row, World, small_model, write_training_set
 
 SMALL = {
@@ -178,12 +180,16 @@ def test_a_small_day_is_passed_over_until_min_steps(world, trained, tmp_path):
     tokenizer = Tokenizer.load(world.tokenizer)
     data = TrainingSet(world.training[1:], tokenizer.catalogue, load_model(trained["model"], tokenizer).config)
     rows = np.arange(40)
-    assert len(_batches(data, rows, align_later_day(), 0)) == -(-len(rows) // align_later_day().batch_size)  # one pass
-    batches = _batches(data, rows, AlignConfig(batch_size=16, min_steps=7, max_steps=100), 0)
+    later = align_later_day()
+    assert len(session_batches(data, rows, later, 0)) == -(-len(rows) // later.batch_size)  # one pass
+    batches = session_batches(data, rows, AlignConfig(batch_size=16, min_steps=7, max_steps=100), 0)
     assert len(batches) == 7 and sorted(np.concatenate(batches[:3]).tolist()) == rows.tolist()
-    assert len(_batches(data, rows, AlignConfig(batch_size=4, min_steps=2, max_steps=100), 0)) == 10  # one whole pass
-    assert len(_batches(data, rows, AlignConfig(batch_size=4, min_steps=2, max_steps=3), 0)) == 3
-    assert len(_batches(data, rows, AlignConfig(batch_size=40, min_steps=99, max_passes=4), 0)) == 4
+    for changes, steps in (
+        ({"batch_size": 4, "min_steps": 2, "max_steps": 100}, 10),  # one whole pass
+        ({"batch_size": 4, "min_steps": 2, "max_steps": 3}, 3),
+        ({"batch_size": 40, "min_steps": 99, "max_passes": 4}, 4),
+    ):
+        assert len(session_batches(data, rows, AlignConfig(**changes), 0)) == steps
 
 
 def test_industrial_rules_are_reported_with_their_shares(world, trained, tmp_path):
@@ -207,8 +213,8 @@ def test_rsft_keeps_the_half_with_the_longer_play_time(world, tmp_path):
     tokenizer = Tokenizer.load(world.tokenizer)
     model, _ = small_model()
     data = TrainingSet([write_training_set(tmp_path / "d.parquet", rows)], tokenizer.catalogue, model.config)
-    assert sorted(_longer_half(data, np.array([6, 5, 3, 1, 2])).tolist()) == [1, 3, 6]
-    assert sorted(_longer_half(data, np.array([1, 2])).tolist()) == [1]
+    assert sorted(longer_half(data, np.array([6, 5, 3, 1, 2])).tolist()) == [1, 3, 6]
+    assert sorted(longer_half(data, np.array([1, 2])).tolist()) == [1]
 
 
 def test_the_probe_rows_are_never_trained_on(world, trained, tmp_path, monkeypatch):

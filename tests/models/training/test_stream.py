@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from models.training.checkpoint import Tokenizer
 from models.training.data import TrainingSet, UserDays, batches_in, keep_pathways
-from models.training.stream import DAY_S, Index, Prefetcher, Recency, Stream
+from models.training.prefetch import Prefetcher
+from models.training.row_groups import Index
+from models.training.stream import DAY_S, Recency, Stream
 from tests.models.conftest import CLICK, Row, write_training_set
 from tests.models.training.tiny import cut, tiny
 
