@@ -64,7 +64,7 @@ class Answering:
         tried, seconds = {}, 0.0
         if canary and view.candidate is not None:
             tried, seconds = self._timed(view, view.candidate, canary, context)
-            results |= {i: given for i, given in tried.items() if _items(given)}  # the others are production's to answer
+            results |= {i: given for i, given in tried.items() if _items(given)}  # the others are production's
         rest = [i for i in range(len(asks)) if i not in results]
         if rest:
             started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What counts against a candidate: its failures, illegal items, and empty answers where production has something to say.
+"""What counts against a candidate: failures, illegal items, and empty answers where production has something to say.
 
 No server: the routes are made up, and `infer` is a function that says what each of them answers to each user.
 """
