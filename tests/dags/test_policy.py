@@ -56,6 +56,17 @@ def test_runbooks_that_pages_name_exist(bag: DagBag) -> None:
         assert set(re.findall(r"runbook (\w+)", dag.doc_md or "")) <= here, dag.dag_id
 
 
+def test_messages_that_pages_quote_are_said_by_the_code(bag: DagBag) -> None:
+    """A page that quotes what nobody says is not found at night. Not ours: the words of the operating system and torch."""
+    rooms = ("cli", "datasets", "kfp_components", "models", "releases", "serving", "dags/operators")
+    code = "".join(file.read_text() for room in rooms for file in (DAGS.parent / room).rglob("*.py"))
+    foreign = {"No space left on device", "out of memory", "loss is nan"}  # the last: f"loss is {loss}"
+    for dag in bag.dags.values():
+        for quoted in set(re.findall(r'(?<![{:] )"([^"\n{}]+)"', dag.doc_md or "")) - foreign:
+            for part in re.split(r"\.\.\.|\b[A-Z]{3,}\b|\d+ ", quoted):
+                assert part.strip() in code, f"{dag.dag_id}: {quoted!r}"
+
+
 def test_runs_do_not_overlap_catch_up_or_run_for_ever(bag: DagBag) -> None:
     for dag in bag.dags.values():
         assert dag.catchup is False and dag.max_active_runs == 1, dag.dag_id
