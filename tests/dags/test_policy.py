@@ -57,7 +57,7 @@ def test_runbooks_that_pages_name_exist(bag: DagBag) -> None:
 
 
 def test_messages_that_pages_quote_are_said_by_the_code(bag: DagBag) -> None:
-    """A page that quotes what nobody says is not found at night. Not ours: the words of the operating system and torch."""
+    """A page that quotes what nobody says helps nobody. Not ours: the words of the operating system and of torch."""
     rooms = ("cli", "datasets", "kfp_components", "models", "releases", "serving", "dags/operators")
     code = "".join(file.read_text() for room in rooms for file in (DAGS.parent / room).rglob("*.py"))
     foreign = {"No space left on device", "out of memory", "loss is nan"}  # the last: f"loss is {loss}"
