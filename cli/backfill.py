@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     staging = Workspace(root=str(root.resolve() / ".backfill" / name), source=live.source)
     resumed = staging.base.is_dir()
     print("\n".join(plan.lines()) + (f"\nresumes the staging {staging.root}" if resumed else ""), flush=True)
+    if plan.rebuilt and not resumed:
+        starts_from_what_is_here(live, plan)
     if args.dry_run or not (plan.rebuilt or resumed):
         return 0
     with held(root / ".backfill.lock", f"onerec backfill {days[0]} to {days[-1]}"), terminations():
@@ -73,6 +75,16 @@ def run(args: argparse.Namespace) -> int:
             return 1
         finish(live, staging, plan, name, now)
     return 0
+
+
+def starts_from_what_is_here(live: Workspace, plan: Plan) -> None:
+    """ValueError when the first day would start from a day that is not whole: said with the plan, not hours later."""
+    from kfp_components.lineage import features_before, release_before
+
+    if "features" in plan.pipelines:
+        features_before(live, plan.rebuilt[0])
+    if {"tokenizer", "training"} & set(plan.pipelines):
+        release_before(live, plan.rebuilt[0])
 
 
 def prepare_staging(live: Workspace, staging: Workspace, plan: Plan) -> None:

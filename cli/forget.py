@@ -27,7 +27,7 @@ NOT_OURS = (
 
 def add(commands) -> None:
     parser = command(commands, "forget", "take a person out of the workspace", "onerec forget --user 42 --yes")
-    parser.add_argument("--user", type=int, required=True)
+    parser.add_argument("--user", type=int, required=True, help="user id, as in the logs")
     parser.add_argument("--yes", action="store_true", help="do it (default: only say what would be removed)")
     add_workspace(parser)
     parser.set_defaults(run=run)
@@ -44,7 +44,12 @@ def run(args: argparse.Namespace) -> int:
         found, online = everywhere(w, args.user), online_rows(w, args.user, dry_run=True)
         tell(w, found, online)
         if not args.yes:
-            print("nothing was removed; add --yes to remove it")
+            here = bool(found or online)
+            print(
+                "nothing was removed; add --yes to remove it"
+                if here
+                else f"user {args.user} is not here; with --yes a tombstone keeps the user out of what comes later"
+            )
             return 0
         # The tombstone first: whatever happens after it, no ingest brings the person back.
         Tombstones.read(w.base).add([args.user], dt.datetime.now(dt.UTC)).write(w.base)

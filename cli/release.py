@@ -118,10 +118,10 @@ def run_diff(args: argparse.Namespace) -> None:
 
 def run_promote(args: argparse.Namespace) -> None:
     where, decision = store(args), gates.read_decision(store(args), args.release)
+    moved = channels.promote(where, args.release, channel=args.channel, reason=args.reason)
     if args.channel == "production" and not (decision and decision["passed"]):
         why = "no gate has judged it" if decision is None else "a gate failed"
-        print(f"warning: {args.release} goes to production although {why}", file=sys.stderr)
-    moved = channels.promote(where, args.release, channel=args.channel, reason=args.reason)
+        print(f"warning: {args.release} went to production although {why}", file=sys.stderr)
     print(f"{args.channel} -> {moved.release_id}")
     wait_served(args, moved.release_id)
 

@@ -13,7 +13,7 @@ from cli.summary import shown
 
 def add(commands) -> None:
     parser = command(commands, "report", "the report of a day, also of one that stopped", "onerec report 2022-05-05")
-    parser.add_argument("day", type=day)
+    parser.add_argument("day", type=day, help="the day, as YYYY-MM-DD")
     add_workspace(parser)
     parser.set_defaults(run=run)
 

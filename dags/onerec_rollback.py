@@ -7,7 +7,7 @@ Airflow.
 
 **Inputs** `root`, `source`. **Outputs** the channel; the asset `onerec_production`.
 
-**When it fails** the channel is as it was. "has no release before it": there is nothing to go back to; promote a good
+**When it fails** the channel is as it was. "no earlier release": there is nothing to go back to; promote a good
 release with `onerec release promote RELEASE`. The command and its error stand in the task's log.
 
 **Running it again** (`rerun/now`) goes ONE FURTHER back: look at `onerec release show RELEASE` of what production

@@ -17,6 +17,8 @@ grep '^torch==' ml.in | tee "$tmp/torch.in" >/dev/null
 uv pip compile "${opts[@]}" "$tmp/torch.in" -o "$tmp/cuda.txt"
 grep '^nvidia-pytriton==' triton.in >"$tmp/triton.in"
 uv pip compile "${opts[@]}" --no-deps "$tmp/triton.in" -o triton.txt
+uv pip compile "${opts[@]}" --no-deps kubectl.in -o kubectl.txt
+uv pip compile "${opts[@]}" audit.in -o audit.txt
 python3 - "$tmp" <<'PY'
 import pathlib, re, sys
 tmp = pathlib.Path(sys.argv[1])

@@ -98,7 +98,7 @@ def decide(
         if gate["passed"] is not None:
             checks.append(_either(f"tokenizer {gate['gate']}", gate["value"], gate["side"], gate["limit"]))
     failed = _need(data_quality, "critical_failed", "data_quality")
-    checks.append(Check(name="failed critical data-quality checks", value=failed, limit=0, passed=failed == 0))
+    checks.append(_either("failed critical data-quality checks", failed, "at most", 0))
     for name in ("legal", "unseen"):
         checks.append(_at_least(f"served items {name}", _need(serving_check, name, "serving_check"), 1.0))
     checks.append(_either("served answers degraded", serving_check.get("degraded", 0), "at most", 0))

@@ -61,13 +61,18 @@ class Answering:
         context = [(ask, self._with_live(features, ask), kind) for ask, (features, kind) in zip(asks, read)]
         results: dict[int, Given | Exception] = {}
         canary = [i for i, ask in enumerate(asks) if view.canary(ask.user_id)]
+        tried, seconds = {}, 0.0
         if canary and view.candidate is not None:
-            results |= self._canary(view, view.candidate, canary, context)
+            tried, seconds = self._timed(view, view.candidate, canary, context)
+            results |= {i: given for i, given in tried.items() if _items(given)}  # the others are production's
         rest = [i for i in range(len(asks)) if i not in results]
         if rest:
             started = time.perf_counter()
             results |= self._on(view, view.production, rest, context)
             view.guard.production((time.perf_counter() - started) / len(rest))
+        if tried and view.candidate is not None:
+            instead = {i: _items(given) for i, given in results.items()}
+            self._judge(view, view.candidate, tried, seconds, instead)
         return [results[i] for i in range(len(asks))]
 
     def shadow(self, job: Shadow) -> float | None:
@@ -76,28 +81,24 @@ class Answering:
         if view.candidate is None:
             return None
         results, seconds = self._timed(view, view.candidate, [0], [(job.ask, job.features, FULL)])
-        self._judge(view, view.candidate, results, seconds)
+        self._judge(view, view.candidate, results, seconds, {0: len(job.items)})
         given = results[0]
         if isinstance(given, Exception):
             return 0.0
         most = max(len(job.items), len(given.picked.items))
         return len(np.intersect1d(job.items, given.picked.items)) / most if most else 1.0
 
-    def _canary(self, view: View, route: Route, rows: list[int], context: list) -> dict[int, Given | Exception]:
-        """The answers of the candidate that are good enough to give; the others are production's to answer."""
-        results, seconds = self._timed(view, route, rows, context)
-        self._judge(view, route, results, seconds)
-        return {
-            i: given for i, given in results.items() if not isinstance(given, Exception) and len(given.picked.items)
-        }
-
     def _timed(self, view: View, route: Route, rows: list[int], context: list):
         started = time.perf_counter()
         results = self._on(view, route, rows, context)
         return results, (time.perf_counter() - started) / len(rows)
 
-    def _judge(self, view: View, route: Route, results: dict[int, Given | Exception], seconds: float) -> None:
-        for given in results.values():
+    def _judge(
+        self, view: View, route: Route, results: dict[int, Given | Exception], seconds: float, instead: dict[int, int]
+    ) -> None:
+        """Count the candidate's answers. `instead`: how many items the user got who was given another answer than an
+        empty one; an empty answer is the candidate's fault only where production had something to say."""
+        for i, given in results.items():
             if isinstance(given, ValueError | OverloadedError):  # the client's fault, or the machine's
                 continue
             failed = isinstance(given, Exception)
@@ -105,7 +106,7 @@ class Answering:
             reason = view.guard.candidate(
                 seconds,
                 failed=failed,
-                empty=picked is not None and not len(picked.items),
+                empty=picked is not None and not len(picked.items) and instead[i] > 0,
                 illegal=picked.illegal if picked else 0,
             )
             if reason:
@@ -157,6 +158,11 @@ class Answering:
                 items, scores, sids = (values[row] for values in found)
                 picked = route.pick(items, scores, sids, ask, features.seen, view.blocked)
                 results[i] = Given(route, picked, features, kind)
+
+
+def _items(given: Given | Exception) -> int:
+    """How many items an answer has; a failure has none."""
+    return 0 if isinstance(given, Exception) else len(given.picked.items)
 
 
 def flags_of(kind: str) -> int:

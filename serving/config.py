@@ -81,8 +81,9 @@ class Rollout:
 
     shadow_percent: share of answered requests that are also run on the candidate, compared, and not shown.
     canary_percent: share of users whom the candidate answers. After at least `min_requests` on the candidate it is
-    taken out for good when, over the last `window` requests, its errors, empty answers or answers with illegal items
-    pass `max_bad_percent` (illegal items: any), or its mean latency passes production's by `max_slowdown`.
+    taken out for good when, over the last `window` requests, its errors and those answers that are empty where
+    production's to the same request is not pass `max_bad_percent`, when any item was illegal, or when its mean latency
+    passes production's by `max_slowdown`.
     """
 
     shadow_percent: float = 0.0

@@ -79,7 +79,10 @@ class Guard:
         self._production.append(seconds)
 
     def candidate(self, seconds: float, *, failed: bool, empty: bool, illegal: int) -> str | None:
-        """Count one request; the reason to abort, if there is one now. Illegal items need no second look."""
+        """Count one request; the reason to abort, if there is one now. Illegal items need no second look.
+
+        `empty`: it had no item where production had some for the same request.
+        """
         self.seen += 1
         self.illegal += illegal
         self._bad.append(failed or empty)
@@ -89,7 +92,7 @@ class Guard:
         if self.seen < self.rollout.min_requests:
             return None
         if (bad := 100 * sum(self._bad) / len(self._bad)) > self.rollout.max_bad_percent:
-            return f"{bad:.1f} % of {len(self._bad)} requests failed or came back empty"
+            return f"{bad:.1f} % of {len(self._bad)} requests failed, or came back empty where production's did not"
         if len(self._production) >= self.rollout.min_requests:
             own, other = float(np.mean(self._own)), float(np.mean(self._production))
             if own > self.rollout.max_slowdown * other:

@@ -90,6 +90,24 @@ def test_backfill_plans_days_in_order(capsys, tmp_path) -> None:
     assert "rebuilds 3 day(s); time unknown" in said and list(tmp_path.iterdir()) == []
 
 
+def test_backfill_says_with_the_plan_that_days_before_it_are_missing(capsys, tmp_path) -> None:
+    made = tmp_path / "simulated" / "days" / "2022-05-01" / "pathways" / "_outcome.json"
+    made.parent.mkdir(parents=True)
+    made.touch()
+    assert main(["backfill", "--from", "2022-05-04", "--to", "2022-05-05", "--root", str(tmp_path), "--dry-run"]) == 1
+    said = capsys.readouterr()
+    assert "2022-05-04  rebuild" in said.out
+    assert "error: 2022-05-04 starts from the features of 2022-05-03, which are not here" in said.err
+    assert "onerec backfill --from 2022-05-02 --to 2022-05-04" in said.err
+
+
+def test_a_release_that_is_not_there_is_only_said_not_to_be_there(capsys, tmp_path) -> None:
+    (tmp_path / "logs" / "store").mkdir(parents=True)
+    assert main(["release", "promote", "2022-05-05-0123456789ab", "--root", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: there is no release 2022-05-05-0123456789ab") and said.count("\n") == 1
+
+
 def test_help_starts_fast_because_nothing_heavy_is_imported() -> None:
     heavy = ("torch", "feast", "kfp", "great_expectations", "duckdb", "pyarrow")
     code = f"import sys, cli.main; cli.main.parser(); print(sorted(set({heavy!r}) & set(sys.modules)))"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,20 @@ WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job")
 
 
 @functools.cache
+def kubectl() -> str:
+    """The kubectl that `make setup` puts into the environment, else the one of the path."""
+    here = Path(sys.executable).with_name("kubectl")
+    found = str(here) if here.is_file() else shutil.which("kubectl")
+    if found is None and (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        pytest.skip("no kubectl on the path, and none is locked for this machine: the manifests cannot be rendered")
+    assert found, "kubectl is missing: run `make setup`"
+    return found
+
+
+@functools.cache
 def rendered(overlay: str) -> tuple[dict[str, Any], ...]:
     """The objects of an overlay, as `kubectl apply -k` sends them."""
-    if (kubectl := shutil.which("kubectl")) is None:
-        pytest.skip("kubectl is not installed: the manifests cannot be rendered")
-    found = subprocess.run([kubectl, "kustomize", str(K8S / "overlays" / overlay)], capture_output=True, text=True)
+    found = subprocess.run([kubectl(), "kustomize", str(K8S / "overlays" / overlay)], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     return tuple(yaml.safe_load_all(found.stdout))
 

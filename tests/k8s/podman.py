@@ -27,6 +27,7 @@ runtime = "runc"
 LIMITS = ("--ulimit=nproc=32768:32768", "--ulimit=nofile=20000:20000")
 PACKAGES = "python3.11-venv libpython3.11 libgomp1 ca-certificates"
 WHEELS = Path(os.environ.get("PIP_FIND_LINKS", "/nonexistent"))
+PIP_CACHE = Path.home() / ".cache" / "pip"  # what `make setup` has fetched is not fetched again
 
 
 def missing() -> str:
@@ -76,6 +77,8 @@ def build(name: str, base: str) -> str:
     tag = f"localhost/onerec-{name}:test"
     mounts = [Path("/etc/ssl/certs"), Path("/etc/pip.conf"), WHEELS]
     volumes = [f"-v={path}:{path}:ro" for path in mounts if path.exists()]
+    PIP_CACHE.mkdir(parents=True, exist_ok=True)
+    volumes.append(f"-v={PIP_CACHE}:/root/.cache/pip:rw")
     more = [f"--env=PIP_FIND_LINKS={WHEELS}"] if WHEELS.exists() else []
     arguments = [f"--build-arg=BASE={base}", "--build-arg=TORCH=torch-cpu", "-t", tag]
     podman("build", "--isolation=chroot", "--network=host", *LIMITS, *volumes, *more, *arguments,

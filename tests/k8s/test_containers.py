@@ -1,4 +1,4 @@
-"""The Deployments and one training component as real containers: podman kube play, KFP's Docker runner.
+"""The Deployments as real containers, by podman kube play. A training component: test_docker_runner.py.
 
 ONEREC_CONTAINERS=1 builds `ml` and `triton` from a debootstrap base first (about 10 minutes, 6 GB); ONEREC_IMAGES
 names images that are there instead, as localhost/onerec-{}:test. What of Kubernetes podman has not (volume claims,
@@ -11,10 +11,7 @@ import contextlib
 import copy
 import json
 import os
-import shutil
 import subprocess
-import sys
-import textwrap
 import time
 import urllib.error
 import urllib.request
@@ -25,14 +22,12 @@ from typing import Any
 import pytest
 import yaml
 
-from kfp_components.step import run_step
-from kfp_components.workspace import Workspace
 from releases.channels import promote
 from serving.client import RecommendClient
 from serving.ports import free_ports
 from tests.feature_repo.conftest import DAYS, end_of
-from tests.k8s.manifests import REPOSITORY, of_kind
-from tests.k8s.podman import build, built, by_digest, environment, missing, podman, run_container, size
+from tests.k8s.manifests import of_kind
+from tests.k8s.podman import build, built, missing, podman, run_container, size
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("ONEREC_CONTAINERS") != "1", reason="builds images: set ONEREC_CONTAINERS=1"),
@@ -184,69 +179,3 @@ def test_the_feast_deployment_serves_features_and_no_writes(images, world, tmp_p
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/push", b"{}"), timeout=5)
         print(f"feast: ready after {ready:.0f} s")
-
-
-@pytest.mark.xfail(reason="KFP ends well, but the outcome is not where the mounted workspace lies: not understood yet")
-def test_a_training_component_runs_in_its_container_by_kfps_docker_runner(images, world, tmp_path) -> None:
-    """`tokenize` on a day of the world: KFP's own Docker runner, over podman's socket."""
-    pytest.importorskip("docker", reason="KFP's Docker runner needs the Python package docker")
-    socket = tmp_path / "podman.sock"
-    service = subprocess.Popen(["podman", "system", "service", "--time=0", f"unix://{socket}"], env=environment())
-    code = textwrap.dedent("""
-        import json, os, sys
-        from kfp import dsl, local
-        root, folder, day = sys.argv[1:]
-        os.umask(0)  # the container's user writes into what KFP makes here
-        mount = {"Type": "bind", "Source": root, "Target": root, "ReadOnly": False}
-        local.init(local.DockerRunner(mounts=[mount], network_mode="host"), pipeline_root=folder, raise_on_error=True)
-        from kfp_components.tokenize.component import tokenize
-        outcomes = json.load(open(f"{root}/outcomes.json"))
-        @dsl.pipeline(name="one")
-        def one():
-            given = {}
-            for name, (uri, digest) in outcomes.items():
-                made = dsl.importer(artifact_uri=uri, artifact_class=dsl.Dataset, reimport=True)
-                given |= {name: made.output, f"{name}_digest": digest}
-            tokenize(day=day, root=root, source="s", seed=1, fresh_from="", refit=False, **given)
-        one()
-    """)
-    root = prepared_day(world, tmp_path / "var")
-    env = os.environ | {"DOCKER_HOST": f"unix://{socket}", "ONEREC_IMAGE": by_digest(images["ml"])}
-    try:
-        while not socket.exists():
-            assert service.poll() is None
-            time.sleep(0.1)
-        command = [sys.executable, "-c", code, str(root), str(tmp_path / "kfp"), DAYS[-1].isoformat()]
-        done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=REPOSITORY, timeout=900)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    finally:
-        service.terminate()
-        service.wait(20)
-    left = root / "s" / "days" / DAYS[-1].isoformat() / "tokenize"
-    assert (left / "_outcome.json").is_file() and (left / "sid_table.parquet").is_file()
-    assert (left / "_outcome.json").stat().st_uid == 1000  # the container's user made it
-
-
-def prepared_day(world, root: Path) -> Path:
-    """A workspace with the outcomes that `tokenize` starts from, over the world's tables."""
-    w, day = Workspace(root=str(root), source="s"), DAYS[-1].isoformat()
-    w.base.mkdir(parents=True)
-    shutil.copytree(world.features, w.features)
-    folder = w.partition("items", day).parent
-    folder.mkdir(parents=True)
-    shutil.copy(world.items, folder / "part-0.parquet")
-    outcomes = {}
-    for name, step in (("tables", "ingest"), ("features", "pathways")):
-
-        def body(out: Path, progress) -> dict:
-            (out / "made.txt").write_text(day)
-            return {}
-
-        made = run_step(
-            workspace=w, day=day, step=step, inputs=[], rooms=("datasets/errors.py",), settings={}, body=body
-        )
-        outcomes[name] = (str(made.path), made.digest)
-    (root / "outcomes.json").write_text(json.dumps(outcomes))
-    for path in [root, *root.rglob("*")]:
-        path.chmod(0o777 if path.is_dir() else 0o666)
-    return root

@@ -179,7 +179,7 @@ def test_a_bad_candidate_is_taken_out_by_itself(own, server, tmp_path):
     with RecommendClient(server.grpc_url) as client:
         answers = [client.recommend(user, 5, now_s=NOW) for user in range(20)]
     assert {answer.release_id for answer in answers} == {own.release.name}
-    assert "failed or came back empty" in (aborted(server.state, candidate.name) or "")
+    assert "failed, or came back empty" in (aborted(server.state, candidate.name) or "")
     lines: list[str] = []
     controller._log = lines.append
     controller.step()
