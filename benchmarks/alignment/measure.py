@@ -184,9 +184,12 @@ class Evaluation:
             legal.append((self.trie.lookup(codes) >= 0).float().mean(1))
         return torch.cat(legal).mean().item()
 
-    def numbers(self, model: OneRec, seed: int, passes: bool = True) -> dict[str, float]:
-        """All of it; recall also as the paired difference to the pre-trained model, with its half-width over users."""
-        top = self.top(model)
+    def numbers(self, model: OneRec, seed: int, passes: bool = True, top: np.ndarray | None = None) -> dict[str, float]:
+        """All of it; recall also as the paired difference to the pre-trained model, with its half-width over users.
+
+        `top`: what `self.top(model)` gave, if it is known.
+        """
+        top = self.top(model) if top is None else top
         recall = self.recall(top)
         gap = recall - self.recall(self.top_before)
         return {
