@@ -236,10 +236,13 @@ def _batches(data: TrainingSet, sessions: np.ndarray, config: AlignConfig, seed:
 
 
 def _turns(data: TrainingSet, users: np.ndarray, count: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Contexts of `count` users at a time, round and round."""
-    at = np.arange(count)
+    """Contexts of `count` users at a time, round and round, and what each has seen: [B, S], padded with -1."""
+    at, longest = np.arange(count), int(data.seen.lengths.max(initial=0))
     while True:
-        yield data.context(users[at % len(users)])
+        rows = users[at % len(users)]
+        seen, real = data.seen.right_aligned(rows, longest)
+        known = np.where(real, data.catalogue.index(seen), -1)
+        yield data.context(rows) | {"seen": torch.from_numpy(known)}
         at = (at + count) % len(users)
 
 
