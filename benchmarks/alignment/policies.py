@@ -10,27 +10,25 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.alignment.harness import Benchmark, Column, main
-from benchmarks.alignment.measure import TOP, aligned, evaluation_of, loop_numbers
+from benchmarks.alignment.harness import Benchmark, Column, arguments, main
+from benchmarks.alignment.measure import PASS, STRONG, TOP, aligned, evaluation_of, loop_numbers
 from benchmarks.alignment.truth import of_items, truth_of
 
-HARMFUL = {"objective.name": "ecpo", "rsft_weight": 0.0}
+HARMFUL = STRONG | {"preference.item_policy_weight": 3.0, "rsft_weight": 0.0}
+NO_POLICY = {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "pretrained": None,
-    "rsft only": {
-        "preference.policy_weight": 0.0,
-        "preference.item_policy_weight": 0.0,
-        "preference.format_weight": 0.0,
-    },
-    "rsft + format": {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0},
-    "ecpo": {"objective.name": "ecpo"},
+    "rsft only": STRONG | NO_POLICY | {"preference.format_weight": 0.0},
+    "rsft + format": STRONG | NO_POLICY,
+    "ecpo": STRONG,
     "ecpo no rsft": HARMFUL,
-    "grpo": {"objective.name": "grpo"},
-    "grpo kl": {"objective.name": "grpo", "objective.kl_beta": 0.04},
-    "gbpo": {"objective.name": "gbpo"},
-    "dpo": {"objective.name": "dpo", "sync_every": 0},
-    "iterative dpo": {"objective.name": "dpo", "sync_every": 20},
-    "iterative dpo of sessions (V1)": {
+    "grpo": STRONG | {"objective.name": "grpo"},
+    "grpo kl": STRONG | {"objective.name": "grpo", "objective.kl_beta": 0.04},
+    "gbpo": STRONG | {"objective.name": "gbpo"},
+    "dpo": STRONG | {"objective.name": "dpo", "sync_every": 0},
+    "iterative dpo": STRONG | {"objective.name": "dpo", "sync_every": 20},
+    "iterative dpo of sessions (V1)": STRONG
+    | {
         "objective.name": "dpo",
         "sync_every": 20,
         "rewards": {"session": 1.0},
@@ -55,7 +53,8 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
                 "why": metrics["reason"],
             }
     top = evaluation.top(model)
-    result = evaluation.numbers(model, seed, top=top) | loop
+    widths = tuple(w for w in PASS if w <= args.widest)
+    result = evaluation.numbers(model, seed, passes=False, top=top) | evaluation.passes(model, widths) | loop
     if (args.prepared / "truth").exists():
         true_UN = truth_of(evaluation, args)
         after, before = (of_items(true_UN, t[:, :TOP]) for t in (top, evaluation.top_before))
@@ -64,6 +63,8 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--widest", type=int, default=max(PASS), help="widest beam that is measured (512)")
     main(
         Benchmark(
             module="benchmarks.alignment.policies",
@@ -93,5 +94,6 @@ if __name__ == "__main__":
             notes="pass@K is the best P-Score of K items by beam search, mean over users. A spike is a gradient norm "
             "over five times the median of the twenty steps before. The last row's pairs are lists of five, 25 a user "
             "from 128 items, scored by V1's session-wise reward; all others compare 32 single items by P-Score.",
-        )
+        ),
+        parser,
     )

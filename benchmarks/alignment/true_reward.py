@@ -1,7 +1,7 @@
 """On the simulator, where true preference is known: does alignment raise the true reward of what is recommended?
 
     python -m benchmarks.alignment.worlds --out prepared/sim --work build/worlds --seeds 1 2 3
-    python -m benchmarks.alignment.true_reward --prepared prepared/sim --seeds 1 2 3
+    python -m benchmarks.alignment.true_reward --prepared prepared/sim --steps 60 --seeds 1 2 3
 
 Reports the mean true preference of the top 10 before and after, the rank correlation of P-Score and true preference
 (of random items, and of what the policy generates), and both over the steps: where P-Score rises and true reward does
@@ -16,18 +16,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import TOP, aligned, evaluation_of
+from benchmarks.alignment.measure import SHORT, STRONG, TOP, aligned, evaluation_of
 from benchmarks.alignment.truth import of_items, rank_agreement, truth_of
 
-STRONG = {"users_per_step": 64}
-LITTLE = {"preference.policy_weight": 3.0, "preference.item_policy_weight": 3.0, "rsft_weight": 0.3}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "pretrained": None,
-    "rsft only": {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0},
-    "ecpo (daily default)": {},
-    "ecpo, stronger": STRONG | {"preference.policy_weight": 3.0, "preference.item_policy_weight": 1.0},
-    "ecpo, stronger, rsft only a little": STRONG | LITTLE,
-    "ecpo without rsft": STRONG | LITTLE | {"rsft_weight": 0.0},
+    "rsft only": SHORT | {"preference.policy_weight": 0.0},
+    "ecpo, daily weights": SHORT,
+    "ecpo, stronger": STRONG,
+    "ecpo without rsft": STRONG | {"preference.item_policy_weight": 3.0, "rsft_weight": 0.0},
+    "ecpo, stronger, seen items in the groups": STRONG | {"rollout.seen": True},
 }
 LOOKS = 2  # on the way
 

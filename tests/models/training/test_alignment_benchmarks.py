@@ -84,7 +84,7 @@ def args(prepared) -> argparse.Namespace:
         (industrial, "both"),
         (rollout_speed, "G 32"),
         (selection, "best of 32"),
-        (true_reward, "ecpo (daily default)"),
+        (true_reward, "ecpo, stronger"),
     ],
 )
 def test_one_variant_returns_finite_numbers(module, variant, args):
