@@ -99,6 +99,7 @@ if __name__ == "__main__":
             module="benchmarks.alignment.format_reward",
             title="Format reward: legality of unconstrained generation",
             variants=list(VARIANTS),
+            changes=VARIANTS,
             one=one,
             columns=[
                 Column(key="legality_first", title="legal before", digits=3),

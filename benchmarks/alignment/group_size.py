@@ -67,6 +67,7 @@ if __name__ == "__main__":
             module="benchmarks.alignment.group_size",
             title="Group size, search and generating policy",
             variants=list(VARIANTS),
+            changes=VARIANTS,
             one=one,
             columns=[
                 Column(key="p_score", title="P-Score top 10"),

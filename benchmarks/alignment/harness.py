@@ -2,7 +2,10 @@
 
 A benchmark is a list of variants, a function `one(variant, seed, arguments) -> dict of numbers` and the columns of its
 table. `main` keeps `--jobs` processes, which take one (variant, seed) after the other, seed by seed, and writes
-NAME.json and NAME.md anew after each result: a run that is cut short leaves whole seeds.
+NAME.json and NAME.md anew after each result: a run that is cut short leaves whole seeds. Called again with the same
+arguments it goes on behind what NAME.json holds; --seeds, --variants and --jobs may differ.
+
+A prepared folder with `seed-N` folders in it (benchmarks/alignment/worlds.py) gives each seed data of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +32,7 @@ from scipy.stats import t as student
 
 from benchmarks.machine import REPOSITORY, commit, hardware
 
+ONLY_HOW = ("--out", "--seeds", "--variants", "--jobs")  # arguments that change no result
 One = Callable[[str, int, argparse.Namespace], dict[str, Any]]
 
 
@@ -43,13 +47,17 @@ class Column:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """`module` is its own name for `python -m`; `notes` stands under the table."""
+    """`module` is its own name for `python -m`; `notes` stands under the table.
+
+    `changes`: what a variant changes in the configuration. A result is made anew when it differs.
+    """
 
     module: str
     title: str
     variants: Sequence[str]
     one: One
     columns: Sequence[Column]
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: str = ""
     extra: Callable[[list[dict[str, Any]]], str] = lambda results: ""
 
@@ -78,40 +86,69 @@ def main(benchmark: Benchmark, parser: argparse.ArgumentParser | None = None) ->
     variants = [v for v in benchmark.variants if not args.variants or v in args.variants]
     if not variants:
         raise SystemExit(f"none of {args.variants} is a variant; choose from {list(benchmark.variants)}")
-    begun = time.monotonic()
-    jobs = [(v, s) for s in args.seeds for v in variants]
-    results: dict[tuple[str, int], dict[str, Any]] = {}
-    page = ""
+    results = _kept(benchmark, args)
+    jobs = [(v, s) for s in args.seeds for v in variants if (v, s) not in results]
+    page = _publish(benchmark, args, list(results.values()))
     with ThreadPoolExecutor(args.jobs) as pool:
         free: Queue[Worker] = Queue()
         for _ in range(min(args.jobs, len(jobs))):
             free.put(Worker(benchmark.module, args.jobs))
         tasks = {pool.submit(_ask, free, *job): job for job in jobs}
         for task in as_completed(tasks):
-            results[tasks[task]] = task.result()
-            done = [results[job] for job in jobs if job in results]
-            page = _publish(benchmark, args, done, [v for v in variants if any(r["variant"] == v for r in done)], begun)
+            variant, seed = tasks[task]
+            results[variant, seed] = task.result() | {"settings": _settings(benchmark, variant), "commit": commit()}
+            page = _publish(benchmark, args, list(results.values()))
         while not free.empty():
             free.get().close()
     print(page)
 
 
-def _publish(
-    benchmark: Benchmark, args: argparse.Namespace, results: list[dict[str, Any]], variants: list[str], begun: float
-) -> str:
+def folder_of(prepared: Path, seed: int) -> Path:
+    """The data of a seed: its own where the folder has one a seed, else the same for all."""
+    return own if (own := prepared / f"seed-{seed}").exists() else prepared
+
+
+def _stem(benchmark: Benchmark, args: argparse.Namespace) -> str:
+    return benchmark.module.rsplit(".", 1)[-1] + f"_{args.prepared.name}"
+
+
+def _settings(benchmark: Benchmark, variant: str) -> str:
+    """What must be the same for a result to be kept. Not the code: its commit stands beside the result."""
+    return f"{shlex.join(_told(sys.argv[1:], ONLY_HOW))}; {benchmark.changes.get(variant)!r}"
+
+
+def _kept(benchmark: Benchmark, args: argparse.Namespace) -> dict[tuple[str, int], dict[str, Any]]:
+    """Results of an earlier call with the same settings, of variants that still exist."""
+    file = args.out / f"{_stem(benchmark, args)}.json"
+    found = json.loads(file.read_text())["results"] if file.exists() else []
+    return {
+        (r["variant"], r["seed"]): r
+        for r in found
+        if r["variant"] in benchmark.variants and r.get("settings") == _settings(benchmark, r["variant"])
+    }
+
+
+def _publish(benchmark: Benchmark, args: argparse.Namespace, results: list[dict[str, Any]]) -> str:
     """Write NAME.json and NAME.md of the results so far: a run that is cut short leaves what it has."""
+    results = sorted(results, key=lambda r: (r["seed"], benchmark.variants.index(r["variant"])))
+    variants = [v for v in benchmark.variants if any(r["variant"] == v for r in results)]
+    facts = args.prepared / "about.json"
+    which = ["--seeds", *(str(s) for s in dict.fromkeys(r["seed"] for r in results))]
+    which += [] if len(variants) == len(benchmark.variants) else ["--variants", *variants]
     about = {
-        "command": " ".join(["python", "-m", benchmark.module, *_told(sys.argv[1:])]),
+        "command": shlex.join(["python", "-m", benchmark.module, *_told(sys.argv[1:], ONLY_HOW), *which]),
         "hardware": hardware(args.device),
-        "commit": commit(),
+        "commit": ", ".join(dict.fromkeys(r["commit"] for r in results)) or commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "torch": torch.__version__,
-        "seconds": round(time.monotonic() - begun),
+        "seconds, of all processes": round(sum(r["seconds"] for r in results)),
+        **(json.loads(facts.read_text()) if facts.exists() else {}),
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    stem = benchmark.module.rsplit(".", 1)[-1] + f"_{args.prepared.name}"
-    page = f"# {benchmark.title}\n\n{table(results, variants, benchmark.columns)}\n\n{benchmark.notes}\n"
-    page += f"{benchmark.extra(results)}\nMean over seeds {args.seeds} and 95 % interval (Student's t).\n\n"
+    stem = _stem(benchmark, args)
+    page = f"# {benchmark.title}\n\n{table(results, variants, benchmark.columns)}\n\n"
+    page += "".join(f"{part}\n\n" for part in (benchmark.notes, benchmark.extra(results).strip()) if part)
+    page += f"{_seeds(results, variants)}\n\n"
     page += "\n".join(f"- {name}: {value}" for name, value in about.items()) + "\n"
     for name, text in (("json", json.dumps({"about": about, "results": results}, indent=1) + "\n"), ("md", page)):
         part = args.out / f".{stem}.{name}.part"
@@ -120,17 +157,30 @@ def _publish(
     return page
 
 
-def _told(arguments: list[str]) -> list[str]:
-    """The arguments as they are typed, without where the results went."""
-    at = arguments.index("--out") if "--out" in arguments else len(arguments)
-    return [shlex.quote(word) for word in arguments[:at] + arguments[at + 2 :]]
+def _seeds(results: list[dict[str, Any]], variants: Sequence[str]) -> str:
+    """Which seeds stand behind the rows."""
+    of = {v: [r["seed"] for r in results if r["variant"] == v] for v in variants}
+    most = max(of.values(), key=len, default=[])
+    fewer = "; ".join(f"{v}: {seeds}" for v, seeds in of.items() if seeds != most)
+    return f"Mean over seeds {most}{f' ({fewer})' if fewer else ''} and 95 % interval (Student's t)."
+
+
+def _told(arguments: Sequence[str], left_out: Sequence[str]) -> list[str]:
+    """The arguments without some options and their values."""
+    kept, skip = [], False
+    for word in arguments:
+        skip = word in left_out if word.startswith("--") else skip
+        if not skip:
+            kept.append(word)
+    return kept
 
 
 class Worker:
     """A process that answers one (variant, seed) at a time: a line of JSON each way."""
 
     def __init__(self, module: str, jobs: int) -> None:
-        environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), "OMP_WAIT_POLICY": "PASSIVE"}
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
+        environment = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
         environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         self._process = subprocess.Popen(
@@ -174,7 +224,8 @@ def _work(benchmark: Benchmark, args: argparse.Namespace) -> None:
         for line in sys.stdin:
             variant, seed = json.loads(line)
             begun = time.monotonic()
-            result = benchmark.one(variant, seed, args)
+            own = argparse.Namespace(**vars(args) | {"prepared": folder_of(args.prepared, seed)})
+            result = benchmark.one(variant, seed, own)
             result = {"variant": variant, "seed": seed, "seconds": time.monotonic() - begun} | result
             answers.write(json.dumps(result) + "\n")
             answers.flush()

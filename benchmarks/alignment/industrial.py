@@ -31,7 +31,7 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     evaluation, p = evaluation_of(args), args.prepared
     popular = popularity([p / "training.parquet"])[0]
     traits = Traits.read(p / "items.parquet", evaluation.tok.catalogue, popular)
-    before = evaluation.top(evaluation.pretrained, k=TOP)
+    before = evaluation.top_before[:, :TOP]
     shown = before[before >= 0]
     tags = Counter(t for i in shown for t in (traits.tags[int(i)].as_py() or []))
     tag, count = tags.most_common(1)[0]
@@ -41,7 +41,8 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     more = Rule(name="tail", popularity_rank_from=start, share=min(0.9, max(2 * tail, 0.02)), factor=2 - args.factor)
     rules = {"no rule": (), "less of a tag": (less,), "more long tail": (more,), "both": (less, more)}[variant]
     model, _ = aligned(args, seed, BASE | {"rules": rules})
-    after = evaluation.top(model, k=TOP)
+    top = evaluation.top(model)
+    after = top[:, :TOP]
     marked = {"tag": traits.marked(less, 0), "tail": traits.marked(more, 0)}
     result: dict[str, Any] = {"tag": int(tag), "tail_from": start, "targets": {r.name: r.share for r in (less, more)}}
     for name, mark in marked.items():
@@ -52,7 +53,7 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     gap = np.nanmean(score, 1) - np.nanmean(base, 1)
     result |= {"p_score": float(np.nanmean(score)), "p_score_change": float(np.nanmean(gap))}
     result |= {"p_score_users": float(1.96 * np.nanstd(gap) / len(gap) ** 0.5)}
-    return result | {"recall": float(evaluation.recall(evaluation.top(model)).mean())}
+    return result | {"recall": float(evaluation.recall(top).mean())}
 
 
 if __name__ == "__main__":
@@ -63,6 +64,7 @@ if __name__ == "__main__":
             module="benchmarks.alignment.industrial",
             title="Industrial reward: share of a class and P-Score",
             variants=VARIANTS,
+            changes=dict.fromkeys(VARIANTS, BASE),
             one=one,
             columns=[
                 Column(key="tag_before", title="tag before", digits=3),

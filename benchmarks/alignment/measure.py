@@ -33,6 +33,10 @@ from models.training.preference import PreferenceConfig
 from models.training.rollout import RolloutConfig
 
 CHUNK, TOP, RECALL, PASS = 128, 10, 50, (8, 64, 512)
+# Changes to the daily default. Sixty steps at the published rates with twice the users teach as much as its 120; policy
+# weights at which the objectives differ (docs/decisions.md).
+SHORT: dict[str, Any] = {"users_per_step": 32, "rollout.free_samples": 8, "lr_dense": 8e-5, "lr_sparse": 1e-4}
+STRONG = SHORT | {"preference.policy_weight": 3.0, "preference.item_policy_weight": 1.0}
 PARTS: dict[str, type] = {"rollout": RolloutConfig, "objective": ObjectiveConfig, "preference": PreferenceConfig}
 
 
@@ -185,9 +189,12 @@ class Evaluation:
             legal.append((self.trie.lookup(codes) >= 0).float().mean(1))
         return torch.cat(legal).mean().item()
 
-    def numbers(self, model: OneRec, seed: int, passes: bool = True) -> dict[str, float]:
-        """All of it; recall also as the paired difference to the pre-trained model, with its half-width over users."""
-        top = self.top(model)
+    def numbers(self, model: OneRec, seed: int, passes: bool = True, top: np.ndarray | None = None) -> dict[str, float]:
+        """All of it; recall also as the paired difference to the pre-trained model, with its half-width over users.
+
+        `top`: what `self.top(model)` gave, if it is known.
+        """
+        top = self.top(model) if top is None else top
         recall = self.recall(top)
         gap = recall - self.recall(self.top_before)
         return {

@@ -37,8 +37,6 @@ def prepare(workspace: Path, day: str, out: Path, truth: Path | None, users: int
     training = pq.read_table(workspace / "features/training" / day_file, columns=COLUMNS)
     evaluation = pq.read_table(workspace / "features/evaluation" / day_file, columns=COLUMNS)
     training = training.filter(pa.array([len(ids) > 0 for ids in positives(training)]))
-    nobody = pa.array([[]] * len(training), training.schema.field("seen_item_id").type)
-    training = training.set_column(training.schema.get_field_index("seen_item_id"), "seen_item_id", nobody)
     seen = evaluation["seen_item_id"].to_pylist()
     unseen = [len(np.setdiff1d(ids, s or [])) > 0 for ids, s in zip(positives(evaluation), seen)]
     evaluation = evaluation.filter(pa.array(unseen))

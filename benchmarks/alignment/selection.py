@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
 from benchmarks.alignment.measure import TOP, Evaluation
-from benchmarks.alignment.true_reward import truth
+from benchmarks.alignment.truth import of_items, truth_of
 from models.onerec.ranking import rank_unseen
 
 WIDTHS = (16, 32, 64, 128, 512)
@@ -45,10 +45,8 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         "recall10": float(evaluation.recall(top).mean()),
         "milliseconds": 1000 * float(np.median(seconds[-TIMED:])),
     }
-    if (folder := args.prepared / "truth").exists():
-        users, items = evaluation.data.user_id[evaluation.rows], evaluation.tok.catalogue.item_ids
-        true = np.take_along_axis(truth(folder, users, None, items), np.maximum(top, 0), 1)
-        found["true_reward"] = float(true[top >= 0].mean())
+    if (args.prepared / "truth").exists():
+        found["true_reward"] = float(np.nanmean(of_items(truth_of(evaluation, args), top)))
     return found
 
 

@@ -7,7 +7,7 @@
 The published system keeps the two apart and pushes every 1000 steps. Here they share a process by default;
 `models/training/rollout_process.py` is the same worker in a process of its own.
 
-Legend: B users, G items a group, F free samples, L=3 levels.
+Legend: B users, G items a group, F free samples, S seen items, L=3 levels.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ SEARCHES = ("beam", "free_beam", "sample")
 class RolloutConfig:
     """How a group is generated: `beam` is held to the trie, `free_beam` and `sample` may spell what is no item.
 
+    Items that the user has seen are no candidates: they are never recommended again, and P-Score knows nothing of them,
+    as no item of its impressions lies in the user's history. `seen` leaves them in.
     With `session_items` m over 1 the group is shuffled and cut into lists of m, which are rewarded and compared as V1's
     sessions are; a remainder is left out.
     """
@@ -40,6 +42,7 @@ class RolloutConfig:
     top_k: int = 0
     top_p: float = 1.0
     free_samples: int = 32
+    seen: bool = False
 
     def __post_init__(self) -> None:
         if self.search not in SEARCHES:
@@ -57,7 +60,7 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """What was generated for B users. `valid` is False where a place holds no item of its own (surplus or illegal)."""
+    """What was generated for B users. `valid` is False where a place holds no item that counts: surplus, illegal, seen."""
 
     codes_BGL: Tensor
     item_BG: Tensor
@@ -117,15 +120,17 @@ class RolloutWorker:
 
     @torch.no_grad()
     def generate(self, context: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of a `Rollout`, on the worker's device."""
-        c = self.config
-        z, mask = self.model.encode({k: v.to(self.device) for k, v in context.items()})
+        """The tensors of a `Rollout`, on the worker's device. `context` may hold `seen` [B, S], padded with -1."""
+        c, context = self.config, {k: v.to(self.device) for k, v in context.items()}
+        z, mask = self.model.encode(context)
         if c.search == "sample":
             codes = sample_codes(self.model, z, mask, c.group_size, self.generator, c.top_k, c.top_p)
             possible = torch.ones_like(codes[..., 0], dtype=torch.bool)
         else:
             codes, score = beam_search(self.model, z, mask, c.group_size, self.trie if c.search == "beam" else None)
             possible = torch.isfinite(score)  # a surplus beam may spell an item that stands in the group already
+        if "seen" in context and not c.seen:
+            possible &= (self.trie.lookup(codes)[..., None] != context["seen"][:, None]).all(2)
         if c.session_items > 1:
             codes, possible = self._lists(codes, possible)
         free = sample_codes(self.model, z, mask, c.free_samples, self.generator)
@@ -144,9 +149,12 @@ class RolloutWorker:
         }
 
     def _lists(self, codes_BGL: Tensor, possible_BG: Tensor) -> tuple[Tensor, Tensor]:
-        """Each user's group in random order, cut to whole lists: in a beam's order the first list would be the best."""
+        """Each user's group in random order, cut to whole lists: in a beam's order the first list would be the best.
+
+        What is impossible comes last, so that it spoils few lists.
+        """
         B, G = possible_BG.shape
-        noise = torch.rand(B, G, generator=self.generator, device=self.device)
+        noise = torch.rand(B, G, generator=self.generator, device=self.device) + (~possible_BG).float()
         keep = noise.argsort(1)[:, : G - G % self.config.session_items]
         return codes_BGL.gather(1, keep[..., None].expand(-1, -1, codes_BGL.shape[-1])), possible_BG.gather(1, keep)
 

@@ -52,8 +52,14 @@ def session_batches(data: TrainingSet, sessions: np.ndarray, config: AlignConfig
 
 
 def user_turns(data: TrainingSet, users: np.ndarray, count: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Contexts of `count` users (rows of `data`) at a time, round and round, for ever."""
-    at = np.arange(count)
+    """Contexts of `count` users (rows of `data`) at a time, round and round, for ever.
+
+    With `seen`, what each had been shown before: places in the catalogue [B, S], padded with -1.
+    """
+    at, longest = np.arange(count), int(data.seen.lengths.max(initial=0))
     while True:
-        yield data.context(users[at % len(users)])
+        rows = users[at % len(users)]
+        seen, real = data.seen.right_aligned(rows, longest)
+        known = np.where(real, data.catalogue.index(seen), -1)
+        yield data.context(rows) | {"seen": torch.from_numpy(known)}
         at = (at + count) % len(users)

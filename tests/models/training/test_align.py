@@ -23,7 +23,7 @@ from models.training.data import TrainingSet
 from models.training.objectives import ObjectiveConfig
 from models.training.preference import Preference, PreferenceConfig
 from models.training.pretrain import PretrainConfig, pretrain
-from models.training.rollout import RolloutConfig
+from models.training.rollout import RolloutConfig, RolloutWorker
 from models.training.safety import Probe
 from models.training.sessions import longer_half, session_batches
 from tests.models.conftest import LIKE, Row, World, small_model, write_training_set
@@ -246,6 +246,26 @@ def test_the_probe_rows_are_never_trained_on(world, trained, tmp_path, monkeypat
     metrics = _align(world, trained, tmp_path / "a", min_users=1000, users_per_step=64, max_steps=1)
     assert measured and not measured & (read["context"] | read["batch"])
     assert metrics["users"] == metrics["sessions"]  # ECPO's users are RSFT's
+
+
+def test_groups_hold_no_item_that_the_user_has_seen(world, trained, tmp_path, monkeypatch):
+    """What the training set says was seen reaches the worker, row by row."""
+    told: list[set[tuple[int, ...]]] = []
+    generate = RolloutWorker.generate
+
+    def watched(worker, context):
+        found = generate(worker, context)
+        for seen, items in zip(context["seen"].tolist(), found["item_BG"].tolist()):
+            assert not set(seen) & {item for item in items if item >= 0}
+        told.append({tuple(sorted(i for i in row if i >= 0)) for row in context["seen"].tolist()})
+        return found
+
+    monkeypatch.setattr(RolloutWorker, "generate", watched)
+    _align(world, trained, tmp_path / "a", max_steps=1)
+    tok = Tokenizer.load(world.tokenizer)
+    data = TrainingSet(world.training[1:], tok.catalogue, load_model(trained["model"], tok).config)
+    every = {tuple(sorted(tok.catalogue.index(data.seen.row(i)).tolist())) for i in range(len(data))}
+    assert told and set.union(*told) <= every and any(set.union(*told))
 
 
 def test_a_day_without_a_positive_is_refused(world, trained, tmp_path):

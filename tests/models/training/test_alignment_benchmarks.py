@@ -28,6 +28,7 @@ from benchmarks.alignment import (
     true_reward,
 )
 from benchmarks.alignment.measure import Evaluation, configure
+from benchmarks.alignment.truth import truth
 from models.reward.session import train_session
 from models.reward.train import train_reward
 from models.training.pretrain import PretrainConfig, pretrain
@@ -67,7 +68,7 @@ def prepared(world, tmp_path_factory) -> Path:
 @pytest.fixture
 def args(prepared) -> argparse.Namespace:
     return argparse.Namespace(
-        prepared=prepared, device="cpu", steps=2, users=12, widest=8, day=None, factor=0.5, batch=4, rounds=1
+        prepared=prepared, device="cpu", steps=2, users=12, widest=8, factor=0.5, batch=4, rounds=1
     )
 
 
@@ -77,12 +78,13 @@ def args(prepared) -> argparse.Namespace:
         (policies, "pretrained"),
         (policies, "dpo"),
         (policies, "iterative dpo of sessions (V1)"),
+        (policies, "ecpo no rsft, with the stop"),
         (format_reward, "top 5, free beam"),
         (group_size, "sampling top-k 50, top-p .95"),
         (industrial, "both"),
         (rollout_speed, "G 32"),
         (selection, "best of 32"),
-        (true_reward, "ecpo (daily default)"),
+        (true_reward, "ecpo, stronger"),
     ],
 )
 def test_one_variant_returns_finite_numbers(module, variant, args):
@@ -96,12 +98,13 @@ def test_every_variant_is_a_valid_configuration():
     for module in (policies, format_reward, group_size, true_reward):
         for changes in module.VARIANTS.values():
             config = configure(changes or {}, 5)
-            assert config.min_steps == config.max_steps == 5 and config.allowed_recall_loss == 1.0
+            assert config.min_steps == config.max_steps == 5
+            assert config.allowed_recall_loss == (changes or {}).get("allowed_recall_loss", 1.0)
 
 
 def test_true_preference_is_the_simulators(prepared):
     users, items = np.array([3, 0]), np.array([7, 1, 40])
-    found = true_reward.truth(prepared / "truth", users, None, items)
+    found = truth(prepared / "truth", users, items)
     tastes, table = (pq.read_table(prepared / "truth" / f"{n}.parquet") for n in ("tastes", "items"))
     for i, user in enumerate(users):
         for j, item in enumerate(items):
@@ -136,14 +139,16 @@ def test_results_are_written_as_they_come(tmp_path):
         one=lambda *_: {},
         columns=[harness.Column(key="x", title="X", digits=1)],
     )
-    args = argparse.Namespace(prepared=Path("prepared/kr"), out=tmp_path / "out", seeds=[1, 2], device="cpu")
-    page = harness._publish(benchmark, args, [{"variant": "b", "seed": 1, "x": 2.0}], ["b"], 0.0)
-    assert "| b | 2.0 |" in page and "| a |" not in page
+    args = argparse.Namespace(prepared=Path("prepared/kr"), out=tmp_path / "out", device="cpu")
+    result = {"variant": "b", "seed": 1, "x": 2.0, "seconds": 3.0, "commit": "abc"}
+    page = harness._publish(benchmark, args, [result])
+    assert "| b | 2.0 |" in page and "| a |" not in page and "seeds [1] and" in page and "- commit: abc\n" in page
     assert (args.out / "none_kr.md").read_text() == page
-    assert json.loads((args.out / "none_kr.json").read_text())["results"] == [{"variant": "b", "seed": 1, "x": 2.0}]
+    assert json.loads((args.out / "none_kr.json").read_text())["results"] == [result]
     assert sorted(p.name for p in args.out.iterdir()) == ["none_kr.json", "none_kr.md"]
-    told = harness._told(["--prepared", "p", "--out", "somewhere", "--variants", "G 32"])
-    assert told == ["--prepared", "p", "--variants", "'G 32'"]
+    told = ["--prepared", "p", "--out", "somewhere", "--variants", "G 32", "b", "--steps", "3"]
+    assert harness._told(told, harness.ONLY_HOW) == ["--prepared", "p", "--steps", "3"]
+    assert "--seeds 1 --variants b\n" in page
 
 
 TINY = """
@@ -172,6 +177,25 @@ def test_a_failed_variant_is_named_and_what_was_done_before_is_kept(tmp_path):
     assert done.returncode != 0 and "bad, seed 2 failed" in done.stderr and "a broken variant" in done.stderr
     results = json.loads((tmp_path / "out" / "tiny_bench_p.json").read_text())["results"]
     assert [(r["variant"], r["seed"], r["x"]) for r in results] == [("good", 2, 20.0)]
+
+
+def test_a_second_call_goes_on_behind_the_first(tmp_path):
+    """What is there is not made again, unless it was made with other settings; a seed's own data is found."""
+    (tmp_path / "tiny_bench.py").write_text(TINY.replace("10.0 * seed", "float(args.prepared.name == 'seed-3')"))
+    (tmp_path / "p" / "seed-3").mkdir(parents=True)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[3]}"}
+
+    def call(*words: str) -> tuple[list, str]:
+        command = [sys.executable, "-m", "tiny_bench", "--prepared", str(tmp_path / "p"), "--variants", "good", *words]
+        done = subprocess.run([*command, "--out", str(tmp_path)], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        results = json.loads((tmp_path / "tiny_bench_p.json").read_text())["results"]
+        return [(r["seed"], r["x"]) for r in results], done.stderr
+
+    assert call("--seeds", "2")[0] == [(2, 0.0)]
+    results, said = call("--seeds", "2", "3")
+    assert results == [(2, 0.0), (3, 1.0)] and "seed 3:" in said and "seed 2:" not in said
+    assert call("--seeds", "3", "--steps", "5")[0] == [(3, 1.0)]
 
 
 def test_the_table_has_a_row_a_variant():

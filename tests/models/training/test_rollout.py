@@ -145,3 +145,26 @@ def test_a_dead_worker_says_why(world, tmp_path):
         ticket = remote.request({"static": torch.zeros(1, 3, dtype=torch.int64)})
         with pytest.raises(RuntimeError, match=r"(?s)rollout worker ended.*config.json"):
             remote.collect(ticket, 0)
+
+
+def test_what_a_user_has_seen_is_no_candidate():
+    model, tok = small_model()
+    batch = random_batch(model, LENGTHS)
+    everything, some = (RolloutWorker(model, tok, RolloutConfig(group_size=8, seen=s), seed=0) for s in (True, False))
+    plain = everything.generate(batch)
+    known = torch.stack([plain["item_BG"][:, 1], torch.tensor([-1, plain["item_BG"][1, 0], -1])], 1)
+    found = some.generate(batch | {"seen": known})
+    expected = plain["valid_BG"].clone()
+    expected[:, 1], expected[1, 0] = False, False
+    assert torch.equal(found["valid_BG"], expected) and (found["item_BG"][~expected] == -1).all()
+    assert torch.equal(found["codes_BGL"], plain["codes_BGL"])
+    assert torch.equal(everything.generate(batch | {"seen": known})["valid_BG"], plain["valid_BG"])
+
+
+def test_lists_are_made_of_what_counts_first():
+    model, tok = small_model()
+    batch = random_batch(model, LENGTHS)
+    config = RolloutConfig(group_size=10, session_items=3)
+    seen = RolloutWorker(model, tok, RolloutConfig(group_size=10), seed=0).generate(batch)["item_BG"][:, :4]
+    found = RolloutWorker(model, tok, config, seed=0).generate(batch | {"seen": seen})
+    assert found["valid_BG"][:, :6].all() and not found["valid_BG"][:, 6:].any()
