@@ -34,12 +34,12 @@ from benchmarks.training.timed_step import Trainer, synthetic_batch, wait
 from models.onerec.config import OneRecConfig
 from models.onerec.flops import count_parameters, forward_flops, train_flops
 from models.onerec.kernels import Kernels
-from models.onerec.pathways import HISTORIES
 from models.onerec.sizes import SIZES, lazy, session
 from models.training.checkpoint import Tokenizer
 from models.training.prefetch import Prefetcher
 from models.training.row_groups import Index
 from models.training.stream import Stream
+from models.training.training_step import ATTENTION
 
 PEAK = 989e12  # dense bfloat16 of an H100 SXM or H200, FLOP/s
 STATIC_FEATURES = 26
@@ -69,12 +69,6 @@ def _stream(config: OneRecConfig, args: argparse.Namespace) -> Iterator[dict[str
     ).batches()
 
 
-def without_full_masks(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch of full histories without their masks, as the model takes it; any other as it is."""
-    masks = [f"{name}_mask" for name in HISTORIES]
-    return {k: v for k, v in batch.items() if k not in masks} if all(batch[m].all() for m in masks) else batch
-
-
 def measure(config: OneRecConfig, args: argparse.Namespace) -> dict:
     """Compile, warm up, then three rounds of `--steps` steps; the first losses, and where the time goes."""
     begun = time.monotonic()
@@ -98,7 +92,7 @@ def measure(config: OneRecConfig, args: argparse.Namespace) -> dict:
     compiled = time.monotonic() - begun
     print(f"first step after {compiled:.0f} s, loss {first[0]:.4f}", flush=True)
     if args.data:  # compiled on a synthetic batch of the same shapes
-        steps = (({k: v for k, v in without_full_masks(b).items() if k != "weight"},) for b in _stream(config, args))
+        steps = (({k: v for k, v in b.items() if k != "weight"},) for b in _stream(config, args))
         loader = Prefetcher(steps, args.device).__enter__()
         source = (batch for (batch,) in loader)
     first += [trainer(batch()).item() for _ in range(args.warmup - 1)]
@@ -201,11 +195,10 @@ def main() -> None:
     count = forward_flops(config, args.targets)
     print(f"forward GFLOP a sample: {sum(count.values()) / 1e9:.2f}", {k: round(v / 1e9, 2) for k, v in count.items()})
     print("parameters, M:", {k: round(v / 1e6, 1) for k, v in count_parameters(config).items()}, flush=True)
-    first = SDPBackend.CUDNN_ATTENTION if args.sdpa == "cudnn" else SDPBackend.FLASH_ATTENTION
-    kernels = [first, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    kernels = [k for k in ATTENTION if args.sdpa == "cudnn" or k != SDPBackend.CUDNN_ATTENTION]
     while True:
         try:
-            with sdpa_kernel(list(dict.fromkeys(kernels)), set_priority=True):
+            with sdpa_kernel(kernels, set_priority=True):
                 result = measure(config, args)
             break
         except torch.cuda.OutOfMemoryError:

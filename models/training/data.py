@@ -204,6 +204,15 @@ def keep_pathways(batch: dict[str, Tensor], names: tuple[str, ...]) -> dict[str,
     return out
 
 
+def without_full_masks(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of histories of one length each, without their masks: the model then masks and packs nothing.
+
+    Any other batch is returned as it is. Full histories at the published context are such a batch.
+    """
+    masks = [f"{name}_mask" for name in PATHWAYS]
+    return {k: v for k, v in batch.items() if k not in masks} if all(batch[m].all() for m in masks) else batch
+
+
 def never_empty(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """The batch with one masked event where a pathway has none at all.
 

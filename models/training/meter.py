@@ -141,8 +141,10 @@ def device_peak(device: str) -> float | None:
 
 def counts_of(batch: dict[str, Tensor]) -> Tensor:
     """Targets, rows, and events of each pathway of a micro-batch, int64 [5]."""
-    rows = batch["target_mask"].new_tensor(len(batch["weight"]), dtype=torch.int64)
-    return torch.stack([batch["target_mask"].sum(), rows, *(batch[f"{name}_mask"].sum() for name in PATHWAYS)])
+    target_mask = batch["target_mask"]
+    masks = [batch.get(f"{name}_mask", batch[name][..., 0] >= 0) for name in PATHWAYS]  # without a mask all are there
+    rows = target_mask.new_tensor(len(batch["weight"]), dtype=torch.int64)
+    return torch.stack([target_mask.sum(), rows, *(mask.sum() for mask in masks)])
 
 
 def flops_of_row(config: OneRecConfig, device: str) -> Callable[[float, list[float]], float] | None:

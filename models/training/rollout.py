@@ -60,7 +60,7 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """What was generated for B users. `valid` is False where a place holds no item that counts: surplus, illegal, seen."""
+    """What was generated for B users. `valid` is False where no item counts: surplus, illegal, seen."""
 
     codes_BGL: Tensor
     item_BG: Tensor

@@ -38,6 +38,7 @@ from models.training.data import (
     keep_pathways,
     never_empty,
     read_targets,
+    without_full_masks,
 )
 from models.training.row_groups import Index
 
@@ -104,7 +105,10 @@ class Stream:
         return sum(self._steps_in(epoch) for epoch in range(self.epochs))
 
     def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """From step `start` on: context, targets [B, M], target_mask [B, M] and the rows' `weight` [B]."""
+        """From step `start` on: context, targets [B, M], target_mask [B, M] and the rows' `weight` [B].
+
+        Masks of the pathways are left out of a batch in which every history is as long as the longest.
+        """
         plan = self._plan(start)
         with ThreadPoolExecutor(AHEAD, "pools") as readers:
             reading: deque[Future[UserDays]] = deque()
@@ -120,7 +124,7 @@ class Stream:
                     data.batches(np.arange(len(data)), self.batch_size, now.seed), now.first, now.last
                 ):
                     batch = keep_pathways(data.batch(rows, self.max_targets), self.inputs)
-                    batch = never_empty(batch) if self.streams > 1 else batch
+                    batch = without_full_masks(never_empty(batch) if self.streams > 1 else batch)
                     yield batch | {"weight": torch.from_numpy(weight[rows]).to(torch.float32)}
                 reading.popleft()
 

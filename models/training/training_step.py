@@ -12,15 +12,25 @@ both compute under autocast.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.training.losses import PretrainLoss
 from models.training.parallelize import Processes, balance_experts, clip_gradients, sync_gradients
 from models.training.pretrain_config import PretrainConfig
 from models.training.working_copies import WorkingCopies
+
+# On CUDA the first of these that takes the shapes. cuDNN is the fastest on Hopper (benchmarks/training/step_speed.md).
+ATTENTION = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 class TrainingStep:
@@ -46,16 +56,17 @@ class TrainingStep:
         targets: how many the global batch has.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        numbers = []
-        for i, batch in enumerate(parts):
-            sync_gradients(self.loss, i == len(parts) - 1)
-            if self.working:
-                value, levels = self.working(batch, targets)
-            else:
-                with torch.autocast(self.processes.device.partition(":")[0], torch.bfloat16, enabled=self.bf16):
-                    value, levels = self.loss(batch, targets)
-            value.backward()
-            numbers.append(torch.cat([value.detach()[None], levels]))
+        kind, numbers = self.processes.device.partition(":")[0], []
+        with sdpa_kernel(ATTENTION, set_priority=True) if kind == "cuda" else contextlib.nullcontext():
+            for i, batch in enumerate(parts):
+                sync_gradients(self.loss, i == len(parts) - 1)
+                if self.working:
+                    value, levels = self.working(batch, targets)
+                else:
+                    with torch.autocast(kind, torch.bfloat16, enabled=self.bf16):
+                        value, levels = self.loss(batch, targets)
+                value.backward()
+                numbers.append(torch.cat([value.detach()[None], levels]))
         return self.processes.total(torch.stack(numbers).sum(0)).tolist()
 
     def clip(self) -> float:

@@ -13,8 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.onerec.model import OneRec
 from models.training.checkpoint import Tokenizer
-from models.training.data import TrainingSet, UserDays, batches_in, keep_pathways
+from models.training.data import PATHWAYS, TrainingSet, UserDays, batches_in, keep_pathways
+from models.training.losses import PretrainLoss
+from models.training.meter import counts_of
 from models.training.prefetch import Prefetcher
 from models.training.row_groups import Index
 from models.training.stream import DAY_S, Recency, Stream
@@ -174,3 +177,21 @@ def test_the_loader_keeps_order_counts_waiting_and_raises_what_its_thread_met():
     with Prefetcher(slow(1000)) as loader:  # left early, with a full queue
         next(iter(loader))
     assert not any(t.name == "batches" for t in threading.enumerate())
+
+
+def test_rows_of_one_length_come_without_masks_and_count_and_learn_the_same(parts):
+    """A batch of one row has histories of one length: nothing may depend on whether masks are there."""
+    _, tok, config, _ = parts
+    model = OneRec(config, torch.from_numpy(tok.sid_NL))
+    loss, bare, masked = PretrainLoss(model, 1.0), 0, 0
+    for batch in _stream(parts, batch_size=1, epochs=1).batches():
+        assert not {f"{name}_mask" for name in PATHWAYS} & batch.keys()
+        full = {f"{name}_mask": torch.ones(batch[name].shape[:2], dtype=torch.bool) for name in PATHWAYS}
+        assert torch.equal(counts_of(batch), counts_of(batch | full))
+        targets = batch["target_mask"].sum()
+        values = [loss(b, targets)[0] for b in (batch, batch | full)]
+        torch.testing.assert_close(*values, rtol=1e-5, atol=1e-6)
+        bare += 1
+    for batch in _stream(parts, batch_size=5, epochs=1).batches():
+        masked += "short_mask" in batch
+    assert bare > 10 and masked > 2
