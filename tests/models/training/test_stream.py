@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from models.onerec.model import OneRec
 from models.training.checkpoint import Tokenizer
-from models.training.data import PATHWAYS, TrainingSet, UserDays, batches_in, keep_pathways
+from models.training.data import PATHWAYS, TrainingSet, UserDays, batches_in, keep_pathways, without_full_masks
 from models.training.losses import PretrainLoss
 from models.training.meter import counts_of
 from models.training.prefetch import Prefetcher
@@ -113,7 +113,7 @@ def test_one_pool_gives_the_batches_of_the_whole_set(parts, world):
     expected = [whole.batch(b, 4) for b in whole.batches(rows, 5, seed=7)]
     got = list(_stream(parts, epochs=2, pool_rows=10_000).batches())[: len(expected)]
     for a, b in zip(got, expected, strict=True):
-        assert _same({k: v for k, v in a.items() if k != "weight"}, b)
+        assert _same({k: v for k, v in a.items() if k != "weight"}, without_full_masks(b))
 
 
 def test_weights_halve_by_age_and_are_one_on_average_over_targets(parts, world):
