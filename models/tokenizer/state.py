@@ -20,8 +20,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from models.tokenizer import rq_kmeans
+from models.tokenizer.sid_table import LEVEL_COLUMNS
 from models.tokenizer.trie import Trie
-from models.training.checkpoint import LEVEL_COLUMNS
 
 LEVELS = len(LEVEL_COLUMNS)
 MIN_CODEBOOK, MAX_CODEBOOK = 16, 8192

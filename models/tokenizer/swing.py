@@ -126,9 +126,10 @@ class _Task:
     def load(cls, folder: str, config: SwingConfig) -> _Task:
         """What `save` wrote, mapped and not read: processes share the pages."""
         fields = ("data", "indices", "indptr", "weight", "anchor_user", "starts", "names")
-        data, indices, indptr, *rest = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in fields)
-        shape = (len(indptr) - 1, len(rest[-1]))
-        return cls(sp.csr_matrix((data, indices, indptr), shape=shape, copy=False), *rest, config)
+        of = {name: np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in fields}
+        shape = (len(of["indptr"]) - 1, len(of["names"]))
+        baskets = sp.csr_matrix((of["data"], of["indices"], of["indptr"]), shape=shape, copy=False)
+        return cls(baskets, of["weight"], of["anchor_user"], of["starts"], of["names"], config)
 
 
 _task: _Task | None = None

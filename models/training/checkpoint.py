@@ -7,7 +7,6 @@ SID table they were trained with by its digest: codes mean nothing to a model of
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,10 @@ from models.onerec.config import OneRecConfig
 from models.onerec.features import Catalogue
 from models.onerec.model import OneRec
 from models.tokenizer.carry import CARRY, Carry, carry_code_embeddings
+from models.tokenizer.sid_table import LEVEL_COLUMNS, sid_digest
 from models.tokenizer.trie import Trie
 from models.training.shards import fill, whole
 
-LEVEL_COLUMNS = ("c0", "c1", "c2")
 # Tensors with one row an item: they grow when the catalogue does. Value: rows behind the items (the unknown item's).
 ITEM_TABLES = {"item_residual.weight": 1, "item_bias_N": 0, "item_category_N": 1}
 SID_DIGEST = "sid_sha256"  # key of the safetensors metadata
@@ -60,11 +59,6 @@ class Tokenizer:
         with safe_open(weights, "pt") as file:
             trained = (file.metadata() or {}).get(SID_DIGEST)
         return self.carry if self.carry is not None and trained == self.carry.parent else None
-
-
-def sid_digest(sid_NL: np.ndarray) -> str:
-    """sha256 of the rows of a SID table, as int64."""
-    return hashlib.sha256(np.ascontiguousarray(sid_NL, dtype=np.int64).tobytes()).hexdigest()
 
 
 def save_weights(model: torch.nn.Module, path: Path, *, write: bool = True) -> None:
