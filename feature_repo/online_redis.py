@@ -42,6 +42,11 @@ class RedisRowOnlineStoreConfig(FeastConfigBaseModel):
 
 
 class RedisRowOnlineStore(RowOnlineStore):
+    """One hash an entity: a field a view, and `ts:<view>` with its time stamp in ms. The rule runs in the server, in Lua.
+
+    Writes wait for a master that fails over; reads do not.
+    """
+
     def __init__(self) -> None:
         self._feast = RedisOnlineStore()  # it knows every way to connect
 
