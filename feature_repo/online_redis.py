@@ -42,7 +42,7 @@ class RedisRowOnlineStoreConfig(FeastConfigBaseModel):
 
 
 class RedisRowOnlineStore(RowOnlineStore):
-    """One hash an entity: a field a view, and `ts:<view>` with its time stamp in ms. The rule runs in the server, in Lua.
+    """One hash an entity: a field a view, and `ts:<view>` with its time stamp in ms; the rule is Lua in the server.
 
     Writes wait for a master that fails over; reads do not.
     """
