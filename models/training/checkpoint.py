@@ -132,7 +132,7 @@ def restore(
     state = load_weights(weights, tokenizer, config.items)
     config = dataclasses.replace(config, items=items, codebook_size=tokenizer.codebook_size)
     model = build(config, torch.from_numpy(tokenizer.sid_NL))
-    state["sid_NL"] = model.sid_NL
+    state["sid_NL"] = model.get_buffer("sid_NL")
     model.load_state_dict(state)
     return model
 
