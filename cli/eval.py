@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cli.options import add_workspace, command, workspace
 from kfp_components.workspace import Workspace
-from releases.channels import CHANNELS, read_channel
+from releases.channels import CHANNELS, channel_in_use
 from releases.manifest import load_release
 from releases.stores import open_store
 
@@ -46,10 +46,7 @@ def run(args: argparse.Namespace) -> None:
     store = open_store(w.store, source=w.source)
     release_id = args.release
     if args.release in CHANNELS:
-        channel = read_channel(store, args.release)
-        if channel is None:
-            raise ValueError(f"channel {args.release} names no release; promote one: onerec release promote RELEASE")
-        release_id = channel.release_id
+        release_id = channel_in_use(store, args.release).release_id
     folder, manifest = load_release(store, release_id)
     report = evaluate_release(
         release=folder,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cli.options import add_workspace, command, workspace
 from cli.summary import title
-from releases.channels import CHANNELS, read_channel
+from releases.channels import CHANNELS, channel_in_use
 from releases.manifest import load_release
 from releases.stores import open_store
 
@@ -43,11 +43,7 @@ def run(args: argparse.Namespace) -> None:
         if not url:
             from serving.triton_server import TritonServer
 
-            channel = read_channel(store, args.channel)
-            if channel is None:
-                raise ValueError(
-                    f"channel {args.channel} names no release; promote one: onerec release promote RELEASE"
-                )
+            channel = channel_in_use(store, args.channel)
             folder, _ = load_release(store, channel.release_id)
             print(f"starting Triton on {channel.release_id} (use --url to ask a running server)")
             server = TritonServer(

@@ -78,26 +78,9 @@ USERS = pa.schema([pa.field("user_id", pa.int64(), nullable=False)])
 """The least a users table holds. Each further column is a static category: a string or an int, null = missing."""
 
 
-def label_mask(prefix: str = "") -> str:
-    """SQL for the int mask whose bit i says that LABELS[i] is 1. `prefix` goes before each column, e.g. "i."."""
-    return (
-        "CAST(" + " + ".join(f"CASE WHEN {prefix}{c} = 1 THEN {1 << i} ELSE 0 END" for i, c in _bits()) + " AS BIGINT)"
-    )
-
-
-def label_known_mask(prefix: str = "") -> str:
-    """SQL for the int mask whose bit i says that LABELS[i] was observed (is not null)."""
-    parts = (f"CASE WHEN {prefix}{c} IS NOT NULL THEN {1 << i} ELSE 0 END" for i, c in _bits())
-    return "CAST(" + " + ".join(parts) + " AS BIGINT)"
-
-
 def positive(prefix: str = "") -> str:
     """SQL condition: the impression is a positive. Never null, so that it can be negated."""
     return "(" + " OR ".join(f"COALESCE({prefix}{name}, 0) = 1" for name in POSITIVE_LABELS) + ")"
-
-
-def _bits() -> list[tuple[int, str]]:
-    return list(enumerate(LABELS))
 
 
 def identifier(name: str) -> str:

@@ -47,6 +47,11 @@ class Lake:
     def write(
         self, known: list[date], wanted: list[date], following: list[date], bootstrap: bool
     ) -> dict[str, dict[str, Any]]:
+        """Write the partitions of the `wanted` days and of those `following` that are there; what each table counts.
+
+        known: all log days of the source; bootstrap: also write the history before the first. Raises DataError for
+        what breaks the contract; nothing is written then.
+        """
         con, day = self.con, self.day
         gone = Tombstones.read(self.lake.parent)
         items = cleaning.split_entities(con, self.adapter.items(con, day), "items", "item_id")

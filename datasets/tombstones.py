@@ -51,6 +51,7 @@ class Tombstones:
         return dataclasses.replace(made, hashes={**new, **self.hashes})
 
     def write(self, base: Path) -> None:
+        """Write the file below `base`; a reader sees the old or the new one."""
         file = base / FILE
         file.parent.mkdir(parents=True, exist_ok=True)
         staged = file.with_name(f".{file.name}.tmp")

@@ -44,6 +44,8 @@ class AsofDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
 
 
 class AsofDuckDBOfflineStore(DuckDBOfflineStore):
+    """Point-in-time joins by DuckDB's ASOF JOIN over keys; the lists are read for the rows that won."""
+
     @staticmethod
     def get_historical_features(
         config: RepoConfig,

@@ -8,6 +8,7 @@ All views of many users are one round trip.
 from __future__ import annotations
 
 import contextlib
+import functools
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -42,6 +43,11 @@ class RedisRowOnlineStoreConfig(FeastConfigBaseModel):
 
 
 class RedisRowOnlineStore(RowOnlineStore):
+    """One hash an entity: a field a view, and `ts:<view>` with its time stamp in ms; the rule is Lua in the server.
+
+    Writes wait for a master that fails over; reads do not.
+    """
+
     def __init__(self) -> None:
         self._feast = RedisOnlineStore()  # it knows every way to connect
 
@@ -59,7 +65,7 @@ class RedisRowOnlineStore(RowOnlineStore):
         retry = Retry(ExponentialBackoff(cap=5, base=0.25), WRITE_RETRIES)
         for at in range(0, len(rows), PIPELINE):
             some = rows[at : at + PIPELINE]
-            retry.call_with_retry(lambda some=some: put(some), lambda _: None, is_retryable=_may_pass)
+            retry.call_with_retry(functools.partial(put, some), lambda _: None, is_retryable=_may_pass)
 
     def get_rows(self, config: RepoConfig, views: Sequence[str], keys: Sequence[bytes]) -> list[list[bytes | None]]:
         with self._client(config).pipeline(transaction=False) as pipe:

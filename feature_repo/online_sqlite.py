@@ -32,6 +32,8 @@ class SqliteRowOnlineStoreConfig(FeastConfigBaseModel):
 
 
 class SqliteRowOnlineStore(RowOnlineStore):
+    """One table a view (entity_key, event_ms, row) in one file, one connection a thread, one writer at a time."""
+
     def __init__(self) -> None:
         self._local = threading.local()
 

@@ -12,7 +12,7 @@ import dataclasses
 import datetime as dt
 import json
 
-from releases.manifest import canonical_json, check_release_id, load_release
+from releases.manifest import canonical_json, check_release_id, load_release, released
 from releases.object_store import ConflictError, ObjectStore, StoreError, digest_bytes
 from releases.removal import being_removed
 
@@ -34,6 +34,14 @@ def read_channel(store: ObjectStore, name: str) -> Channel | None:
     """Where a channel points, None when it was never moved. ValueError for an unknown name or an unreadable pointer."""
     data = store.get(_key(name))
     return None if data is None else _parse(name, data)
+
+
+def channel_in_use(store: ObjectStore, name: str) -> Channel:
+    """As `read_channel`, for whoever needs a release: ValueError with the mend when the channel was never moved."""
+    if (channel := read_channel(store, name)) is None:
+        mend = "promote one: onerec release promote RELEASE" if released(store) else "make one: onerec daily"
+        raise ValueError(f"channel {name} names no release; {mend}")
+    return channel
 
 
 def move_channel(store: ObjectStore, name: str, to: str, expect: str | None, reason: str = "moved") -> Channel:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import json
 
 from releases.channels import CHANNELS, read_channel
 from releases.manifest import MANIFEST, Manifest, canonical_json, released
@@ -121,9 +120,3 @@ def _named(store: ObjectStore, keep: Keep) -> set[str]:
         if channel := read_channel(store, name):
             named |= {channel.release_id, *channel.previous[-keep.rollbacks :]}
     return named
-
-
-def removed(store: ObjectStore) -> dict[str, str]:
-    """Releases that a collection removed -> when (for `release show` of one that is gone)."""
-    marks = {name.removesuffix(".json"): json.loads(store.get(f"gc/{name}") or b"{}") for name in store.children("gc")}
-    return {release_id: m["at"] for release_id, m in marks.items() if m.get("state") == "removed"}

@@ -12,6 +12,7 @@ from releases.collect import lineage
 from releases.gates import METRIC, read_decision
 from releases.manifest import MANIFEST, Manifest, check_release_id, released
 from releases.object_store import ObjectStore
+from releases.removal import removed_at
 from releases.rollout import read as read_rollout
 from releases.signing import signature_name, verify_signature
 
@@ -20,7 +21,10 @@ def read_manifest(store: ObjectStore, release_id: str) -> Manifest:
     """The manifest without reading the files; ValueError when there is no such release."""
     data = store.get(f"releases/{check_release_id(release_id)}/{MANIFEST}")
     if data is None:
-        raise ValueError(f"there is no release {release_id} in this store; see `onerec release list`")
+        what = f"there is no release {release_id} in this store"
+        if gone := removed_at(store, release_id):
+            what = f"garbage collection removed release {release_id} from this store at {gone}"
+        raise ValueError(f"{what}; see `onerec release list`")
     return Manifest.from_bytes(data, f"release {release_id}")
 
 

@@ -23,8 +23,18 @@ def mark(store: ObjectStore, release_id: str, state: str) -> None:
 
 def being_removed(store: ObjectStore, release_id: str) -> bool:
     """Has a collection announced that this release goes?"""
+    return _mark(store, release_id).get("state") == "removing"
+
+
+def removed_at(store: ObjectStore, release_id: str) -> str | None:
+    """When a collection removed this release (ISO, UTC); None when none did."""
+    found = _mark(store, release_id)
+    return found["at"] if found.get("state") == "removed" else None
+
+
+def _mark(store: ObjectStore, release_id: str) -> dict[str, str]:
     data = store.get(_key(release_id))
-    return data is not None and json.loads(data)["state"] == "removing"
+    return {} if data is None else json.loads(data)
 
 
 def _key(release_id: str) -> str:

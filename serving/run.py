@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from releases.channels import read_channel
+from releases.channels import channel_in_use
 from releases.manifest import load_release
 from releases.stores import open_store
 from serving.config import Rollout, ServingConfig
@@ -62,8 +62,7 @@ def serve(args: argparse.Namespace) -> None:
     if (args.tls_cert is None) != (args.tls_key is None):
         raise ValueError("give --tls-cert and --tls-key together")
     store = open_store(args.store, source=args.source or args.store.resolve().parent.name)
-    if (channel := read_channel(store, "production")) is None:
-        raise ValueError("channel production names no release; promote one: onerec release promote RELEASE")
+    channel = channel_in_use(store, "production")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server = TritonServer(
         release=load_release(store, channel.release_id)[0],

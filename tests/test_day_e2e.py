@@ -283,8 +283,9 @@ def test_the_release_dag_lets_the_candidate_meet_traffic(root, workspace, ids, t
 
 
 def documented() -> list[str]:
-    """Every line in the `sh` blocks of the README and the runbooks, but a cluster's (tests/k8s) and placeholders."""
-    pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs" / "runbooks").glob("*.md"))]
+    """Every line in the `sh` blocks of README, own_logs and runbooks, but a cluster's (tests/k8s) and placeholders."""
+    pages = [REPOSITORY / "README.md", REPOSITORY / "docs" / "own_logs.md"]
+    pages += sorted((REPOSITORY / "docs" / "runbooks").glob("*.md"))
     blocks = [b for page in pages for b in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)]
     lines = dict.fromkeys(line for block in blocks for line in block.splitlines() if line)
     return [line for line in lines if not line.startswith(("kubectl", "helm")) and not NO_EXAMPLE.search(line)]

@@ -10,6 +10,8 @@ from typing import Any
 from kfp_components.context import Run
 from kfp_components.step import Outcome
 
+ROOMS = ("feature_repo", "datasets/contract.py", "datasets/partitions.py")
+
 
 def run(run: Run, *, features: Outcome) -> Outcome:
     """Writes materialize.json (the interval and the feature tables behind it)."""
@@ -30,4 +32,4 @@ def run(run: Run, *, features: Outcome) -> Outcome:
         (out / "materialize.json").write_text(json.dumps(kept, indent=1) + "\n")
         return dict(found or {})
 
-    return run.step("materialize", inputs=[features], rooms=("feature_repo",), body=body, state=[w.feature_store])
+    return run.step("materialize", inputs=[features], rooms=ROOMS, body=body, state=[w.feature_store])

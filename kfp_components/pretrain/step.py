@@ -21,6 +21,7 @@ from kfp_components.train_job.launch import Launch, launch
 
 ROOMS = (
     "models/onerec",
+    "models/tokenizer/sid_table.py",
     "models/tokenizer/trie.py",
     "models/tokenizer/carry.py",
     "models/tokenizer/unique.py",

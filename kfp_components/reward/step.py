@@ -33,6 +33,7 @@ def run(run: Run, *, features: Outcome, tokenizer: Outcome) -> Outcome:
         rooms=(
             "models/reward",
             "models/onerec",
+            "models/tokenizer/sid_table.py",
             "models/tokenizer/trie.py",
             "models/tokenizer/carry.py",
             "models/tokenizer/unique.py",

@@ -14,6 +14,7 @@ from releases.manifest import load_release
 
 USERS, ITEMS_A_USER = 10, 10
 FILE = "recommendations.json"
+ROOMS = ("serving", "models", "feature_repo", "datasets/contract.py", "datasets/partitions.py")
 
 
 def run(run: Run, *, release: Outcome, features: Outcome, online: Outcome) -> Outcome:
@@ -40,8 +41,6 @@ def run(run: Run, *, release: Outcome, features: Outcome, online: Outcome) -> Ou
         (out / FILE).write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
         return found
 
-    outcome = run.step(
-        "serve", inputs=[release, features, online], rooms=("serving", "models/inference.py", "feature_repo"), body=body
-    )
+    outcome = run.step("serve", inputs=[release, features, online], rooms=ROOMS, body=body)
     put_file(outcome.path / FILE, w.run_dir(run.day) / FILE)
     return outcome

@@ -53,6 +53,7 @@ class TrainJob:
         return max(1, self.gpus)
 
     def manifest(self) -> dict[str, Any]:
+        """The TrainJob as Kubernetes' API takes it."""
         resources = {"cpu": self.cpus, "memory": self.memory} | (
             {"nvidia.com/gpu": str(self.gpus)} if self.gpus else {}
         )

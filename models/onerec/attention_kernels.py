@@ -21,7 +21,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_QUERIES, HEAD_WIDTHS = 128, (16, 32, 64, 128)
 FORWARD = {"KEYS": 128, "num_warps": 8, "num_stages": 3}  # the fastest shapes in benchmarks/training/step_speed.md
 BACKWARD = {"KEYS": 64, "num_warps": 8, "num_stages": 3}
 FEW = {"KEYS": 64, "num_warps": 4, "num_stages": 2}  # of up to 32 queries, both ways

@@ -49,6 +49,7 @@ class EventEmbedding(nn.Module):
         self.width = config.d_model + config.author_dim + 5 * f
 
     def forward(self, events_E7: Tensor, item_vector: ItemVector, item_lookups: ItemLookups) -> Tensor:
+        """[E, 7] integers of `features.encode_events` -> [E, F]; both item arguments give the same vector."""
         item, *rest = events_E7.unbind(-1)
         tables = [self.author, self.tag, self.gap, self.play, self.duration, self.label]
         if event_kernels_run([*item_lookups.tables, *tables]):

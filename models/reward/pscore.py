@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from models.onerec.config import read_fields
 from models.onerec.features import GAP_BUCKETS, LABEL_STATES, LABELS, PLAY_BUCKETS
 from models.reward.search import GAP, ExactSearch, SoftSearch, hard_search, long_history, top_relevant
-from models.training.checkpoint import Tokenizer, load_weights, save_weights
+from models.training.checkpoint import Tokenizer, restore, save_weights
 
 SEARCHES = ("hard", "soft")
 
@@ -166,16 +166,4 @@ class PScore(nn.Module):
         Raises ValueError for a configuration of another version and for a tokenizer it was not trained with.
         """
         config = PScoreConfig(**read_fields(directory / "config.json", PScoreConfig))
-        items = len(tokenizer.catalogue)
-        carried = tokenizer.carries(directory / "reward.safetensors") is not None
-        if (config.codebook_size != tokenizer.codebook_size and not carried) or items < config.items:
-            raise ValueError(
-                f"{directory} belongs to another tokenizer: the reward model was trained on {config.items} items x "
-                f"{config.codebook_size} codes, this one has {items} x {tokenizer.codebook_size}; load one release"
-            )
-        state = load_weights(directory / "reward.safetensors", tokenizer, config.items)
-        config = dataclasses.replace(config, items=items, codebook_size=tokenizer.codebook_size)
-        model = cls(config, torch.from_numpy(tokenizer.sid_NL))
-        state["sid_NL"] = model.sid_NL
-        model.load_state_dict(state)
-        return model
+        return restore(directory / "reward.safetensors", config, tokenizer, cls)

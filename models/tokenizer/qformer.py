@@ -62,6 +62,7 @@ class QFormerLayer(nn.Module):
         self.up, self.down = nn.Linear(D, config.ffn * D), nn.Linear(config.ffn * D, D)
 
     def forward(self, query_BQD: Tensor, tokens_BND: Tensor, mask_BN: Tensor) -> Tensor:
+        """Queries that have read the tokens whose mask is True: [B, Q, D]. Each item needs one such token at least."""
         B, Q, D = query_BQD.shape
         q = self._split(self.q(self.norm_q(query_BQD)))
         k, v = (self._split(x) for x in self.kv(tokens_BND).chunk(2, -1))

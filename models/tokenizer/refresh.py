@@ -28,9 +28,9 @@ from models.tokenizer.items_table import read_digests, read_positives, read_rows
 from models.tokenizer.matching import align, keep_labels
 from models.tokenizer.refresh_report import measure
 from models.tokenizer.representation import named_config, represent
+from models.tokenizer.sid_table import sid_digest
 from models.tokenizer.state import LEVELS, TokenizerState, codebook_size_for, decode, encode, errors
 from models.tokenizer.unique import unique_codes
-from models.training.checkpoint import sid_digest
 
 HELD_OUT = 0.05  # share of the items kept out of a fit to measure drift by,
 MIN_TO_HOLD = 1000  # but none of a smaller catalogue

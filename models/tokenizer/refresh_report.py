@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from models.tokenizer import metrics
 from models.tokenizer.items_table import content_of, read_positives, read_rows
+from models.tokenizer.sid_table import LEVEL_COLUMNS
 from models.tokenizer.state import LEVELS, TokenizerState, decode
-from models.training.checkpoint import LEVEL_COLUMNS
 
 SHOWN = 20_000  # items that the code tree and the neighbour quality look at
 

@@ -20,8 +20,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from models.tokenizer import rq_kmeans
+from models.tokenizer.sid_table import LEVEL_COLUMNS
 from models.tokenizer.trie import Trie
-from models.training.checkpoint import LEVEL_COLUMNS
 
 LEVELS = len(LEVEL_COLUMNS)
 MIN_CODEBOOK, MAX_CODEBOOK = 16, 8192
@@ -41,6 +41,7 @@ class TokenizerState:
 
     @classmethod
     def load(cls, directory: Path) -> TokenizerState:
+        """Read a tokenizer folder. Raises ValueError for one that an earlier version wrote."""
         tensors = load_file(directory / "codebooks.safetensors")
         books = [tensors.pop(f"codebook_{i}") for i in range(LEVELS)]
         table = pq.read_table(directory / "sid_table.parquet")
@@ -59,6 +60,7 @@ class TokenizerState:
         )
 
     def save(self, out: Path, seed: int) -> None:
+        """Write sid_table.parquet, codebooks.safetensors, trie.safetensors and tokenizer.json into `out`."""
         size = len(self.books[0])
         columns = {c: pa.array(self.codes[:, i], pa.int32()) for i, c in enumerate(LEVEL_COLUMNS)}
         columns |= {"content": pa.array(self.content, pa.uint64())}

@@ -151,6 +151,7 @@ class Trie:
         return len(self.key) if level == self.levels - 1 else len(self.code[level])
 
     def save(self, path: Path) -> None:
+        """Write one safetensors file, the same bytes for the same trie."""
         tensors = {f"first_{i}": f for i, f in enumerate(self.first)} | {
             f"code_{i}": c for i, c in enumerate(self.code)
         }

@@ -7,8 +7,9 @@ SID table they were trained with by its digest: codes mean nothing to a model of
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,14 +22,16 @@ from models.onerec.config import OneRecConfig
 from models.onerec.features import Catalogue
 from models.onerec.model import OneRec
 from models.tokenizer.carry import CARRY, Carry, carry_code_embeddings
+from models.tokenizer.sid_table import LEVEL_COLUMNS, sid_digest
 from models.tokenizer.trie import Trie
 from models.training.shards import fill, whole
 
-LEVEL_COLUMNS = ("c0", "c1", "c2")
 # Tensors with one row an item: they grow when the catalogue does. Value: rows behind the items (the unknown item's).
 ITEM_TABLES = {"item_residual.weight": 1, "item_bias_N": 0, "item_category_N": 1}
 SID_DIGEST = "sid_sha256"  # key of the safetensors metadata
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+Config = TypeVar("Config", bound=Any)
+Restored = TypeVar("Restored", bound=torch.nn.Module)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +63,6 @@ class Tokenizer:
         with safe_open(weights, "pt") as file:
             trained = (file.metadata() or {}).get(SID_DIGEST)
         return self.carry if self.carry is not None and trained == self.carry.parent else None
-
-
-def sid_digest(sid_NL: np.ndarray) -> str:
-    """sha256 of the rows of a SID table, as int64."""
-    return hashlib.sha256(np.ascontiguousarray(sid_NL, dtype=np.int64).tobytes()).hexdigest()
 
 
 def save_weights(model: torch.nn.Module, path: Path, *, write: bool = True) -> None:
@@ -112,22 +110,29 @@ def save_model(model: OneRec, out: Path, *, write: bool = True) -> None:
 
 
 def load_model(directory: Path, tokenizer: Tokenizer) -> OneRec:
-    """The model of a directory for this tokenizer; items added since it was trained get zero residuals.
+    """The model of a directory for this tokenizer. Raises ValueError as `restore` does: such a pair is never mixed."""
+    return restore(directory / "model.safetensors", OneRecConfig.load(directory / "config.json"), tokenizer, OneRec)
 
-    Raises ValueError when codebooks or SID tables differ or the tokenizer has lost items: such a pair is never mixed.
+
+def restore(
+    weights: Path, config: Config, tokenizer: Tokenizer, build: Callable[[Config, Tensor], Restored]
+) -> Restored:
+    """`build(config, sid_NL)` with these weights; items added since they were trained get zero residuals.
+
+    config has the fields `items` and `codebook_size`, which are the tokenizer's in what is built. Raises ValueError
+    when codebooks or SID tables differ, or the tokenizer has lost items.
     """
-    config = OneRecConfig.load(directory / "config.json")
     items = len(tokenizer.catalogue)
-    carried = tokenizer.carries(directory / "model.safetensors") is not None
+    carried = tokenizer.carries(weights) is not None
     if (config.codebook_size != tokenizer.codebook_size and not carried) or items < config.items:
         raise ValueError(
-            f"{directory}: model was trained on {config.items} items x {config.codebook_size} codes, the tokenizer has "
-            f"{items} x {tokenizer.codebook_size}; load the tokenizer of the same release"
+            f"{weights} belongs to another tokenizer: it was trained on {config.items} items x {config.codebook_size} "
+            f"codes, the tokenizer has {items} x {tokenizer.codebook_size}; load both from the same release"
         )
-    state = load_weights(directory / "model.safetensors", tokenizer, config.items)
+    state = load_weights(weights, tokenizer, config.items)
     config = dataclasses.replace(config, items=items, codebook_size=tokenizer.codebook_size)
-    model = OneRec(config, torch.from_numpy(tokenizer.sid_NL))
-    state["sid_NL"] = model.sid_NL
+    model = build(config, torch.from_numpy(tokenizer.sid_NL))
+    state["sid_NL"] = model.get_buffer("sid_NL")
     model.load_state_dict(state)
     return model
 

@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.onerec.config import OneRecConfig
-from models.training.checkpoint import Tokenizer, sid_digest
+from models.tokenizer.sid_table import sid_digest
+from models.training.checkpoint import Tokenizer
 from models.training.pretrain_config import PretrainConfig
 from models.training.row_groups import Index
 from models.training.shards import rows_of

@@ -96,6 +96,7 @@ class Program:
         return sum(g.captures for g in self.graphs.values())
 
     def describe(self) -> dict[str, object]:
+        """What is loaded and why, for the server's log and its tests: exported or eager, device, limits, graphs."""
         frozen = bool(self.graphs) and all(g.frozen for g in self.graphs.values())
         return {
             "kind": self.kind,

@@ -54,7 +54,7 @@ def test_the_servers_ask_the_store_that_is_set(tmp_path: Path, monkeypatch, caps
     options = [f"--{name}={tmp_path}" for name in ("features", "feature-store", "log")]
     for more in ([], ["--source=shop"]):
         assert serving_run.main([f"--store={folder}", *options, *more]) == 1
-    assert "names no release" in capsys.readouterr().err
+    assert "names no release; make one: onerec daily" in capsys.readouterr().err
     assert cli.local.production(tmp_path) is None
     assert asked == [(folder, "logs"), (folder, "shop"), (folder, "logs")]
 

@@ -12,7 +12,7 @@ import pytest
 from zoo import DAY, TABLES, Workspace
 
 from datasets.cleaning import day_bounds
-from datasets.contract import EVENT_FIELDS, label_mask, positive
+from datasets.contract import EVENT_FIELDS, LABELS, positive
 from datasets.ingest import ingest
 from datasets.partitions import PART, partition_days, partition_path, write_partition
 from datasets.simulator import TIMEZONE, simulate
@@ -54,12 +54,13 @@ def write_pathways(lake: Path, features: Path, day: date) -> None:
     days = [d for d in partition_days(lake / "impressions") if d <= day]
     items, users = (lake / name / f"dt={DAY}" / PART for name in ("items", "users"))
     end = day_bounds(day, TIMEZONE)[1]
+    mask = " + ".join(f"CASE WHEN i.{name} = 1 THEN {1 << bit} ELSE 0 END" for bit, name in enumerate(LABELS))
     with duckdb.connect() as con:
         con.execute("SET TimeZone = 'UTC'")
         con.execute(
             f"""CREATE TABLE events AS SELECT i.user_id, i.item_id, k.author_id, coalesce(k.tags[1], -1) AS tag,
             epoch_ms(event_time) AS ms, epoch_ms(event_time) // 1000 AS time_s, coalesce(play_time_ms, -1) AS play_ms,
-            coalesce(i.duration_ms, -1) AS duration_ms, {label_mask("i.")} AS label, {positive("i.")} AS positive
+            coalesce(i.duration_ms, -1) AS duration_ms, CAST({mask} AS BIGINT) AS label, {positive("i.")} AS positive
             FROM read_parquet({[str(partition_path(lake / "impressions", d) / PART) for d in days]}) i
             JOIN read_parquet('{items}') k ON i.item_id = k.item_id"""
         )

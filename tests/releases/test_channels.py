@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from releases.channels import move_channel, promote, read_channel, rollback
+from releases.channels import channel_in_use, move_channel, promote, read_channel, rollback
 from releases.object_store import ConflictError, DirectoryStore, digest_bytes
 from tests.releases.conftest import publish_small, write_files
 
@@ -32,6 +32,16 @@ def test_promote_and_rollback_walk_the_stack(store, releases):
     assert channel.previous == []
     assert [h["release_id"] for h in channel.history] == [*releases, releases[1], releases[0]]
     assert read_channel(store, "candidate") is None
+
+
+def test_who_needs_a_release_is_told_how_to_get_one(store, tmp_path):
+    with pytest.raises(ValueError, match="production names no release; make one: onerec daily"):
+        channel_in_use(store, "production")
+    release_id = publish_small(store, write_files(tmp_path / "r", 1))
+    with pytest.raises(ValueError, match="candidate names no release; promote one"):
+        channel_in_use(store, "candidate")
+    promote(store, release_id)
+    assert channel_in_use(store, "production").release_id == release_id
 
 
 def test_a_stale_expectation_moves_nothing(store, releases):

@@ -8,9 +8,10 @@ import pytest
 
 from cli.main import main
 from releases.channels import promote, read_channel
-from releases.collect import Keep, collect, plan, removed
+from releases.collect import Keep, collect, plan
+from releases.describe import read_manifest
 from releases.object_store import ConflictError, StoreError
-from releases.removal import mark
+from releases.removal import mark, removed_at
 from tests.releases.conftest import publish_small, write_files
 
 LATER = dt.datetime.now(dt.UTC) + dt.timedelta(days=2)
@@ -47,7 +48,10 @@ def test_nothing_goes_without_the_plan_that_was_shown(store, releases):
     assert store.children("releases") == releases
     assert collect(store, plan(store, keep, LATER).token, keep, LATER) == releases[1:4]
     assert store.children("releases") == [releases[0], *releases[4:]]
-    assert sorted(removed(store)) == releases[1:4]
+    gone = [removed_at(store, release_id) is not None for release_id in releases[:5]]
+    assert gone == [False, True, True, True, False]
+    with pytest.raises(ValueError, match=f"removed release {releases[1]} from this store at 20"):
+        read_manifest(store, releases[1])
 
 
 def test_a_promotion_and_a_removal_at_one_time_never_leave_a_pointer_to_nothing(store, releases, monkeypatch):

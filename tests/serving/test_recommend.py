@@ -12,7 +12,7 @@ import pytest
 import torch
 import tritonclient.grpc as triton
 
-from models.inference import MAX_BEAM
+from models.onerec.ranking import MAX_BEAM
 from models.training.checkpoint import Tokenizer
 from serving.client import RecommendClient
 from serving.ports import free_ports

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from models.onerec.features import LABELS, Catalogue
 from models.reward.pscore import PScore
+from models.tokenizer.sid_table import sid_digest
 from models.tokenizer.trie import Trie
-from models.training.checkpoint import Tokenizer, sid_digest
+from models.training.checkpoint import Tokenizer
 from tests.models.reward.conftest import batch_of, pscore
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.onerec.features import Catalogue
+from models.tokenizer.sid_table import sid_digest
 from models.tokenizer.trie import Trie
 from models.training.checkpoint import (
     Tokenizer,
@@ -20,7 +21,6 @@ from models.training.checkpoint import (
     load_optimizer,
     save_model,
     save_optimizer,
-    sid_digest,
 )
 from models.training.losses import item_loss, ntp_loss
 from models.training.optimizer import make_optimizer
