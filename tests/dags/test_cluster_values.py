@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +49,23 @@ def test_the_executor_is_installed() -> None:
 def test_drivers_are_installed(module: str, why: str) -> None:
     assert not VALUES["postgresql"]["enabled"] and VALUES["config"]["metrics"]["statsd_on"] == "True"
     assert importlib.util.find_spec(module) is not None, why
+
+
+def test_the_image_holds_what_the_operators_submit_and_every_process_finds_them(tmp_path: Path) -> None:
+    """Laid out as the container file copies it: the triggerer imports triggers by name, without having parsed a DAG."""
+    text = (DAGS.parent / "k8s/images/orchestrate.Containerfile").read_text()
+    for source, target in re.findall(r"^COPY (\S+)/ /(opt/airflow/\S+)/$", text, re.MULTILINE):
+        shutil.copytree(DAGS.parent / source, tmp_path / target)
+    path = re.search(r"PYTHONPATH=/(\S+)", text)
+    assert path
+    code = (
+        "import alerts, operators.wait; from operators.kfp_run import KfpRunTrigger, package\n"
+        "names = ['features', 'tokenizer', 'training', 'gate', 'shadow', 'canary', 'promote', 'command']\n"
+        "print([n for n in names if not package(n).is_file()], package('imports').with_suffix('.json').is_file())"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "ONEREC_KFP_PACKAGES"} | {"PYTHONPATH": str(tmp_path / path[1])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "[] True", done.stderr
 
 
 def test_every_setting_is_one_that_airflow_knows() -> None:
