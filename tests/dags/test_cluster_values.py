@@ -5,6 +5,7 @@ Without these the image starts on nobody's machine: the local Airflow uses SQLit
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import importlib.util
 import os
@@ -19,6 +20,9 @@ import pytest
 import yaml
 from airflow.configuration import conf
 from conftest import DAGS
+from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import create_async_engine
 
 VALUES: dict[str, Any] = yaml.safe_load((DAGS.parent / "k8s/base/airflow/values.yaml").read_text())
 
@@ -41,7 +45,7 @@ def test_the_executor_is_installed() -> None:
     "module, why",
     [
         ("psycopg2", "the metadata data base is PostgreSQL"),
-        ("asyncpg", "the same, for the triggerer"),
+        ("psycopg", "the same, for what Airflow does asynchronously"),
         ("statsd", "metrics.statsd_on"),
         ("airflow.providers.amazon.aws.log.s3_task_handler", "logging.remote_base_log_folder"),
     ],
@@ -49,6 +53,26 @@ def test_the_executor_is_installed() -> None:
 def test_drivers_are_installed(module: str, why: str) -> None:
     assert not VALUES["postgresql"]["enabled"] and VALUES["config"]["metrics"]["statsd_on"] == "True"
     assert importlib.util.find_spec(module) is not None, why
+
+
+def test_both_addresses_of_the_data_base_are_ones_that_their_drivers_take() -> None:
+    """Nobody listens there: a driver that gets as far as being refused has understood the address."""
+    secrets = yaml.safe_load_all((DAGS.parent / "k8s/base/airflow/secrets.yaml").read_text())
+    (found,) = [s["spec"]["target"]["template"]["data"] for s in secrets if s["metadata"]["name"] == "airflow-metadata"]
+    assert {s["envName"]: s["secretKey"] for s in VALUES["secret"]} == {
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_ASYNC": "connection-async"
+    }
+    fill = {"{{ .username }}": "u", "{{ .password }}": "p", "{{ .host }}": "127.0.0.1:1"}
+    addresses = {name: re.sub(r"{{ \.\w+ }}", lambda m: fill[m[0]], text) for name, text in found.items()}
+    with pytest.raises(OperationalError, match="refused"):
+        create_engine(addresses["connection"]).connect()
+
+    async def connect() -> None:
+        async with create_async_engine(addresses["connection-async"]).connect():
+            pass
+
+    with pytest.raises(OperationalError, match="refused"):
+        asyncio.run(connect())
 
 
 def test_the_image_holds_what_the_operators_submit_and_every_process_finds_them(tmp_path: Path) -> None:
