@@ -9,6 +9,7 @@ Where `make up` runs an Airflow in this root, that one is used and left running.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import time
 import urllib.error
@@ -24,6 +25,7 @@ from cli.local import running
 from serving.ports import free_ports
 
 READY_S, POLL_S, TRIES = 240.0, 1.5, 20
+SILENT_S = 180.0  # without a heartbeat a scheduler has ended or hangs; it beats every 5 s, a busy machine delays that
 ENDED = ("success", "failed")
 
 
@@ -58,6 +60,17 @@ class Airflow:
                     return
             time.sleep(0.5)
         raise ValueError(f"Airflow did not come up; see {log}")
+
+    def check_heartbeat(self) -> None:
+        """ValueError when the scheduler is silent: `airflow standalone` goes on without one, and nothing would move."""
+        beat = self.call("GET", "/monitor/health")["scheduler"]["latest_scheduler_heartbeat"]
+        silent = (dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(beat)).total_seconds() if beat else SILENT_S
+        if silent >= SILENT_S:
+            first = "run" if self.process else "make down, make up, then run"
+            raise ValueError(
+                f"Airflow's scheduler ended or hangs: no heartbeat for {silent:.0f} s (its log says why);"
+                f" {first} the same command again, it goes on where it stopped"
+            )
 
     def runs(self, dag: str, days: list[str]) -> dict[str, tuple[str, str]]:
         """Day -> (run id, state) of the runs of these days."""
@@ -119,6 +132,7 @@ class Airflow:
         while True:
             if self.process is not None and self.process.poll() is not None:
                 raise ValueError("Airflow ended in the middle; run the same command again")
+            self.check_heartbeat()
             states = {dag: self.runs(dag, days) for dag, days in dags.items()}
             for dag, days in dags.items():
                 for day in days:

@@ -30,9 +30,12 @@ def deadline_missed(hours: float = 0.0, context: dict[str, Any] | None = None, *
 
 
 def task_failed(context: dict[str, Any]) -> None:
-    """on_failure_callback of every task: after the last try."""
+    """on_failure_callback of every task: after the last try. What our operators raise says the next command itself; a
+    time-out and whatever else Airflow raises do not."""
     ti = context["ti"]
     text = f"{ti.dag_id}.{ti.task_id} {ti.run_id} failed: {context.get('exception')}"
+    if "next" not in text:
+        text += "; next: its log in Airflow says why; mend that, then clear this task (docs/runbooks/failed_day.md)"
     send("task_failed", ti.dag_id, ti.run_id, text)
 
 

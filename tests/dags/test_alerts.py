@@ -45,4 +45,6 @@ def test_a_failed_task_is_an_alert_and_a_dead_webhook_fails_nothing(monkeypatch,
     ti = SimpleNamespace(dag_id="d", task_id="t", run_id="r")
     with caplog.at_level(logging.ERROR):
         alerts.task_failed({"ti": ti, "exception": ValueError("no space; next: x")})
-    assert "d.t r failed: no space; next: x" in caplog.text and "did not take the alert" in caplog.text
+        alerts.task_failed({"ti": ti, "exception": TimeoutError("Trigger timed out")})
+    assert "d.t r failed: no space; next: x\n" in caplog.text and "did not take the alert" in caplog.text
+    assert "Trigger timed out; next: its log in Airflow says why; mend that, then clear this task" in caplog.text

@@ -87,6 +87,14 @@ def test_every_dag_has_a_deadline_before_its_timeout(bag: DagBag) -> None:
         assert alert.reference == DeadlineReference.DAGRUN_LOGICAL_DATE, dag.dag_id
 
 
+def test_the_scheduler_of_a_backfill_has_no_deadlines(monkeypatch) -> None:
+    from house import hours, house
+
+    monkeypatch.setenv("ONEREC_SCHEDULE_UNTIL", "2022-05-05")
+    found = house(Tag.TIER_1, Tag.RERUN_INTERVAL, deadline=hours(1), timeout=hours(2))
+    assert found["deadline"] is None and found["end_date"] == dt.datetime(2022, 5, 5, tzinfo=dt.UTC)
+
+
 def test_every_task_is_in_a_pool_of_the_file(bag: DagBag) -> None:
     pools = json.loads((DAGS / "pools.json").read_text())
     used = {task.pool for dag in bag.dags.values() for task in dag.tasks}

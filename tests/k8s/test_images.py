@@ -82,5 +82,7 @@ def test_orchestrate_is_built_and_runs_without_root_on_a_read_only_file_system(t
         assert "uid=50000" in run_container(image, "id")
         version = run_container(image, "sh", "-c", "AIRFLOW_HOME=/tmp/airflow airflow version")
         assert version.strip().endswith("3.3.2")
+        found = "from operators.kfp_run import package; print(package('training').is_file())"
+        assert run_container(image, "sh", "-c", f'AIRFLOW_HOME=/tmp/airflow python -c "{found}"').strip() == "True"
         with pytest.raises(AssertionError, match="Read-only file system"):
             run_container(image, "touch", "/opt/airflow/written")

@@ -222,6 +222,13 @@ def test_airflow_sees_the_workspace_where_its_tasks_look(overlay: str) -> None:
         assert (mount["name"], mount["mountPath"]) == (volume["name"], MOUNT)
 
 
+def test_airflow_has_room_to_write_since_its_root_is_read_only() -> None:
+    values = yaml.safe_load((K8S / "base/airflow/values.yaml").read_text())
+    assert values["securityContexts"]["containers"]["readOnlyRootFilesystem"] is True
+    (volume,), (mount,) = values["volumes"], values["volumeMounts"]
+    assert mount == {"name": volume["name"], "mountPath": "/tmp"} and volume["emptyDir"]["sizeLimit"]
+
+
 def test_claims_find_the_volumes_that_are_kept_for_them(overlay: str) -> None:
     volumes = {v["metadata"]["name"]: v for v in of_kind(overlay, "PersistentVolume")}
     claims = [c for c in of_kind(overlay, "PersistentVolumeClaim") if "volumeName" in c["spec"]]

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -165,6 +166,18 @@ def test_component_bodies_are_one_call_and_import_nothing_heavy(step) -> None:
     assert function.name == step
     kinds = [type(node).__name__ for node in function.body]
     assert kinds == ["Expr", *["ImportFrom"] * (2 if step in STEPS else 1), "Return"]
+
+
+@pytest.mark.parametrize("step", [*STEPS, "announce", "command"])
+def test_every_component_is_typed_documented_and_has_a_test_of_its_own(step) -> None:
+    """The test runs the step's own function; that its pipeline runs for real is tests/test_day_e2e.py's."""
+    folder = REPOSITORY / "kfp_components" / step
+    function = next(n for n in ast.parse((folder / "component.py").read_text()).body if isinstance(n, ast.FunctionDef))
+    assert ast.get_docstring(function) and function.returns and all(a.annotation for a in function.args.args)
+    assert ast.get_docstring(ast.parse((folder / "step.py").read_text()))
+    tests = "".join(file.read_text() for file in (REPOSITORY / "tests").rglob("test_*.py"))
+    named = rf"kfp_components\.{step}(\.\w+)? import (run\b|step\b)|kfp_components\.{step}\.step import"
+    assert re.search(named, tests), f"no test imports the step {step}"
 
 
 def test_compiling_imports_nothing_heavy() -> None:

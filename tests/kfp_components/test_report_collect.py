@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from report_day import DAY, EVIL, INPUTS, metrics_of, run, synthetic_day
 
+from kfp_components.context import Run
 from kfp_components.report.collect import collect
 from kfp_components.report.page import render
+from kfp_components.report.step import run as report_step
 from kfp_components.step import Events, Outcome
 from kfp_components.workspace import Workspace
 
@@ -124,3 +126,16 @@ def test_reused_steps_are_marked_and_the_wall_clock_is_left_out(day):
     assert report["totals"]["seconds_elapsed"] is None and report["totals"]["seconds_reused"] == 4.25
     html = render(report)
     assert "4.2 s (reused)" in html and "of which 4.2 s reused" in html
+
+
+def test_the_step_puts_the_page_where_people_look_and_writes_it_again_when_a_step_ran_again(day):
+    decision = Outcome.read(day.step_dir(DAY, "promote"))
+    one = Run(workspace=day, day=DAY, seed=11)
+    first = report_step(one, decision=decision)
+    assert first.metrics == {"missing": {}} and set(first.inputs) == {f"{DAY}/{step}" for step in INPUTS}
+    for name in ("report.html", "report.json"):
+        assert (day.run_dir(DAY) / name).read_bytes() == (first.path / name).read_bytes()
+    assert report_step(one, decision=decision).reused
+    file = day.outcome(DAY, "align")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"ended_at": "2030-01-01T00:00:00+00:00"}))
+    assert not report_step(one, decision=decision).reused
