@@ -83,6 +83,7 @@ class TritonPythonModel:
             for (i, ask), answer in zip(asks.items(), given):
                 responses[i] = self._response(ask, answer)
         self.measures.state(self.routing.now, self.reader.breaker.open, self.routing.taken_out)
+        self.measures.tell()
         return responses
 
     def _response(self, ask: Ask, given: Given | Exception):
@@ -119,6 +120,7 @@ class TritonPythonModel:
                 view = self.routing.now
                 if (overlap := self.answering.shadow(job)) is not None and view.candidate is not None:
                     self.measures.shadow(view.candidate.release_id, overlap)
+                    self.measures.tell()
             except Exception:
                 pb_utils.Logger.log_error(f"recommend: shadow: {traceback.format_exc()}")
 
