@@ -34,7 +34,7 @@ from models.onerec.program import INPUTS
 from serving.answering import Answering, Given
 from serving.config import Rollout, ServingConfig
 from serving.export.program import Program
-from serving.features import FeatureReader
+from serving.features import DEGRADED, STALE, FeatureReader
 from serving.route import Ask
 from serving.routing import Routes, Routing, write_routes
 
@@ -42,6 +42,7 @@ BEAMS, KS = (16, 24), (1, 3, 5)
 SAVE_EVERY = 5_000
 NONE = np.zeros(0, np.int64)
 FAULTS = ("failed", "illegal", "seen", "excluded", "blocked", "muted author", "too old", "duplicates", "wrong release")
+About = dict[int, tuple[int, int]]  # author and upload time (0 unknown) of each item
 
 
 class Requests:
@@ -50,7 +51,7 @@ class Requests:
     def __init__(self, world: World, release: Path, seed: int) -> None:
         self.world, self.rng, self.release = world, np.random.default_rng(seed), release.name
         self.codes = world.codes[release.name]
-        self.items = np.array(sorted(self.codes))
+        self.items, self.users = np.array(sorted(self.codes)), np.array(world.users)
         self.given: dict[int, list[int]] = {}
         self.counts: Counter[str] = Counter()
 
@@ -61,7 +62,7 @@ class Requests:
 
     def _ask(self, rng: np.random.Generator, beam: int, authors: np.ndarray) -> Ask:
         world = self.world
-        user = int(rng.choice(world.users)) if rng.random() < 0.9 else int(rng.integers(1 << 40, 1 << 41))
+        user = int(rng.choice(self.users)) if rng.random() < 0.9 else int(rng.integers(1 << 40, 1 << 41))
         exclude = np.array(self.given.get(user, []), np.int64) if rng.random() < 0.5 else NONE
         live = np.zeros((0, NUM_FIELDS), np.int64)
         if rng.random() < 0.2:
@@ -78,21 +79,23 @@ class Requests:
             rerank=False,
         )
 
-    def check(self, ask: Ask, given: Given | Exception, blocked: set[int], about: dict[int, tuple[int, int]]) -> None:
-        """Count what is wrong with an answer. `about`: author and upload time (0 unknown) of each item."""
+    def check(self, ask: Ask, given: Given | Exception, blocked: set[int], about: About) -> None:
+        """Count what is wrong with an answer."""
         counts = self.counts
         counts["requests"] += 1
         if isinstance(given, Exception):
             counts["failed"] += 1
             return
+        if given.kind in (DEGRADED, STALE):
+            raise ValueError("the feature store does not answer, so nobody knows what was seen; mend it and run again")
         items = given.picked.items.tolist()
         counts["items"] += len(items)
         counts["short"] += len(items) < ask.k
         counts[given.kind] += 1
         counts["illegal"] += given.picked.illegal
         counts["illegal"] += sum(self.codes.get(i) != tuple(c) for i, c in zip(items, given.picked.sids.tolist()))
-        seen = self.world.seen.get(ask.user_id, frozenset())
-        counts["seen"] += sum(i in seen for i in items) + sum(i in set(ask.live[:, 0].tolist()) for i in items)
+        seen, live = self.world.seen.get(ask.user_id, frozenset()), set(ask.live[:, 0].tolist())
+        counts["seen"] += sum(i in seen or i in live for i in items)
         counts["excluded"] += len(set(ask.exclude.tolist()).intersection(items))
         counts["blocked"] += len(blocked.intersection(items))
         counts["muted author"] += sum(about[i][0] in ask.exclude_authors for i in items)
@@ -163,13 +166,11 @@ their filters.
 """
 
 
-def count(requests: Requests, answering: Answering, routing: Routing, batch: int) -> None:
+def count(requests: Requests, answering: Answering, routing: Routing, batch: int, about: About) -> None:
     """One batch, with other items blocked than in the one before."""
-    route = routing.now.production
-    about = dict(zip(route.catalogue.item_ids.tolist(), zip(route.author.tolist(), route.upload_s.tolist())))
     blocked = requests.rng.choice(requests.items, 20, replace=False)
     routing.now = dataclasses.replace(routing.now, blocked=blocked)
-    asks = requests.batch(batch, route.author)
+    asks = requests.batch(batch, routing.now.production.author)
     for ask, given in zip(asks, answering.answer(asks)):
         requests.check(ask, given, set(blocked.tolist()), about)
 
@@ -212,11 +213,12 @@ def main(argv: list[str] | None = None) -> int:
         write_routes(Path(state), Routes(epoch=1, production=str(release.resolve()), rollout=Rollout()))
         routing = Routing(Path(state), "legality", print)
         answering = Answering(reader, routing, infer_with(program, args.batch), config)
-        saved = 0
+        route, saved = routing.now.production, 0
+        about = dict(zip(route.catalogue.item_ids.tolist(), zip(route.author.tolist(), route.upload_s.tolist())))
         while (left := args.requests - before - requests.counts["requests"]) > 0:
             if time.perf_counter() - started > args.seconds:
                 break
-            count(requests, answering, routing, min(args.batch, left))
+            count(requests, answering, routing, min(args.batch, left), about)
             if requests.counts["requests"] - saved >= SAVE_EVERY:
                 saved = requests.counts["requests"]
                 save()
