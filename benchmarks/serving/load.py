@@ -28,6 +28,7 @@ from benchmarks.serving.queueing import Service, arrivals, floor_ratio
 from benchmarks.serving.world import World, header, serving
 from feature_repo.online import OnlineFeatures
 from serving.config import ServingConfig
+from serving.export.package import FOLDER, SIGNATURE, Signature, target_of
 
 CLIENTS = (1, 4, 16)
 HELD, OVERLOAD = 0.7, 3.0
@@ -143,7 +144,15 @@ def _rest(runs: list[Run]) -> str:
     return ", ".join(f"{count:,} {what}" for what, count in sorted(counts.items()) if what != "ok") or "none"
 
 
-def page(load: Load, command: str, feast: list[float]) -> str:
+def program_of(release: Path) -> str:
+    """How the release's request runs on this processor."""
+    if not (file := release / FOLDER / SIGNATURE).is_file():
+        return "eager"
+    fits = any(p.device == "cpu" and p.target == target_of("cpu") for p in Signature.load(file).packages)
+    return "compiled (ONEREC_EXPORT=cpu)" if fits else "eager"
+
+
+def page(load: Load, command: str, program: str, feast: list[float], args: argparse.Namespace) -> str:
     config, floors = load.config, {EVEN: load.floor(True), RANDOM: load.floor(False)}
     rows = "\n".join(_row(load, name, floors) for name in PHASES)
     own = "\n".join(
@@ -155,9 +164,9 @@ def page(load: Load, command: str, feast: list[float]) -> str:
     late50, late99 = np.median(late, 0)
     return f"""{header("Serving under load, CPU", command)}
 {config.recommend_instances} instances of `recommend`, {config.onerec_instances} of `onerec`, {config.threads} thread
-each, batches of up to {config.max_batch} users; {load.k} items a request; medians of {len(load.peaks)} rounds. Peak is
-the highest throughput of the closed loops of a round: {", ".join(f"{peak:.0f}" for peak in load.peaks)} answers/s.
-The generator runs on the same cores; at 70 % it sent {late50:.1f} ms (p50) and {late99:.1f} ms (p99) late, and that
+each, batches of up to {config.max_batch} users, the request {program}; {load.k} items a request; medians of
+{len(load.peaks)} rounds. Peak is the highest throughput of the closed loops of a round:
+{", ".join(f"{peak:.0f}" for peak in load.peaks)} answers/s. {args.note}The generator runs on the same cores; at 70 % it sent {late50:.1f} ms (p50) and {late99:.1f} ms (p99) late, and that
 counts.
 
 | load | answers/s | p50 ms | p90 ms | p99 ms | p99/p50 (rounds) | by queueing alone | not answered |
@@ -175,7 +184,7 @@ Where a request's time goes (means in ms; `recommend` holds `onerec`, the rest o
 
 A Feast read of one user, alone: p50 {feast[0]:.2f} ms, p99 {feast[1]:.2f} ms.
 
-![latency](load.svg)
+![latency]({args.table}.svg)
 """
 
 
@@ -188,8 +197,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     for name, default in (("recommend-instances", 2), ("onerec-instances", 1), ("max-batch", 16)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--release", default="", help="id of the release (default: the one in production)")
+    parser.add_argument("--table", default="load", help="name of the files in --out")
+    parser.add_argument("--note", default="", help="what the table should say of the machine, e.g. that it was shared")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args(argv)
+    args.note = f"{args.note.rstrip('.')}. " if args.note else ""
     # Two of `recommend`: while the model works on one batch, the next one is read and encoded.
     config = ServingConfig(
         threads=1,
@@ -198,7 +211,8 @@ def main(argv: list[str] | None = None) -> int:
         max_batch=args.max_batch,
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    with serving(args.root, args.source, config, args.out / "load-triton.log") as (server, world):
+    folder = args.root / args.source / "store" / "releases" / args.release if args.release else None
+    with serving(args.root, args.source, config, args.out / "load-triton.log", folder) as (server, world):
         load = Load(world, server.grpc_url, config, args.k, args.seconds)
 
         async def rounds() -> None:
@@ -209,12 +223,13 @@ def main(argv: list[str] | None = None) -> int:
         asyncio.run(rounds())
         feast = feast_ms(args.root, args.source, world.users)
     command = f"python -m benchmarks.serving.load --source {args.source} --k {args.k} --seconds {args.seconds:g}"
-    (args.out / "load.md").write_text(text := page(load, command, feast))
+    text = page(load, command, program_of(server.release), feast, args)
+    (args.out / f"{args.table}.md").write_text(text)
     curves = {
         name: 1000 * np.percentile([s for run in runs for s in run.seconds], np.arange(0, 100))
         for name, runs in load.runs.items()
     }
-    (args.out / "load.svg").write_text(lines_svg(curves, "percentile of requests", "latency, ms (log)"))
+    (args.out / f"{args.table}.svg").write_text(lines_svg(curves, "percentile of requests", "latency, ms (log)"))
     print(text)
     return 0
 
