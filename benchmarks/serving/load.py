@@ -166,8 +166,9 @@ def page(load: Load, command: str, program: str, feast: list[float], args: argpa
 {config.recommend_instances} instances of `recommend`, {config.onerec_instances} of `onerec`, {config.threads} thread
 each, batches of up to {config.max_batch} users, the request {program}; {load.k} items a request; medians of
 {len(load.peaks)} rounds. Peak is the highest throughput of the closed loops of a round:
-{", ".join(f"{peak:.0f}" for peak in load.peaks)} answers/s. {args.note}The generator runs on the same cores; at 70 % it sent {late50:.1f} ms (p50) and {late99:.1f} ms (p99) late, and that
-counts.
+{", ".join(f"{peak:.0f}" for peak in load.peaks)} answers/s.
+{args.note}The generator runs on the same cores; at 70 % it sent {late50:.1f} ms (p50) and {late99:.1f} ms (p99) late,
+which counts.
 
 | load | answers/s | p50 ms | p90 ms | p99 ms | p99/p50 (rounds) | by queueing alone | not answered |
 |---|---|---|---|---|---|---|---|
