@@ -180,7 +180,9 @@ def compile_package(program: ServingProgram, users: dict[str, Tensor], path: Pat
     shapes = {name: {0: batch} for name in INPUTS}
     with _workshop(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         traced = torch.export.export(program, tuple(example[name] for name in INPUTS), dynamic_shapes=shapes)
-        torch._inductor.aoti_compile_and_package(traced, package_path=str(path))
+        # Precompiled headers lie in a folder named by the user, and the compiler's command stands in the package.
+        with torch._inductor.config.patch(cpp_cache_precompile_headers=False):
+            torch._inductor.aoti_compile_and_package(traced, package_path=str(path))
 
 
 @contextlib.contextmanager
