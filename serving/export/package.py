@@ -181,7 +181,7 @@ def compile_package(program: ServingProgram, users: dict[str, Tensor], path: Pat
     with _workshop(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         traced = torch.export.export(program, tuple(example[name] for name in INPUTS), dynamic_shapes=shapes)
         # Precompiled headers lie in a folder named by the user, and the compiler's command stands in the package.
-        with torch._inductor.config.patch(cpp_cache_precompile_headers=False):
+        with torch._inductor.config.patch({"aot_inductor.precompile_headers": False}):
             torch._inductor.aoti_compile_and_package(traced, package_path=str(path))
 
 
