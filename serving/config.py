@@ -28,8 +28,8 @@ class ServingConfig:
 
     device: where `onerec` runs. instances: processes of `onerec` (each holds the model) and of `recommend`.
     threads: CPU threads of one instance. max_batch: users in one run of the model. queue_delay_us: how long a request
-    may wait for others to share its batch. max_queue, queue_timeout_ms: a request that finds the queue full, or waited
-    longer, is refused with UNAVAILABLE. max_beam, max_k: bounds of what a request may ask for.
+    may wait for others to share its batch. max_queue, queue_timeout_ms: a request that finds the queue of `recommend`
+    full, or waited longer, is refused with UNAVAILABLE. max_beam, max_k: bounds of what a request may ask for.
     feature_timeout_ms: after this the feature store counts as down for this read. cache_users, stale_s: how many
     users' features are kept for such times, and how old they may be.
     keep_loaded: releases that stay loaded after they were replaced; a rollback to one of them loads nothing.

@@ -1,11 +1,16 @@
 """The metrics that `recommend` adds to Triton's own. Made inside the backend, which hands in its module `pb_utils`.
 
 What each counts stands beside its name below. No label ever holds a user or an item.
+
+A change of a metric crosses to Triton's process and waits for it, on the road of the request. So a batch only notes
+what it counts, and `tell` sends each series once, if it changed.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,7 +38,7 @@ GAUGES = {
 
 
 class Measures:
-    """Counters and gauges by name and labels; a series is made when it is first used."""
+    """Counters and gauges by name and labels; a series is made when it is first told. Safe for several threads."""
 
     def __init__(self, pb_utils: Any) -> None:
         kinds = dict.fromkeys(COUNTERS, pb_utils.MetricFamily.COUNTER) | dict.fromkeys(
@@ -44,9 +49,14 @@ class Measures:
             for name, kind in kinds.items()
         }
         self._series: dict[tuple, Any] = {}
+        self._counted: Counter[tuple] = Counter()
+        self._values: dict[tuple, float] = {}
+        self._told: dict[tuple, float] = {}
+        self._lock = threading.Lock()
         self._channels: dict[str, str] = {}
         self._add("onerec_refused_total", 0)
         self._set("onerec_feature_breaker_open", 0)
+        self.tell()
 
     def answered(self, ask: Ask, given: Given) -> None:
         release, items = given.route.release_id, len(given.picked.items)
@@ -85,14 +95,28 @@ class Measures:
                 self._set("onerec_canary_aborted", 0, release=release)
             self._channels[channel] = release
 
+    def tell(self) -> None:
+        """Send what changed since the last time."""
+        with self._lock:
+            counted, self._counted = self._counted, Counter()
+            values, self._values = self._values, {}
+            for key, value in counted.items():
+                if value or key not in self._series:
+                    self._of(key).increment(value)
+            for key, value in values.items():
+                if self._told.get(key) != value:
+                    self._of(key).set(value)
+                    self._told[key] = value
+
     def _add(self, name: str, value: float, **labels: str) -> None:
-        self._of(name, labels).increment(value)
+        with self._lock:
+            self._counted[name, *sorted(labels.items())] += value
 
     def _set(self, name: str, value: float, **labels: str) -> None:
-        self._of(name, labels).set(value)
+        with self._lock:
+            self._values[name, *sorted(labels.items())] = value
 
-    def _of(self, name: str, labels: dict[str, str]) -> Any:
-        key = (name, *sorted(labels.items()))
+    def _of(self, key: tuple) -> Any:
         if key not in self._series:
-            self._series[key] = self._families[name].Metric(labels=labels)
+            self._series[key] = self._families[key[0]].Metric(labels=dict(key[1:]))
         return self._series[key]

@@ -1,10 +1,11 @@
 """Load on the whole road (client, Triton, Feast, model): by clients, held, and over the peak; every answer checked.
 
-    python -m benchmarks.serving.load --root var --source simulated --seconds 20 --out build/serving
+    python -m benchmarks.serving.load --root var --source simulated --seconds 10 --out build/serving
 
-Writes load.md and load.svg into --out. Closed loops of 1, 4 and 16 clients; then arrivals at random at 70 % of the
-highest throughput; then 3 times that throughput, and how long until latency is as before. The generator shares the
-machine with the server, so what it reports is an upper bound of latency.
+Writes load.md and load.svg into --out. A round is: closed loops of 1, 4 and 16 clients; requests at 70 % of their
+highest throughput, at even distances and then at random; 3 times that throughput, and how long until latency is as
+before. The generator shares the machine with the server, so what it reports is an upper bound of latency. What
+queueing alone makes of p99/p50 (benchmarks/serving/queueing.py) stands beside what was measured.
 """
 
 from __future__ import annotations
@@ -13,98 +14,79 @@ import argparse
 import asyncio
 import sys
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
-from matplotlib.figure import Figure
 
-from benchmarks.figures import finish, save
+from benchmarks.serving.generator import Run, recovery
+from benchmarks.serving.plot import percentiles_plot
+from benchmarks.serving.queueing import Service, arrivals, floor_ratio
 from benchmarks.serving.world import World, header, serving
 from feature_repo.online import OnlineFeatures
-from serving.client import AsyncRecommendClient
 from serving.config import ServingConfig
-from serving.protocol import OverloadedError
+from serving.export.package import FOLDER, SIGNATURE, Signature, target_of
 
 CLIENTS = (1, 4, 16)
 HELD, OVERLOAD = 0.7, 3.0
-DEADLINE_S = 5.0
+EVEN, RANDOM, OVER = f"{HELD:.0%} of peak, even", f"{HELD:.0%} of peak, at random", f"{OVERLOAD:g} x peak, at random"
+CLOSED = {count: "1 client" if count == 1 else f"{count} clients" for count in CLIENTS}
+PHASES = (*CLOSED.values(), EVEN, RANDOM, OVER)
 
 
-class Run:
-    """Latencies in seconds with their start, and what else happened, of one phase."""
+class Load:
+    """All rounds: the runs of each phase, what the server says of each, and how fast it recovered."""
 
-    def __init__(self, world: World, url: str, k: int, seed: int) -> None:
-        self.world, self.url, self.k, self.rng = world, url, k, np.random.default_rng(seed)
-        self.at: list[float] = []
-        self.seconds: list[float] = []
-        self.outcome: Counter = Counter()
-        self.elapsed = 0.0
+    def __init__(self, world: World, url: str, config: ServingConfig, k: int, seconds: float) -> None:
+        self.world, self.url, self.config, self.k, self.seconds = world, url, config, k, seconds
+        self.runs: dict[str, list[Run]] = defaultdict(list)
+        self.own: dict[str, list[dict[str, float]]] = defaultdict(list)
+        self.recovered: list[float] = []
+        self.peaks: list[float] = []
+        self.batches: dict[int, np.ndarray] = {}  # of `onerec` at 70 %: users -> runs and their seconds
 
-    async def one(self, client: AsyncRecommendClient) -> None:
-        query = self.world.query(self.rng, self.k)
-        options = {"now_s": query.now_s, "exclude": query.exclude}
-        started = time.perf_counter()
-        try:
-            answer = await client.recommend(query.user_id, query.k, DEADLINE_S, **options)
-        except (OverloadedError, TimeoutError) as error:
-            self.outcome["shed" if isinstance(error, OverloadedError) else "late"] += 1
-        except Exception as error:
-            self.outcome[f"error {type(error).__name__}"] += 1
-        else:
-            self.at.append(started)
-            self.seconds.append(time.perf_counter() - started)
-            self.outcome["ok"] += 1
-            self.world.check(query, answer)
+    async def phase(self, name: str, seed: int, load: Callable[[Run], Any]) -> Run:
+        run, before = Run(self.world, self.url, self.k, seed), statistics(self.url)
+        await load(run)
+        after = statistics(self.url)
+        self.runs[name].append(run)
+        self.own[name].append(parts(before, after) | {"client_ms": 1000 * float(np.mean(run.seconds))})
+        if name in (EVEN, RANDOM):
+            for users, found in after["onerec"][4].items():
+                self.batches[users] = (
+                    self.batches.get(users, np.zeros(2)) + found - before["onerec"][4].get(users, np.zeros(2))
+                )
+        return run
 
-    async def closed(self, clients: int, seconds: float) -> None:
-        """Each client asks again as soon as it is answered."""
-        end = time.perf_counter() + seconds
+    async def round(self, number: int) -> None:
+        seed, seconds = 1000 * number, self.seconds
+        for clients in CLIENTS:
+            await self.phase(CLOSED[clients], seed + clients, lambda run, n=clients: run.closed(n, seconds))
+        peak = max(self.runs[CLOSED[clients]][-1].rate for clients in CLIENTS)
+        self.peaks.append(peak)
+        rng = np.random.default_rng(seed)
+        await self.phase(EVEN, seed + 70, lambda run: run.at(arrivals(HELD * peak, seconds, rng, even=True)))
+        await self.phase(RANDOM, seed + 71, lambda run: run.at(arrivals(HELD * peak, 2 * seconds, rng)))
+        await self.phase(OVER, seed + 300, lambda run: run.at(arrivals(OVERLOAD * peak, seconds / 2, rng)))
+        before = self.runs[CLOSED[1]][-1].ms(50)[0]
+        self.recovered.append(await recovery(Run(self.world, self.url, self.k, seed + 301), before, 30))
 
-        async def loop(client: AsyncRecommendClient) -> None:
-            while time.perf_counter() < end:
-                await self.one(client)
-
-        await self._timed(lambda client: asyncio.gather(*(loop(client) for _ in range(clients))))
-
-    async def open(self, rate: float, seconds: float) -> None:
-        """Requests arrive at random, `rate` a second, whether or not earlier ones are answered."""
-
-        async def arrivals(client: AsyncRecommendClient) -> None:
-            tasks, due = set(), time.perf_counter()
-            end = due + seconds
-            while due < end:
-                if (wait := due - time.perf_counter()) > 0:
-                    await asyncio.sleep(wait)
-                task = asyncio.ensure_future(self.one(client))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-                due += self.rng.exponential(1 / rate)
-            await asyncio.gather(*tasks)
-
-        await self._timed(arrivals)
-
-    async def _timed(self, what) -> None:
-        async with AsyncRecommendClient(self.url, retries=0) as client:
-            started = time.perf_counter()
-            await what(client)
-            self.elapsed = time.perf_counter() - started
-
-    @property
-    def rate(self) -> float:
-        return self.outcome["ok"] / self.elapsed
-
-    def ms(self, *percentiles: float) -> list[float]:
-        if not self.seconds:
-            return [float("nan")] * len(percentiles)
-        return (1000 * np.percentile(self.seconds, percentiles)).tolist()
+    def floor(self, even: bool) -> float:
+        """p99/p50 of a server that takes for every batch what `onerec` took on average, at 70 % of its own peak."""
+        runs = {users: found for users, found in self.batches.items() if found[0]}
+        service = Service.fit(
+            {users: found[1] / found[0] for users, found in runs.items()}, {u: f[0] for u, f in runs.items()}
+        )
+        instances, most = self.config.onerec_instances, self.config.max_batch
+        return floor_ratio(HELD * service.peak(most, instances), service, most, instances, even)
 
 
-def statistics(url: str) -> dict[str, tuple[int, float, float, int]]:
-    """By model: requests, their total seconds in the server, seconds in the queue, runs."""
+def statistics(url: str) -> dict[str, tuple]:
+    """By model: requests, their total seconds in the server, seconds in the queue, runs, and of each batch size runs
+    and seconds."""
     client = triton.InferenceServerClient(url)
     try:
         found = client.get_inference_statistics()
@@ -116,15 +98,16 @@ def statistics(url: str) -> dict[str, tuple[int, float, float, int]]:
             model.inference_stats.success.ns / 1e9,
             model.inference_stats.queue.ns / 1e9,
             model.execution_count,
+            {b.batch_size: np.array([b.compute_infer.count, b.compute_infer.ns / 1e9]) for b in model.batch_stats},
         )
         for model in found.model_stats
     }
 
 
-def parts(before: dict, after: dict) -> dict[str, float]:
+def parts(before: dict[str, tuple], after: dict[str, tuple]) -> dict[str, float]:
     """Mean milliseconds a request in `recommend`, and a run of it in `onerec`, between two readings."""
-    count, total, queue, runs = (b - a for a, b in zip(before["recommend"], after["recommend"]))
-    _, model_total, _, model_runs = (b - a for a, b in zip(before["onerec"], after["onerec"]))
+    count, total, queue, runs = (b - a for a, b in zip(before["recommend"][:4], after["recommend"][:4]))
+    _, model_total, _, model_runs = (b - a for a, b in zip(before["onerec"][:4], after["onerec"][:4]))
     return {
         "recommend_ms": 1000 * (total - queue) / max(count, 1),
         "recommend_queue_ms": 1000 * queue / max(count, 1),
@@ -134,7 +117,7 @@ def parts(before: dict, after: dict) -> dict[str, float]:
     }
 
 
-def feast_ms(root: Path, source: str, users: list[int], reads: int = 300) -> list[float]:
+def feast_ms(root: Path, source: str, users: list[int], reads: int = 1000) -> list[float]:
     """p50 and p99 of one user's read from the online store, in this process, in milliseconds."""
     base = Path(root).resolve() / source
     store, seconds = OnlineFeatures(base / "features", base / "feature_store"), []
@@ -145,69 +128,66 @@ def feast_ms(root: Path, source: str, users: list[int], reads: int = 300) -> lis
     return (1000 * np.percentile(seconds[5:], [50, 99])).tolist()
 
 
-async def recovery(run: Run, before_ms: float, seconds: float) -> float:
-    """Seconds after the overload until the median of ten requests in a row is at most twice what it was."""
-    started = time.perf_counter()
-    async with AsyncRecommendClient(run.url, retries=0) as client:
-        while time.perf_counter() - started < seconds:
-            last = len(run.seconds)
-            at = time.perf_counter()
-            for _ in range(10):
-                await run.one(client)
-            if len(run.seconds) == last + 10 and 1000 * float(np.median(run.seconds[last:])) <= 2 * before_ms:
-                return at - started
-    return float("inf")
+def _row(load: Load, name: str, floors: dict[str, float]) -> str:
+    runs = load.runs[name]
+    ms = np.array([run.ms(50, 90, 99) for run in runs])
+    p50, p90, p99 = np.median(ms, 0)
+    ratios = ms[:, 2] / ms[:, 0]
+    floor = f"{floors[name]:.2f}" if name in floors else ""
+    return (
+        f"| {name} | {np.median([run.rate for run in runs]):.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} |"
+        f" {np.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)}) | {floor} | {_rest(runs)} |"
+    )
 
 
-async def measure(server: Any, world: World, k: int, seconds: float) -> tuple[list[str], list[Run], dict]:
-    url, rows, runs, own = server.grpc_url, [], [], {}
-    warm = Run(world, url, k, 0)
-    await warm.closed(4, 3)
-    for clients in CLIENTS:
-        run, before = Run(world, url, k, clients), statistics(url)
-        await run.closed(clients, seconds)
-        own[clients] = parts(before, statistics(url)) | {"client_ms": 1000 * float(np.mean(run.seconds))}
-        rows.append(_row(_clients(clients), run))
-        runs.append(run)
-    peak = max(run.rate for run in runs)
-    held = Run(world, url, k, 70)
-    await held.open(HELD * peak, seconds)
-    rows.append(_row(f"{HELD:.0%} of peak", held))
-    over = Run(world, url, k, 300)
-    await over.open(OVERLOAD * peak, seconds / 2)
-    rows.append(_row(f"{OVERLOAD:g} x peak", over))
-    back = await recovery(Run(world, url, k, 301), runs[0].ms(50)[0], 30)
-    return rows, [*runs, held, over], {"own": own, "recovery_s": back}
+def _rest(runs: list[Run]) -> str:
+    counts = sum((run.outcome for run in runs[1:]), runs[0].outcome.copy())
+    return ", ".join(f"{count:,} {what}" for what, count in sorted(counts.items()) if what != "ok") or "none"
 
 
-def _row(name: str, run: Run) -> str:
-    p50, p90, p99 = run.ms(50, 90, 99)
-    return f"| {name} | {run.rate:.0f} | {p50:.1f} | {p90:.1f} | {p99:.1f} | {p99 / p50:.2f} | {_rest(run)} |"
+def program_of(release: Path) -> str:
+    """How the release's request runs on this processor."""
+    if not (file := release / FOLDER / SIGNATURE).is_file():
+        return "eager"
+    fits = any(p.device == "cpu" and p.target == target_of("cpu") for p in Signature.load(file).packages)
+    return "compiled (ONEREC_EXPORT=cpu)" if fits else "eager"
 
 
-def _clients(count: int) -> str:
-    return "1 client" if count == 1 else f"{count} clients"
+def page(load: Load, command: str, program: str, feast: list[float], args: argparse.Namespace) -> str:
+    config, floors = load.config, {EVEN: load.floor(True), RANDOM: load.floor(False)}
+    rows = "\n".join(_row(load, name, floors) for name in PHASES)
+    own = "\n".join(
+        f"| {name} | " + " | ".join(f"{np.median([p[key] for p in found]):.1f}" for key in
+        ("client_ms", "recommend_queue_ms", "recommend_ms", "onerec_ms", "recommend_batch", "onerec_runs")) + " |"
+        for name, found in load.own.items()
+    )  # fmt: skip
+    late = [run.late_ms(50, 99) for name in (EVEN, RANDOM) for run in load.runs[name]]
+    late50, late99 = np.median(late, 0)
+    return f"""{header("Serving under load, CPU", command)}
+{config.recommend_instances} instances of `recommend`, {config.onerec_instances} of `onerec`, {config.threads} thread
+each, batches of up to {config.max_batch} users, the request {program}; {load.k} items a request; medians of
+{len(load.peaks)} rounds. Peak is the highest throughput of the closed loops of a round:
+{", ".join(f"{peak:.0f}" for peak in load.peaks)} answers/s.
+{args.note}The generator runs on the same cores; at 70 % it sent {late50:.1f} ms (p50) and {late99:.1f} ms (p99) late,
+which counts.
 
+| load | answers/s | p50 ms | p90 ms | p99 ms | p99/p50 (rounds) | by queueing alone | not answered |
+|---|---|---|---|---|---|---|---|
+{rows}
 
-def percentiles_plot(seconds: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Latency in ms on a logarithmic axis over the percentiles 0 to 99, one curve a phase."""
-    figure = Figure(figsize=(7.2, 4.2))
-    axes = figure.subplots()
-    percent = np.arange(100)
-    for name, values in seconds.items():
-        axes.plot(percent, 1000 * np.percentile(values, percent), linewidth=1.6, label=name)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
-    axes.set_yscale("log")
-    axes.set_xticks([0, 25, 50, 75, 90, 99])
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axes.set_xlabel("percentile of the answered requests")
-    axes.set_ylabel("latency, ms")
-    finish(axes)
-    save(figure, path)
+By queueing alone: p99/p50 of a server that takes for each batch exactly the mean that `onerec` took, at 70 % of its own
+peak. Recovered {max(load.recovered):.1f} s after the overload at the latest. {load.world.faults_text()}.
 
+Where a request's time goes (means in ms; `recommend` holds `onerec`, the rest of it is Feast, encoding and choice):
 
-def _rest(run: Run) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in sorted(run.outcome.items()) if what != "ok") or "none"
+| load | at the client | queue of `recommend` | in `recommend` | of it in `onerec` | users a run | runs of `onerec` |
+|---|---|---|---|---|---|---|
+{own}
+
+A Feast read of one user, alone: p50 {feast[0]:.2f} ms, p99 {feast[1]:.2f} ms.
+
+![latency]({args.table}.svg)
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -215,46 +195,41 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path("var"))
     parser.add_argument("--source", default="simulated")
     parser.add_argument("--k", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=20, help="length of a phase")
-    parser.add_argument("--recommend-instances", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10, help="length of a phase")
+    parser.add_argument("--rounds", type=int, default=3)
+    for name, default in (("recommend-instances", 2), ("onerec-instances", 1), ("max-batch", 16)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--release", default="", help="id of the release (default: the one in production)")
+    parser.add_argument("--table", default="load", help="name of the files in --out")
+    parser.add_argument("--note", default="", help="what the table should say of the machine, e.g. that it was shared")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args(argv)
+    args.note = f"{args.note.rstrip('.')}. " if args.note else ""
     # Two of `recommend`: while the model works on one batch, the next one is read and encoded.
-    config = ServingConfig(threads=1, recommend_instances=args.recommend_instances)
-    args.out.mkdir(parents=True, exist_ok=True)
-    with serving(args.root, args.source, config, args.out / "load-triton.log") as (server, world):
-        rows, runs, more = asyncio.run(measure(server, world, args.k, args.seconds))
-        feast50, feast99 = feast_ms(args.root, args.source, world.users)
-    own = "\n".join(
-        f"| {clients} | {p['client_ms']:.1f} | {p['recommend_queue_ms']:.1f} | {p['recommend_ms']:.1f}"
-        f" | {p['onerec_ms']:.1f} | {p['recommend_batch']:.1f} | {p['onerec_runs']:.2f} |"
-        for clients, p in more["own"].items()
+    config = ServingConfig(
+        threads=1,
+        recommend_instances=args.recommend_instances,
+        onerec_instances=args.onerec_instances,
+        max_batch=args.max_batch,
     )
+    args.out.mkdir(parents=True, exist_ok=True)
+    folder = args.root / args.source / "store" / "releases" / args.release if args.release else None
+    with serving(args.root, args.source, config, args.out / "load-triton.log", folder) as (server, world):
+        load = Load(world, server.grpc_url, config, args.k, args.seconds)
+
+        async def rounds() -> None:
+            await Run(world, server.grpc_url, args.k, 0).closed(4, 3)
+            for number in range(args.rounds):
+                await load.round(number)
+
+        asyncio.run(rounds())
+        feast = feast_ms(args.root, args.source, world.users)
     command = f"python -m benchmarks.serving.load --source {args.source} --k {args.k} --seconds {args.seconds:g}"
-    table = f"""{header("Serving under load, CPU", command)}
-{config.recommend_instances} `recommend`, one `onerec` instance, {config.threads} thread each; {args.k} items a request.
-The generator runs on the same cores.
-
-| load | answers/s | p50 ms | p90 ms | p99 ms | p99/p50 | not answered |
-|---|---|---|---|---|---|---|
-{chr(10).join(rows)}
-
-Recovered {more["recovery_s"]:.1f} s after the overload. {world.faults_text()}.
-
-Where a request's time goes (means in ms; `recommend` holds `onerec`, the rest of it is Feast, encoding and choice):
-
-| clients | at the client | queue of `recommend` | in `recommend` | of it in `onerec` | users a run | runs of `onerec` |
-|---|---|---|---|---|---|---|
-{own}
-
-A Feast read of one user, alone: p50 {feast50:.2f} ms, p99 {feast99:.2f} ms.
-
-![latency](load.svg)
-"""
-    (args.out / "load.md").write_text(table)
-    names = [*map(_clients, CLIENTS), f"{HELD:.0%} of peak", f"{OVERLOAD:g} x peak"]
-    percentiles_plot({name: run.seconds for name, run in zip(names, runs) if run.seconds}, args.out / "load.svg")
-    print(table)
+    text = page(load, command, program_of(server.release), feast, args)
+    (args.out / f"{args.table}.md").write_text(text)
+    answered = {name: [s for run in runs for s in run.seconds] for name, runs in load.runs.items()}
+    percentiles_plot(answered, args.out / f"{args.table}.svg")
+    print(text)
     return 0
 
 

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.serving.fuzz import memory
-from benchmarks.serving.load import Run
+from benchmarks.serving.generator import Run
 from benchmarks.serving.world import World, header, serving
 from releases.channels import promote, read_channel, rollback
 from releases.manifest import load_release

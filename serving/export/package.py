@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import io
 import json
 import os
 import platform
 import shutil
+import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from serving.export.parity import answers, compare, reference
 
 FOLDER, SIGNATURE, PARITY = "serving", "signature.json", "parity.json"
 BEAM, MAX_BATCH = 128, 64
+WORKSHOP, CACHE_DIR = Path("/tmp/onerec-compile"), "TORCHINDUCTOR_CACHE_DIR"
 EXAMPLES = 2  # users of the example that is traced; a batch of one would be taken for a constant
 
 
@@ -165,16 +168,47 @@ def build_program(model: OneRec, tokenizer: Tokenizer, width: int, device: str, 
 
 
 def compile_package(program: ServingProgram, users: dict[str, Tensor], path: Path, max_batch: int) -> None:
-    """Trace with a dynamic batch and compile; the traced program stays on the machine that made it."""
+    """Trace with a dynamic batch and compile; the traced program stays on the machine that made it.
+
+    Always in the same folder: the compiler writes its path into what it makes, and the release's id follows the bytes.
+    """
     device = program.get_buffer("key_N").device
     rows = torch.arange(EXAMPLES) % users["static"].shape[0]
     example = {name: t[rows].to(device) for name, t in users.items()}
     example["beam"] = torch.full((EXAMPLES,), program.width, dtype=torch.int32, device=device)
     batch = torch.export.Dim("batch", min=1, max=max_batch)
     shapes = {name: {0: batch} for name in INPUTS}
-    with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+    with _workshop(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         traced = torch.export.export(program, tuple(example[name] for name in INPUTS), dynamic_shapes=shapes)
-        torch._inductor.aoti_compile_and_package(traced, package_path=str(path))
+        # Precompiled headers lie in a folder named by the user, and the compiler's command stands in the package.
+        with torch._inductor.config.patch({"aot_inductor.precompile_headers": False}):
+            torch._inductor.aoti_compile_and_package(traced, package_path=str(path))
+
+
+@contextlib.contextmanager
+def _workshop() -> Iterator[None]:
+    """An empty WORKSHOP as the compiler's folder, one process at a time.
+
+    RuntimeError when it is another user's: nobody else may write code that a release then holds.
+    """
+    WORKSHOP.mkdir(mode=0o700, exist_ok=True)
+    about = WORKSHOP.lstat()
+    if about.st_uid != os.getuid() or not stat.S_ISDIR(about.st_mode) or about.st_mode & 0o022:
+        raise RuntimeError(f"{WORKSHOP} is another user's or open to others; remove it, programs are compiled there")
+    before = os.environ.get(CACHE_DIR)
+    folder = os.open(WORKSHOP, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        shutil.rmtree(WORKSHOP / "cache", ignore_errors=True)
+        os.environ[CACHE_DIR] = str(WORKSHOP / "cache")
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(CACHE_DIR, None)
+        else:
+            os.environ[CACHE_DIR] = before
+        shutil.rmtree(WORKSHOP / "cache", ignore_errors=True)
+        os.close(folder)
 
 
 def load_package(path: Path) -> Callable[..., tuple[Tensor, ...]]:

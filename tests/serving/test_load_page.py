@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.serving.load import percentiles_plot
+from benchmarks.serving.plot import percentiles_plot
 
 
 def test_the_figure_names_every_phase_and_repeats_its_bytes(tmp_path: Path) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import time
+from pathlib import Path
 
+import grpc
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import tritonclient.grpc as triton
+from google.protobuf import json_format
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from models.onerec.ranking import MAX_BEAM
 from models.training.checkpoint import Tokenizer
@@ -207,3 +211,14 @@ def test_the_clock_of_the_server_is_the_default(client):
     long_ago, now, default = (client.recommend(1, 50, now_s=t) for t in (1000, int(time.time()), None))
     assert default.scores == now.scores
     assert default.scores != long_ago.scores
+
+
+def test_the_documented_grpcurl_body_is_answered(grpc_url, client):
+    """grpcurl sends this JSON as the message of the call."""
+    text = (Path(__file__).parents[2] / "docs" / "serving_api.md").read_text()
+    body = text.split("<<'JSON'", 1)[1].split("\n", 1)[1].split("\nJSON\n", 1)[0]
+    with grpc.insecure_channel(grpc_url) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        answer = stub.ModelInfer(json_format.Parse(body, service_pb2.ModelInferRequest()), timeout=30)
+    assert answer.outputs[0].name == "item_ids"
+    assert np.frombuffer(answer.raw_output_contents[0], np.int64).tolist() == client.recommend(42, 10, 30.0).item_ids

@@ -5,6 +5,7 @@ Tensors cross by DLPack: the backend's own NumPy path returns empty arrays under
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -43,6 +44,8 @@ class TritonPythonModel:
         self.max_beam = min(self.config.max_beam, self.program.max_beam)
         self.max_batch = min(self.config.max_batch, self.program.signature.max_batch)
         self.encoder = Encoder(OneRecConfig.load(folder / "model" / "config.json"), self.program.tokenizer.catalogue)
+        gc.collect()
+        gc.freeze()  # no later collection walks what stays
         pb_utils.Logger.log_info(f"onerec: release {folder.name}, {self.program.describe()}")
 
     def _ready(self, folder: Path, device: str) -> Program:
