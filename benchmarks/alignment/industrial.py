@@ -22,7 +22,6 @@ from models.reward.industrial import Rule, Traits
 # Changes to the daily default that all variants share: rules speak through the policy objective, so it is louder here.
 BASE: dict[str, Any] = {
     "preference.item_policy_weight": 0.7,
-    "users_per_step": 64,
 }
 VARIANTS = ("no rule", "less of a tag", "more long tail", "both")
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import numpy as np
-
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import PASS, STRONG, TOP, aligned, evaluation_of, loop_numbers
-from benchmarks.alignment.truth import of_items, truth_of
+from benchmarks.alignment.measure import PASS, STRONG, aligned, evaluation_of, loop_numbers
+from benchmarks.alignment.truth import true_numbers
 
 HARMFUL = STRONG | {"preference.item_policy_weight": 3.0, "rsft_weight": 0.0}
 NO_POLICY = {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0}
@@ -54,12 +52,8 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
             }
     top = evaluation.top(model)
     widths = tuple(w for w in PASS if w <= args.widest)
-    result = evaluation.numbers(model, seed, passes=False, top=top) | evaluation.passes(model, widths) | loop
-    if (args.prepared / "truth").exists():
-        true_UN = truth_of(evaluation, args)
-        after, before = (of_items(true_UN, t[:, :TOP]) for t in (top, evaluation.top_before))
-        result |= {"true_reward": float(np.nanmean(after)), "true_gain": float(np.nanmean(after) - np.nanmean(before))}
-    return result
+    result = evaluation.numbers(model, seed, passes=False, top=top) | true_numbers(evaluation, args, top)
+    return result | evaluation.passes(model, widths) | loop
 
 
 if __name__ == "__main__":
