@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import aligned, evaluation_of, loop_numbers
+from benchmarks.alignment.measure import NO_POLICY, aligned, evaluation_of, loop_numbers
 
 # Louder and longer than the daily default, which has no need of it: there the trie holds every beam to the catalogue.
 RL = {
@@ -29,7 +29,6 @@ RL = {
 NONE = {"preference.format_weight": 0.0}
 TOP = {"preference.format_selection": "top"}
 FREE = {"rollout.search": "free_beam"}
-NO_POLICY = {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": RL | NONE,
     "top 5": RL | TOP,

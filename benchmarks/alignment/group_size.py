@@ -9,14 +9,14 @@ import argparse
 from typing import Any
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import PASS, STRONG, aligned, evaluation_of, loop_numbers
+from benchmarks.alignment.measure import PASS, RSFT_ONLY, STRONG, aligned, evaluation_of, loop_numbers
 from benchmarks.alignment.truth import true_numbers
 
 WIDTHS = (8, 32, 64, 128, 512)
 DEFAULT = "G 32"
 SAMPLING = {"rollout.search": "sample", "rollout.top_k": 50, "rollout.top_p": 0.95}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "no RL": STRONG | {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0},
+    "no RL": RSFT_ONLY,
     **{f"G {size}": STRONG | {"rollout.group_size": size} for size in (8, 32, 128, 512)},
     "sampling top-k 50, top-p .95": STRONG | SAMPLING,
     "beam without trie": STRONG | {"rollout.search": "free_beam"},

@@ -36,6 +36,9 @@ CHUNK, TOP, RECALL, PASS = 128, 10, 50, (8, 64, 512)
 # weights at which the objectives differ (docs/decisions.md).
 SHORT: dict[str, Any] = {"users_per_step": 32, "rollout.free_samples": 8, "lr_dense": 8e-5, "lr_sparse": 1e-4}
 STRONG = SHORT | {"preference.policy_weight": 3.0, "preference.item_policy_weight": 1.0}
+NO_POLICY = {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0}
+# Nothing is learned from rollouts, so as few are made as can be.
+RSFT_ONLY = SHORT | NO_POLICY | {"preference.format_weight": 0.0, "users_per_step": 1, "rollout.group_size": 2}
 PARTS: dict[str, type] = {"rollout": RolloutConfig, "objective": ObjectiveConfig, "preference": PreferenceConfig}
 
 

@@ -9,15 +9,14 @@ import argparse
 from typing import Any
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import PASS, STRONG, aligned, evaluation_of, loop_numbers
+from benchmarks.alignment.measure import NO_POLICY, PASS, RSFT_ONLY, SHORT, STRONG, aligned, evaluation_of, loop_numbers
 from benchmarks.alignment.truth import true_numbers
 
 HARMFUL = STRONG | {"preference.item_policy_weight": 3.0, "rsft_weight": 0.0}
-NO_POLICY = {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0}
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "pretrained": None,
-    "rsft only": STRONG | NO_POLICY | {"preference.format_weight": 0.0},
-    "rsft + format": STRONG | NO_POLICY,
+    "rsft only": RSFT_ONLY,
+    "rsft + format": SHORT | NO_POLICY,
     "ecpo": STRONG,
     "ecpo no rsft": HARMFUL,
     "grpo": STRONG | {"objective.name": "grpo"},
