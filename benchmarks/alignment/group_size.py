@@ -83,6 +83,7 @@ if __name__ == "__main__":
                 Column(key="legality", title="legal free samples", digits=3),
                 Column(key="on_policy_share", title="on-policy share", digits=2),
                 Column(key="align_seconds", title="seconds", digits=0),
+                Column(key="cpu_seconds", title="of them on the CPU", digits=0),
             ],
             extra=gains,
         ),

@@ -61,10 +61,10 @@ def aligned(
     changes: dict[str, Any],
     each_step: Callable[[OneRec, dict[str, Any]], None] = lambda policy, point: None,
 ) -> tuple[OneRec, dict[str, Any]]:
-    """The aligned model and the loop's metrics, with `align_seconds`."""
+    """The aligned model and the loop's metrics, with `align_seconds` and `cpu_seconds` (others may share the machine)."""
     p = args.prepared
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.monotonic()
+        begun, cpu = time.monotonic(), time.process_time()
         metrics = align(
             training_sets=[p / "training.parquet"],
             tokenizer=p / "tokenizer",
@@ -78,16 +78,17 @@ def aligned(
             device=args.device,
             each_step=each_step,
         )
-        seconds = time.monotonic() - begun
+        seconds = {"align_seconds": time.monotonic() - begun, "cpu_seconds": time.process_time() - cpu}
         model = load_model(Path(folder), Tokenizer.load(p / "tokenizer")).to(args.device).eval()
-    return model, metrics | {"align_seconds": seconds}
+    return model, metrics | seconds
 
 
 def loop_numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """What the loop saw of gradients and ratios."""
     curve = metrics["curve"]
     return {
-        k: metrics[k] for k in ("grad_norm_max", "grad_spikes", "ratio_max", "align_seconds", "on_policy_share")
+        k: metrics[k]
+        for k in ("grad_norm_max", "grad_spikes", "ratio_max", "align_seconds", "cpu_seconds", "on_policy_share")
     } | {
         "clipped": float(np.mean([p["clipped"] for p in curve])),
         "rollout_reward_first": float(np.mean([p["reward"] for p in curve[: max(1, len(curve) // 5)]])),
