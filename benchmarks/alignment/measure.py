@@ -61,7 +61,7 @@ def aligned(
     changes: dict[str, Any],
     each_step: Callable[[OneRec, dict[str, Any]], None] = lambda policy, point: None,
 ) -> tuple[OneRec, dict[str, Any]]:
-    """The aligned model and the loop's metrics, with `align_seconds` and `cpu_seconds` (others may share the machine)."""
+    """The aligned model and the loop's metrics, with `align_seconds`, and `cpu_seconds` for a shared machine."""
     p = args.prepared
     with tempfile.TemporaryDirectory() as folder:
         begun, cpu = time.monotonic(), time.process_time()
