@@ -15,15 +15,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import aligned, evaluation_of, loop_numbers
+from benchmarks.alignment.measure import NO_POLICY, aligned, evaluation_of, loop_numbers
 
-POINTS = 11
 # Louder and longer than the daily default, which has no need of it: there the trie holds every beam to the catalogue.
 RL = {
     "rollout.free_samples": 128,
     "preference.format_k": 5,
     "preference.format_weight": 20.0,
-    "users_per_step": 128,
     "rsft_weight": 0.2,
     "lr_dense": 8e-5,
     "lr_sparse": 1e-4,
@@ -31,7 +29,6 @@ RL = {
 NONE = {"preference.format_weight": 0.0}
 TOP = {"preference.format_selection": "top"}
 FREE = {"rollout.search": "free_beam"}
-NO_POLICY = {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "none": RL | NONE,
     "top 5": RL | TOP,
@@ -46,7 +43,7 @@ COLOURS = ("#b2182b", "#ef8a62", "#2166ac", "#762a83", "#af8dc3", "#1b7837", "#8
 
 def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     evaluation = evaluation_of(args)
-    marks = set(np.linspace(1, args.steps, POINTS - 1).round().astype(int).tolist())
+    marks = set(np.linspace(1, args.steps, args.points).round().astype(int).tolist())
     curve = [{"step": 0, "legality": evaluation.legality(evaluation.pretrained, seed)}]
 
     def look(policy, point) -> None:
@@ -54,7 +51,8 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
             policy.eval()
             curve.append({"step": point["step"], "legality": evaluation.legality(policy, seed)})
 
-    model, metrics = aligned(args, seed, VARIANTS[variant], look)
+    changes = VARIANTS[variant] | {"users_per_step": args.users_per_step}
+    model, metrics = aligned(args, seed, changes, look)
     values = [p["legality"] for p in curve]
     numbers = evaluation.numbers(model, seed, passes=False) | loop_numbers(metrics)
     return numbers | {"legality_first": values[0], "legality_highest": max(values), "curve": curve}
@@ -94,6 +92,9 @@ def svg(steps: list[int], mean: dict[str, np.ndarray], width: int = 640, height:
 
 
 if __name__ == "__main__":
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--points", type=int, default=10, help="looks at legality on the way and at the end (10)")
+    parser.add_argument("--users-per-step", type=int, default=128, help="each with 128 free samples (128)")
     main(
         Benchmark(
             module="benchmarks.alignment.format_reward",
@@ -111,5 +112,5 @@ if __name__ == "__main__":
             ],
             extra=curves,
         ),
-        arguments(__doc__ or ""),
+        parser,
     )

@@ -86,7 +86,7 @@ def main(benchmark: Benchmark, parser: argparse.ArgumentParser | None = None) ->
     variants = [v for v in benchmark.variants if not args.variants or v in args.variants]
     if not variants:
         raise SystemExit(f"none of {args.variants} is a variant; choose from {list(benchmark.variants)}")
-    results = _kept(benchmark, args)
+    results, code = _kept(benchmark, args), commit()  # workers read the code now, whatever is committed meanwhile
     jobs = [(v, s) for s in args.seeds for v in variants if (v, s) not in results]
     page = _publish(benchmark, args, list(results.values()))
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -96,7 +96,7 @@ def main(benchmark: Benchmark, parser: argparse.ArgumentParser | None = None) ->
         tasks = {pool.submit(_ask, free, *job): job for job in jobs}
         for task in as_completed(tasks):
             variant, seed = tasks[task]
-            results[variant, seed] = task.result() | {"settings": _settings(benchmark, variant), "commit": commit()}
+            results[variant, seed] = task.result() | {"settings": _settings(benchmark, variant), "commit": code}
             page = _publish(benchmark, args, list(results.values()))
         while not free.empty():
             free.get().close()

@@ -15,15 +15,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import TOP, aligned, evaluation_of
+from benchmarks.alignment.measure import STRONG, TOP, aligned, evaluation_of
 from models.evaluation.floors import popularity
 from models.reward.industrial import Rule, Traits
 
 # Changes to the daily default that all variants share: rules speak through the policy objective, so it is louder here.
-BASE: dict[str, Any] = {
-    "preference.item_policy_weight": 0.7,
-    "users_per_step": 64,
-}
+BASE = STRONG | {"preference.item_policy_weight": 3.0}
 VARIANTS = ("no rule", "less of a tag", "more long tail", "both")
 
 

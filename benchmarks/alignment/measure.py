@@ -37,6 +37,9 @@ CHUNK, TOP, RECALL, PASS = 128, 10, 50, (8, 64, 512)
 # weights at which the objectives differ (docs/decisions.md).
 SHORT: dict[str, Any] = {"users_per_step": 32, "rollout.free_samples": 8, "lr_dense": 8e-5, "lr_sparse": 1e-4}
 STRONG = SHORT | {"preference.policy_weight": 3.0, "preference.item_policy_weight": 1.0}
+NO_POLICY = {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0}
+# Nothing is learned from rollouts, so as few are made as can be.
+RSFT_ONLY = SHORT | NO_POLICY | {"preference.format_weight": 0.0, "users_per_step": 1, "rollout.group_size": 2}
 PARTS: dict[str, type] = {"rollout": RolloutConfig, "objective": ObjectiveConfig, "preference": PreferenceConfig}
 
 
@@ -59,10 +62,10 @@ def aligned(
     changes: dict[str, Any],
     each_step: Callable[[OneRec, dict[str, Any]], None] = lambda policy, point: None,
 ) -> tuple[OneRec, dict[str, Any]]:
-    """The aligned model and the loop's metrics, with `align_seconds`."""
+    """The aligned model and the loop's metrics, with `align_seconds`, and `cpu_seconds` for a shared machine."""
     p = args.prepared
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.monotonic()
+        begun, cpu = time.monotonic(), time.process_time()
         metrics = align(
             training_sets=[p / "training.parquet"],
             tokenizer=p / "tokenizer",
@@ -76,16 +79,17 @@ def aligned(
             device=args.device,
             each_step=each_step,
         )
-        seconds = time.monotonic() - begun
+        seconds = {"align_seconds": time.monotonic() - begun, "cpu_seconds": time.process_time() - cpu}
         model = load_model(Path(folder), Tokenizer.load(p / "tokenizer")).to(args.device).eval()
-    return model, metrics | {"align_seconds": seconds}
+    return model, metrics | seconds
 
 
 def loop_numbers(metrics: dict[str, Any]) -> dict[str, float]:
     """What the loop saw of gradients and ratios."""
     curve = metrics["curve"]
     return {
-        k: metrics[k] for k in ("grad_norm_max", "grad_spikes", "ratio_max", "align_seconds", "on_policy_share")
+        k: metrics[k]
+        for k in ("grad_norm_max", "grad_spikes", "ratio_max", "align_seconds", "cpu_seconds", "on_policy_share")
     } | {
         "clipped": float(np.mean([p["clipped"] for p in curve])),
         "rollout_reward_first": float(np.mean([p["reward"] for p in curve[: max(1, len(curve) // 5)]])),

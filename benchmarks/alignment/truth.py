@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy.stats import spearmanr
 
-from benchmarks.alignment.measure import Evaluation
+from benchmarks.alignment.measure import TOP, Evaluation
 from datasets.world import preference
 
 
@@ -43,3 +43,12 @@ def rank_agreement(evaluation: Evaluation, true_UN: np.ndarray, items_UK: np.nda
     """Mean over users of Spearman's correlation of P-Score and true preference over these items."""
     score, true = evaluation.score(items_UK), of_items(true_UN, items_UK)
     return float(np.nanmean([spearmanr(s[~np.isnan(s)], t[~np.isnan(s)]).statistic for s, t in zip(score, true)]))
+
+
+def true_numbers(evaluation: Evaluation, args: argparse.Namespace, top_UK: np.ndarray) -> dict[str, float]:
+    """Mean true preference of the top 10, and its gain over the pre-trained model's; nothing where no truth is kept."""
+    if not (args.prepared / "truth").exists():
+        return {}
+    true_UN = truth_of(evaluation, args)
+    after, before = (np.nanmean(of_items(true_UN, t[:, :TOP]), 1) for t in (top_UK, evaluation.top_before))
+    return {"true_reward": float(after.mean()), "true_gain": float((after - before).mean())}

@@ -118,7 +118,7 @@ def align(
         for module in policy.modules():
             if isinstance(module, MoE):
                 module.balance()
-        rewarded.observe(rollout.item_BG[:, :EXPOSED])
+        rewarded.observe(rollout.shown(EXPOSED))
         spike = watch.step(norm, stats["ratio_max"], stats["entropy"])
         curve.append({"step": step + 1, **stats, "rsft_loss": rsft.item(), "grad_norm": norm, "spike": spike})
         seconds = {"rollout_seconds": waited, "seconds": time.monotonic() - begun}

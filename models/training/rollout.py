@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models.onerec.beam_search import beam_search, sample_codes
 from models.onerec.model import OneRec
+from models.onerec.ranking import ITEM_SCORE_WEIGHT
 from models.training.checkpoint import Tokenizer
 
 SEARCHES = ("beam", "free_beam", "sample")
@@ -60,7 +61,7 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """What was generated for B users. `valid` is False where no item counts: surplus, illegal, seen."""
+    """What was generated for B users. `valid` is False where no item counts: a surplus beam, illegal, or seen."""
 
     codes_BGL: Tensor
     item_BG: Tensor
@@ -75,6 +76,12 @@ class Rollout:
     @property
     def on_policy(self) -> bool:
         return self.staleness == 0
+
+    def shown(self, count: int) -> Tensor:
+        """The items that serving would show first, in its order [B, <= count]; -1 where there are fewer."""
+        score = self.logp_old_BG + ITEM_SCORE_WEIGHT * self.item_logp_old_BG
+        score = torch.where(self.valid_BG, score, float("-inf"))
+        return self.item_BG.gather(1, score.topk(min(count, score.shape[1]), 1).indices)
 
 
 class Worker(Protocol):

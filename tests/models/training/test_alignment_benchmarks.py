@@ -68,7 +68,16 @@ def prepared(world, tmp_path_factory) -> Path:
 @pytest.fixture
 def args(prepared) -> argparse.Namespace:
     return argparse.Namespace(
-        prepared=prepared, device="cpu", steps=2, users=12, widest=8, factor=0.5, batch=4, rounds=1
+        prepared=prepared,
+        device="cpu",
+        steps=2,
+        users=12,
+        widest=8,
+        points=2,
+        users_per_step=4,
+        factor=0.5,
+        batch=4,
+        rounds=1,
     )
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.onerec.beam_search import sample_codes
+from models.onerec.ranking import rank_items
 from models.training.checkpoint import Tokenizer, load_model, save_model
 from models.training.rollout import RolloutConfig, RolloutWorker, item_logp, level_logps, sequence_logp
 from models.training.rollout_process import ProcessWorker
@@ -168,3 +169,14 @@ def test_lists_are_made_of_what_counts_first():
     seen = RolloutWorker(model, tok, RolloutConfig(group_size=10), seed=0).generate(batch)["item_BG"][:, :4]
     found = RolloutWorker(model, tok, config, seed=0).generate(batch | {"seen": seen})
     assert found["valid_BG"][:, :6].all() and not found["valid_BG"][:, 6:].any()
+
+
+def test_what_is_shown_is_in_the_order_of_serving():
+    """Beam and item head together, without what does not count: the ranking that serving returns."""
+    model, tok = small_model()
+    batch = random_batch(model, LENGTHS)
+    worker = RolloutWorker(model, tok, RolloutConfig(group_size=20, session_items=2), seed=0)  # shuffled
+    item, _, _ = rank_items(model.eval(), batch, tok.trie, 20)
+    rollout = worker.collect(worker.request(batch | {"seen": item[:, 1:2]}), step=0)
+    assert torch.equal(rollout.shown(5), item[:, [0, 2, 3, 4, 5]])
+    assert rollout.shown(50).shape == (3, 20) and (rollout.shown(50)[:, -1] == -1).all()
