@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -49,7 +49,7 @@ class Measures:
             for name, kind in kinds.items()
         }
         self._series: dict[tuple, Any] = {}
-        self._counted: Counter[tuple] = Counter()
+        self._counted: defaultdict[tuple, float] = defaultdict(float)
         self._values: dict[tuple, float] = {}
         self._told: dict[tuple, float] = {}
         self._lock = threading.Lock()
@@ -98,7 +98,7 @@ class Measures:
     def tell(self) -> None:
         """Send what changed since the last time."""
         with self._lock:
-            counted, self._counted = self._counted, Counter()
+            counted, self._counted = self._counted, defaultdict(float)
             values, self._values = self._values, {}
             for key, value in counted.items():
                 if value or key not in self._series:
