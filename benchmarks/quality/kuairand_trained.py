@@ -1,13 +1,13 @@
-"""KuaiRand-Pure: SASRec and a two-tower model on the positives, in the protocol of `kuairand.py`.
+"""KuaiRand-Pure: SASRec and a two-tower model, in the protocol of `kuairand.py`.
 
     python -m benchmarks.quality.kuairand_trained --data LOGS/kuairand-pure --prepared build/quality/kuairand     # once
     python -m benchmarks.quality.kuairand_trained --prepared build/quality/kuairand --device cuda
 
-The first writes, for the last two days of the log, each user's positives before the day in their order, and what is
-wanted of the day (.npz); the second needs PyTorch and NumPy alone. The number of epochs is chosen on the day before
+The first writes, for the last two days of the log, each user's positives and all they were shown before the day, in
+their order, and what is wanted of the day (.npz); the second needs PyTorch and NumPy alone. The number of epochs is chosen on the day before
 (recall@50 there); a second model then trains for as long on everything before the day. Three seeds. Lists go to
 `--lists`, for `benchmarks.quality.kuairand_table`. Every position of a user predicts the next positive against all
-items. The two-tower model's user is the mean of the item vectors so far, newer ones weighing more, through a
+items; "SASRec, everything shown" is the same model on all impressions, whatever the user made of them. The two-tower model's user is the mean of the item vectors so far, newer ones weighing more, through a
 feed-forward; its item an embedding through another: no order but the weights, and a dot product, so that an index can
 serve it.
 
@@ -36,6 +36,8 @@ from benchmarks.quality.steps import Steps, adam
 from models.evaluation.metrics import ranking_metrics
 
 DAYS = {"choose": 20220505, "test": 20220506}
+SHOWN = "SASRec, everything shown"
+MODELS = ("SASRec", SHOWN, "two-tower")
 WIDTH, DROPOUT, RATE, BATCH, MOST_EPOCHS, DECAY = 128, 0.3, 1e-3, 128, 60, 0.9
 
 
@@ -70,7 +72,8 @@ class TwoTower(nn.Module):
 
 
 def prepare(data: Path, out: Path) -> None:
-    """One .npz a day: items, offsets (positives end to end), rows, and seen and wanted of each row, end to end.
+    """One .npz a day: items, offsets (positives end to end), shown_items, shown_offsets (all that was shown), rows, and
+    seen and wanted of each row, end to end.
 
     All are indices into item_id; user_id holds the rows' users.
     """
@@ -85,17 +88,22 @@ def prepare(data: Path, out: Path) -> None:
     users = np.unique(np.concatenate([log["user_id"], old["user_id"]]))
     for day in DAYS.values():
         known = read_day(data, day)
-        new = log[(log["date"] < day) & log[list(POSITIVE)].any(axis=1)]
-        old_good = old[(old["long_view"] > 0) | (old["is_like"] > 0)]
-        user = np.searchsorted(users, np.concatenate([old_good["user_id"], new["user_id"]]))
-        item = np.searchsorted(known.items, np.concatenate([old_good["video_id"], new["video_id"]]))
+        new = log[log["date"] < day]
+        user = np.searchsorted(users, np.concatenate([old["user_id"], new["user_id"]]))
+        item = np.searchsorted(known.items, np.concatenate([old["video_id"], new["video_id"]]))
+        good = np.concatenate([(old["long_view"] > 0) | (old["is_like"] > 0), new[list(POSITIVE)].any(axis=1)])
         order = np.argsort(user, kind="stable")  # the history before the log, each in its order
+        kept = {"": order[good[order]], "shown_": order}
+        sequences = {f"{name}items": item[rows].astype(np.int32) for name, rows in kept.items()}
+        sequences |= {
+            f"{name}offsets": np.append(0, np.cumsum(np.bincount(user[rows], minlength=len(users))))
+            for name, rows in kept.items()
+        }
         flat = {name: (getattr(known, name)) for name in ("seen", "wanted")}
         ends = {f"{name}_ends": np.cumsum([len(x) for x in lists]) for name, lists in flat.items()}
         np.savez(
             out / f"{day}.npz",
-            items=item[order].astype(np.int32),
-            offsets=np.append(0, np.cumsum(np.bincount(user, minlength=len(users)))),
+            **sequences,
             num_items=len(known.items),
             rows=known.rows,
             item_id=known.items,
@@ -105,6 +113,14 @@ def prepare(data: Path, out: Path) -> None:
         )
 
 
+def sequences_of(kind: str, day: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Each user's items in their order, as a model of that kind reads them. Raises ValueError for an older file."""
+    name = "shown_" if kind == SHOWN else ""
+    if f"{name}items" not in day:
+        raise ValueError(f"the prepared day holds no {name}items; prepare it again with --data")
+    return np.split(day[f"{name}items"].astype(np.int64), day[f"{name}offsets"][1:-1])
+
+
 def train(
     kind: str, day: dict[str, np.ndarray], *, epochs: int, seed: int, device: torch.device, every: int = 0
 ) -> tuple[SASRec | TwoTower, list[tuple[int, float]]]:
@@ -112,9 +128,9 @@ def train(
     torch.manual_seed(seed)
     rng, num_items = np.random.default_rng(seed), int(day["num_items"])
     config = SASRecConfig(d_model=WIDTH, blocks=2, heads=2, dropout=DROPOUT)
-    model = (SASRec(config, num_items) if kind == "SASRec" else TwoTower(num_items)).to(device)
+    model = (TwoTower(num_items) if kind == "two-tower" else SASRec(config, num_items)).to(device)
     optimizer = adam(model.parameters(), rate=RATE, weight_decay=0.01, decoupled=True, device=device)
-    sequences = np.split(day["items"].astype(np.int64), day["offsets"][1:-1])
+    sequences = sequences_of(kind, day)
     data = Batches([s for s in sequences if len(s) > 1], num_items, device)
     targets = data.targets(BATCH)
 
@@ -135,7 +151,7 @@ def train(
         for rows_BT in data.epoch(BATCH, rng):
             run(rows_BT)
         if every and epoch % every == 0:
-            curve.append((epoch, evaluate(rank(model.eval(), day, device), day)["recall@50"]))
+            curve.append((epoch, evaluate(rank(model.eval(), day, device, kind), day)["recall@50"]))
             if curve[-1][1] == max(recall for _, recall in curve):
                 best = {k: v.detach().clone() for k, v in model.state_dict().items()}
     if best:
@@ -149,18 +165,18 @@ def evaluate(ranked_UK: np.ndarray, day: dict[str, np.ndarray]) -> dict[str, flo
     return {name: float(values[name].mean()) for name in COLUMNS}
 
 
-def rank(model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device) -> np.ndarray:
+def rank(model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device, kind: str = "") -> np.ndarray:
     """The first TOP items of each of the day's users [U, TOP]; what was seen before the day is left out (-1)."""
-    return retrieve(model, day, device, TOP)[0]
+    return retrieve(model, day, device, TOP, kind)[0]
 
 
 @torch.no_grad()
 def retrieve(
-    model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device, places: int
+    model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device, places: int, kind: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first `places` items of each of the day's users [U, places], -1 where none is left, and log-probabilities."""
     num_items, rows = int(day["num_items"]), day["rows"]
-    sequences = np.split(day["items"].astype(np.int64), day["offsets"][1:-1])
+    sequences = sequences_of(kind, day)
     seen = np.split(day["seen"], day["seen_ends"][:-1])
     table_ND, ranked, scores = model.table(), [], []
     for start in range(0, len(rows), 512):
@@ -180,7 +196,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, help="folder of KuaiRand-Pure: prepare, train nothing")
     p.add_argument("--prepared", type=Path, required=True)
-    p.add_argument("--models", nargs="+", default=["SASRec", "two-tower"], choices=["SASRec", "two-tower"])
+    p.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--epochs", type=int, default=MOST_EPOCHS, help="most epochs while choosing")
     p.add_argument("--exactly", type=int, help="so many epochs, chosen before: nothing is chosen now")
@@ -201,7 +217,7 @@ def main() -> None:
             print(f"{time.monotonic() - begun:6.1f} s  {kind}: {best} epochs, chosen on {curve}", flush=True)
         for seed in args.seeds:
             model, _ = train(kind, days["test"], epochs=best, seed=seed, device=device)
-            ranked = rank(model, days["test"], device)
+            ranked = rank(model, days["test"], device, kind)
             found = evaluate(ranked, days["test"])
             print(f"{time.monotonic() - begun:6.1f} s  {kind}, seed {seed}: {json.dumps(found)}", flush=True)
             about = {"device": hardware(args.device), "commit": commit(), "epochs": best, "curve": curve}
