@@ -34,8 +34,9 @@ LAMBDA, LAMBDA_SHOWN, RECENT_DAYS, SHRINK = 500.0, 1000.0, 3, 0.02
 class Day:
     """What is known before the day, and what is wanted of it. Items are indices into `items`.
 
-    positive_UN, shown_UN: users' positive items, and all they were shown, before the day. seen, wanted: item indices of each evaluated user, numbered by
-    `rows` of positive_UN, whose ids are `user_id`. recent_N: positives of each item in the last RECENT_DAYS days.
+    positive_UN, shown_UN: users' positive items, and all they were shown, before the day. seen, wanted: item indices of
+    each evaluated user, numbered by `rows` of positive_UN, whose ids are `user_id`. recent_N: positives of each item in
+    the last RECENT_DAYS days.
     """
 
     items: np.ndarray

@@ -4,10 +4,11 @@
     python -m benchmarks.quality.kuairand_trained --prepared build/quality/kuairand --device cuda
 
 The first writes, for the last two days of the log, each user's positives and all they were shown before the day, in
-their order, and what is wanted of the day (.npz); the second needs PyTorch and NumPy alone. The number of epochs is chosen on the day before
-(recall@50 there); a second model then trains for as long on everything before the day. Three seeds. Lists go to
-`--lists`, for `benchmarks.quality.kuairand_table`. Every position of a user predicts the next positive against all
-items; "SASRec, everything shown" is the same model on all impressions, whatever the user made of them. The two-tower model's user is the mean of the item vectors so far, newer ones weighing more, through a
+their order, and what is wanted of the day (.npz); the second needs PyTorch and NumPy alone. The number of epochs is
+chosen on the day before (recall@50 there); a second model then trains for as long on everything before the day. Three
+seeds. Lists go to `--lists`, for `benchmarks.quality.kuairand_table`. Every position of a user predicts the next
+positive against all items; "SASRec, everything shown" is the same model on all impressions, whatever the user made of
+them. The two-tower model's user is the mean of the item vectors so far, newer ones weighing more, through a
 feed-forward; its item an embedding through another: no order but the weights, and a dot product, so that an index can
 serve it.
 
