@@ -14,7 +14,7 @@ from typing import Any
 WIDTH_STEP = 8  # 16 bytes of bfloat16: the alignment of rows that grouped matrix products want
 ARCHITECTURES = ("encoder_decoder", "lazy_decoder")
 AFFINITIES = ("sigmoid", "softmax")
-HISTORIES = ("sid", "hashed")
+HISTORIES = ("sid", "item", "hashed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class OneRecConfig:
     architecture: str = "encoder_decoder"
     session_items: int = 1
     item_head: bool = True  # item-level softmax on the encoder; its cost grows with the catalogue
-    history: str = "sid"  # a history's item: its code embeddings, shared with the output, or a hashed row of its own
+    history: str = "sid"  # a history's item: its code embeddings; these and its row of the item head; a hashed row
     item_buckets: int = 65_536  # rows of the hashed table
     d_model: int = 96
     encoder_layers: int = 2
@@ -79,6 +79,10 @@ class OneRecConfig:
         for name, among in (("architecture", ARCHITECTURES), ("affinity", AFFINITIES), ("history", HISTORIES)):
             if (chosen := getattr(self, name)) not in among:
                 raise ValueError(f"{name} is {chosen!r}; choose one of {', '.join(among)}")
+        if self.history == "item" and not self.item_head:
+            raise ValueError(
+                'history "item" reads the item head\'s vectors: set item_head=True, or choose another history'
+            )
         for name in ("d_model", "expert_dim", "shared_expert_dim"):
             width = getattr(self, name)
             if width % WIDTH_STEP:
