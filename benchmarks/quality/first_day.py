@@ -48,6 +48,7 @@ class Recipe:
     item_weight: float = 1.0
     shown_weight: float = 0.0
     history: str = "sid"
+    bag: bool = False
 
 
 def first_day(
@@ -99,7 +100,12 @@ def config_of(recipe: Recipe, tok: Tokenizer, static: int) -> OneRecConfig:
     """The daily model at the recipe's width and dropout."""
     config = onerec_laptop(codebook_size=tok.codebook_size, items=len(tok.catalogue), static_features=static)
     return dataclasses.replace(
-        config, dropout=recipe.dropout, d_model=recipe.d_model, ffn_dim=2 * recipe.d_model, history=recipe.history
+        config,
+        dropout=recipe.dropout,
+        d_model=recipe.d_model,
+        ffn_dim=2 * recipe.d_model,
+        history=recipe.history,
+        history_bag=recipe.bag,
     )
 
 

@@ -39,6 +39,7 @@ class OneRecConfig:
     session_items: int = 1
     item_head: bool = True  # item-level softmax on the encoder; its cost grows with the catalogue
     history: str = "sid"  # a history's item: its code embeddings; these and its row of the item head; a hashed row
+    history_bag: bool = False  # the static token also holds the sum of a row of their own of all histories' items
     item_buckets: int = 65_536  # rows of the hashed table
     d_model: int = 96
     encoder_layers: int = 2
@@ -79,9 +80,10 @@ class OneRecConfig:
         for name, among in (("architecture", ARCHITECTURES), ("affinity", AFFINITIES), ("history", HISTORIES)):
             if (chosen := getattr(self, name)) not in among:
                 raise ValueError(f"{name} is {chosen!r}; choose one of {', '.join(among)}")
-        if self.history == "item" and not self.item_head:
+        if not self.item_head and (self.history == "item" or self.history_bag):
             raise ValueError(
-                'history "item" reads the item head\'s vectors: set item_head=True, or choose another history'
+                'history "item" and history_bag hold a row an item, as the item head does: set item_head=True, or '
+                "leave them out"
             )
         for name in ("d_model", "expert_dim", "shared_expert_dim"):
             width = getattr(self, name)

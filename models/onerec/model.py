@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.onerec.config import OneRecConfig
 from models.onerec.embedding import HashedItems, Table, lookup, lookup_sum
 from models.onerec.layers import Cache, DecoderLayer, EncoderLayer
-from models.onerec.pathways import ItemLookups, Pathways
+from models.onerec.pathways import HISTORIES, ItemLookups, Pathways
 from models.onerec.rows import Layout
 
 ContextKV = tuple[Tensor, Tensor] | Tensor  # as models.onerec.layers.DecoderLayer takes them
@@ -48,6 +48,9 @@ class OneRec(nn.Module):
             nn.init.normal_(self._code(level).weight, std=d**-0.5)
         if config.item_head:
             nn.init.zeros_(self.item_residual.weight)
+        if config.history_bag:
+            self.bag = Table(config.items + 1, d)
+            nn.init.normal_(self.bag.weight, std=0.01)
         self.hashed_items = HashedItems(config.item_buckets, d) if config.history == "hashed" else None
         self.pathways = Pathways(config)
         experts_from = config.encoder_layers - config.encoder_moe_layers
@@ -103,12 +106,27 @@ class OneRec(nn.Module):
             )
         return ItemLookups(tables, lambda index: self.sid_NL[index])
 
+    def bag_vector(self, batch: dict[str, Tensor]) -> Tensor:
+        """[B, D]: rows of all events of the three histories, summed, over the root of their number.
+
+        Which items a user met says much of what they meet next, and a linear model reads it from all of them at once
+        (EASE); attention has a few heads for it. An event is left out with the model's dropout.
+        """
+        index_BL = torch.cat([batch[name][..., 0] for name in HISTORIES], 1)
+        masks = [
+            batch.get(f"{name}_mask", torch.ones_like(batch[name][..., 0], dtype=torch.bool)) for name in HISTORIES
+        ]
+        count_B1 = torch.cat(masks, 1).sum(1, keepdim=True).clamp_min(1)
+        kept_BL = F.dropout(torch.cat(masks, 1).to(self.bag.weight.dtype), self.config.dropout, self.training)
+        return torch.einsum("bl,bld->bd", kept_BL, self.bag(index_BL)) / count_B1.sqrt()
+
     def encode(self, batch: dict[str, Tensor], packs: bool = True) -> tuple[Tensor, Tensor | None]:
         """Context of each user: z [B, T, C] and its mask [B, T], None if the batch has full histories only.
 
         Without `packs` padding is computed too, so that no shape depends on the data; z is then arbitrary there.
         """
-        z_NC, layout = self.pathways(batch, self.history_vector, self.history_lookups(), packs)
+        user_BD = self.bag_vector(batch) if self.config.history_bag else None
+        z_NC, layout = self.pathways(batch, self.history_vector, self.history_lookups(), packs, user_BD)
         for layer in self.encoder:
             z_NC = layer(z_NC, layout)
         return layout.pad(self.norm_context(z_NC)), layout.mask_BT

@@ -28,6 +28,7 @@ from models.onerec.config import OneRecConfig, onerec_laptop
         ({"architecture": "lazy_decoder"}, "has no encoder: set encoder_layers=0 and item_head=False"),
         ({"affinity": "relu"}, "affinity is 'relu'"),
         ({"history": "item", "item_head": False}, "set item_head=True"),
+        ({"history_bag": True, "item_head": False}, "set item_head=True"),
         ({"history": "vid"}, "history is 'vid'; choose one of sid, item, hashed"),
         ({"kv_heads": 3}, "heads 4 is not a multiple of kv_heads 3"),
         ({"encoder_moe_layers": 3}, "encoder_moe_layers is 3, but there are 2"),

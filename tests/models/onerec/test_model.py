@@ -7,6 +7,7 @@ import torch
 
 from models.onerec.config import OneRecConfig
 from models.onerec.model import OneRec
+from models.onerec.pathways import HISTORIES
 from tests.models.conftest import random_batch, small_model
 
 LENGTHS = [(5, 6, 7), (2, 0, 3), (0, 0, 0), (1, 4, 0)]
@@ -119,6 +120,23 @@ def test_a_history_of_items_adds_their_own_rows_however_many_are_looked_up():
     lookups = model.history_lookups()
     summed = sum(table.weight[row] for table, row in zip(lookups.tables, lookups.rows(few).unbind(-1)))
     torch.testing.assert_close(summed, expected)
+
+
+@torch.no_grad()
+def test_the_bag_is_the_sum_of_the_rows_of_all_events_over_the_root_of_their_number():
+    model, _ = small_model(history_bag=True, dropout=0.5)
+    batch = random_batch(model, LENGTHS)
+    got = model.bag_vector(batch)
+    for user, lengths in enumerate(LENGTHS):
+        items = [i for name in HISTORIES for i in batch[name][user][batch[f"{name}_mask"][user]][:, 0].tolist()]
+        assert len(items) == sum(lengths)
+        expected = sum((model.bag.weight[i] for i in items), torch.zeros(16)) / max(1, len(items)) ** 0.5
+        torch.testing.assert_close(got[user], expected)
+    full = {k: v for k, v in random_batch(model, [(5, 6, 7)]).items() if not k.endswith("_mask")}
+    torch.testing.assert_close(model.bag_vector(full), model.bag_vector(random_batch(model, [(5, 6, 7)])))
+    kept = torch.stack([model.train().bag_vector(batch)[0] for _ in range(400)]).mean(0)
+    assert not torch.equal(model.bag_vector(batch)[0], got[0])
+    torch.testing.assert_close(kept, got[0], atol=5e-3, rtol=0)
 
 
 @torch.no_grad()

@@ -30,7 +30,14 @@ def _alone(batch: dict[str, torch.Tensor], user: int) -> dict[str, torch.Tensor]
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "changes", [LAZY, LAZY | {"kv_heads": 2}, {"history": "hashed"}, {"history": "item"}, {"encoder_moe_layers": 1}]
+    "changes",
+    [
+        LAZY,
+        LAZY | {"kv_heads": 2},
+        {"history": "hashed"},
+        {"history": "item", "history_bag": True},
+        {"encoder_moe_layers": 1},
+    ],
 )
 def test_padding_changes_nothing_and_every_pathway_matters(changes):
     model, _ = small_model(**changes)
