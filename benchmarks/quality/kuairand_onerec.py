@@ -6,8 +6,9 @@
 The first runs the day's own steps (ingest, validate, pathways) for eight days and makes the tokenizers of every seed:
 some minutes on a CPU. The second is for a GPU. "Once" is a first day at 2022-05-05; "day by day" is a first day at
 2022-04-28 and seven later days, each from the model of the day before. A first day's pre-training is `first_day.py`
-with the best of RECIPES on 2022-05-05, by a model that has seen the days before it (one seed); a later day's, the
-reward model, RSFT + ECPO and the ranking are what the day calls. All are measured on the unseen positives of
+with the best of `recipes.py` on 2022-05-05, by a model that has seen the days before it (one seed); a later day's, the
+reward model, RSFT + ECPO and the ranking are what the day calls. "+ co-occurrence of the shown" is the same model with
+the joint score of `joint.py`. All are measured on the unseen positives of
 2022-05-06. Lists go to `--lists`, for `benchmarks.quality.kuairand_table`, and the trials of recipes to recipes.json
 there, each as its training ends; what is there already is not trained again. In order of worth, where time is short:
 
@@ -34,7 +35,8 @@ import torch
 from benchmarks.machine import commit, hardware
 from benchmarks.quality import lists
 from benchmarks.quality.first_day import first_day
-from benchmarks.quality.recipes import CHOOSE, RECIPES, best_recipe, ranked, up_to
+from benchmarks.quality.recipes import CHOOSE, RECIPES, best_recipe, ranked, scores, up_to
+from models.evaluation.metrics import ranking_metrics
 from models.reward.measure import calibrate
 from models.reward.pscore import PScore
 from models.reward.train import (
@@ -60,6 +62,7 @@ KINDS = {
     "daily": {"pretrained": "OneRec, day by day", "aligned": "OneRec, day by day, RSFT + ECPO"},
 }
 
+JOINT = "OneRec, once + co-occurrence of the shown"
 CHAINS = ["pretrained", "aligned"]
 
 
@@ -160,19 +163,34 @@ def rewarded(
 
 
 def one(
-    kind: str, seed: int, recipe: str, chains: list[str], prepared: Path, folder: Path, device: str, jobs: int
+    kind: str,
+    seed: int,
+    chosen: tuple[str, tuple[float, float]],
+    chains: list[str],
+    prepared: Path,
+    folder: Path,
+    device: str,
+    jobs: int,
 ) -> None:
-    """The rows of a kind: without alignment, with it, or both."""
+    """The rows of a kind: without alignment, with it, or both. chosen: a recipe and the joint score's weights."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    begun, titles = time.monotonic(), KINDS[kind]
+    begun, named = time.monotonic(), KINDS[kind]
+    recipe, weights = chosen
     about = {"device": hardware(device), "commit": commit(), "recipe": recipe}
 
     def keep(chain: str, tokenizer: Path, model: Path, **more: Any) -> None:
         users, found, recall = ranked(prepared, LAST, tokenizer, model, device)
-        more |= {"seconds": round(time.monotonic() - begun, 1)}
-        made = lists.Lists(model=titles[chain], seed=seed, user_id=users, ranked=found, about=about | more)
-        lists.save(folder, made)
-        print(f"{titles[chain]}, seed {seed}: recall@50 {recall:.4f}, {json.dumps(more)}", flush=True)
+        save(named[chain], users, found, recall, more)
+
+    def keep_joint(tokenizer: Path, model: Path) -> None:
+        users, scored, wanted = scores(prepared, LAST, tokenizer, model, device)
+        found = scored.rank(weights)
+        save(JOINT, users, found, float(ranking_metrics(found, wanted)["recall@50"].mean()), {"weights": list(weights)})
+
+    def save(title: str, users: np.ndarray, found: np.ndarray, recall: float, more: dict[str, Any]) -> None:
+        more = more | {"seconds": round(time.monotonic() - begun, 1)}
+        lists.save(folder, lists.Lists(model=title, seed=seed, user_id=users, ranked=found, about=about | more))
+        print(f"{title}, seed {seed}: recall@50 {recall:.4f}, {json.dumps(more)}", flush=True)
 
     def bootstrap(day: str, tokenizer: Path, out: Path) -> None:
         sets = up_to(prepared, day)
@@ -184,6 +202,7 @@ def one(
             bootstrap(LAST, tokenizer, out / "pretrained")
             if "pretrained" in chains:
                 keep("pretrained", tokenizer, out / "pretrained")
+                keep_joint(tokenizer, out / "pretrained")
             if "aligned" in chains:
                 found = aligned(prepared, LAST, tokenizer, out, previous=None, seed=seed, device=device)
                 keep("aligned", tokenizer, out / "aligned", kept=found["kept"])
@@ -216,6 +235,11 @@ def one(
             keep(chain, tokenizer, out / chain, **({"kept": kept} if kept else {}))
 
 
+def titles(kind: str, chains: list[str]) -> list[str]:
+    """Rows that `one` leaves."""
+    return [KINDS[kind][chain] for chain in chains] + [JOINT] * (kind == "once" and "pretrained" in chains)
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, help="folder of KuaiRand-Pure: prepare, train nothing")
@@ -224,6 +248,7 @@ def main() -> None:
     p.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     p.add_argument("--chains", nargs="+", default=CHAINS, choices=CHAINS, help="without alignment, with it, or both")
     p.add_argument("--recipe", choices=list(RECIPES), help="of a first day (default: the best on 2022-05-05)")
+    p.add_argument("--weights", type=float, nargs=2, default=(1.0, 12.0), help="of the joint score, with --recipe")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--jobs", type=int, default=1, help="trainings side by side (1)")
     p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
@@ -232,15 +257,15 @@ def main() -> None:
         prepare(features(args.data.resolve(), args.prepared / "var"), args.prepared, args.seeds)
         return
     with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
-        recipe = args.recipe
-        if recipe is None:
+        chosen = args.recipe, tuple(args.weights)
+        if args.recipe is None:
             tried = args.lists / "recipes.json"
-            recipe = best_recipe(pool, tried, (args.seeds[0], args.prepared, args.device, args.jobs))
-            print(f"chosen: {recipe}", flush=True)
-        more = (recipe, args.chains, args.prepared, args.lists, args.device, args.jobs)
+            chosen = best_recipe(pool, tried, (args.seeds[0], args.prepared, args.device, args.jobs))
+            print(f"chosen: {chosen}", flush=True)
+        more = (chosen, args.chains, args.prepared, args.lists, args.device, args.jobs)
         wanted = [(kind, seed) for kind in args.kinds for seed in args.seeds]
         done = [
-            all(lists.path(args.lists, KINDS[kind][c], seed).exists() for c in args.chains) for kind, seed in wanted
+            all(lists.path(args.lists, t, seed).exists() for t in titles(kind, args.chains)) for kind, seed in wanted
         ]
         tasks = [pool.apply_async(one, (*w, *more)) for w, is_done in zip(wanted, done) if not is_done]
         for task in tasks:

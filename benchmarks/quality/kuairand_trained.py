@@ -8,7 +8,8 @@ their order, and what is wanted of the day (.npz); the second needs PyTorch and 
 chosen on the day before (recall@50 there); a second model then trains for as long on everything before the day. Three
 seeds. Lists go to `--lists`, for `benchmarks.quality.kuairand_table`. Every position of a user predicts the next
 positive against all items; "SASRec, everything shown" is the same model on all impressions, whatever the user made of
-them. The two-tower model's user is the mean of the item vectors so far, newer ones weighing more, through a
+them, and "+ co-occurrence of the shown" adds EASE of all impressions to the log-probability, as `joint.py` does for
+OneRec (weight chosen with the epochs; both are kept in the lists' epochs.json). The two-tower model's user is the mean of the item vectors so far, newer ones weighing more, through a
 feed-forward; its item an embedding through another: no order but the weights, and a dot product, so that an index can
 serve it.
 
@@ -23,6 +24,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 from benchmarks.machine import commit, hardware
 from benchmarks.quality import lists
 from benchmarks.quality.data import IGNORED, MAX_HISTORY, Batches, padded
+from benchmarks.quality.kuairand import LAMBDA_SHOWN, ease
 from benchmarks.quality.lists import COLUMNS, TOP
 from benchmarks.quality.protocol import autocast
 from benchmarks.quality.sasrec import SASRec, SASRecConfig, sampled_softmax
@@ -39,6 +42,8 @@ from models.evaluation.metrics import ranking_metrics
 DAYS = {"choose": 20220505, "test": 20220506}
 SHOWN = "SASRec, everything shown"
 MODELS = ("SASRec", SHOWN, "two-tower")
+CO_OCCURRENCE = " + co-occurrence of the shown"
+WEIGHTS = (0.0, 3.0, 6.0, 12.0, 24.0, 48.0)
 WIDTH, DROPOUT, RATE, BATCH, MOST_EPOCHS, DECAY = 128, 0.3, 1e-3, 128, 60, 0.9
 
 
@@ -122,6 +127,15 @@ def sequences_of(kind: str, day: dict[str, np.ndarray]) -> list[np.ndarray]:
     return np.split(day[f"{name}items"].astype(np.int64), day[f"{name}offsets"][1:-1])
 
 
+def shown_scores(day: dict[str, np.ndarray]) -> np.ndarray:
+    """EASE of everything shown, of each of the day's users [U, N]."""
+    ends, items = day["shown_offsets"], day["shown_items"]
+    row = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+    shown_UN = sp.csr_matrix((np.ones(len(items)), (row, items)), shape=(len(ends) - 1, int(day["num_items"])))
+    shown_UN.data[:] = 1
+    return np.asarray(shown_UN[day["rows"]] @ ease(shown_UN, LAMBDA_SHOWN), np.float32)
+
+
 def train(
     kind: str, day: dict[str, np.ndarray], *, epochs: int, seed: int, device: torch.device, every: int = 0
 ) -> tuple[SASRec | TwoTower, list[tuple[int, float]]]:
@@ -166,16 +180,30 @@ def evaluate(ranked_UK: np.ndarray, day: dict[str, np.ndarray]) -> dict[str, flo
     return {name: float(values[name].mean()) for name in COLUMNS}
 
 
-def rank(model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device, kind: str = "") -> np.ndarray:
+def rank(
+    model: SASRec | TwoTower,
+    day: dict[str, np.ndarray],
+    device: torch.device,
+    kind: str = "",
+    more_UN: np.ndarray | None = None,
+) -> np.ndarray:
     """The first TOP items of each of the day's users [U, TOP]; what was seen before the day is left out (-1)."""
-    return retrieve(model, day, device, TOP, kind)[0]
+    return retrieve(model, day, device, TOP, kind, more_UN)[0]
 
 
 @torch.no_grad()
 def retrieve(
-    model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device, places: int, kind: str = ""
+    model: SASRec | TwoTower,
+    day: dict[str, np.ndarray],
+    device: torch.device,
+    places: int,
+    kind: str = "",
+    more_UN: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first `places` items of each of the day's users [U, places], -1 where none is left, and log-probabilities."""
+    """The first `places` items of each of the day's users [U, places], -1 where none is left, and log-probabilities.
+
+    more_UN: a score of every item that is added to them.
+    """
     num_items, rows = int(day["num_items"]), day["rows"]
     sequences = sequences_of(kind, day)
     seen = np.split(day["seen"], day["seen_ends"][:-1])
@@ -185,6 +213,7 @@ def retrieve(
         items_BT = torch.from_numpy(padded([sequences[u] for u in rows[part]], MAX_HISTORY, num_items)).to(device)
         logit_BN = F.linear(model(items_BT, table_ND)[:, -1].float(), table_ND[:-1].float())
         score = torch.log_softmax(logit_BN, -1).cpu().numpy()
+        score = score if more_UN is None else score + more_UN[part]
         for line, out in zip(score, seen[part]):
             line[out] = -np.inf
         best = np.argsort(-score, axis=1, kind="stable")[:, :places]
@@ -201,6 +230,7 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--epochs", type=int, default=MOST_EPOCHS, help="most epochs while choosing")
     p.add_argument("--exactly", type=int, help="so many epochs, chosen before: nothing is chosen now")
+    p.add_argument("--weight", type=float, default=12.0, help="of co-occurrence, with --exactly")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
     args = p.parse_args()
@@ -209,22 +239,36 @@ def main() -> None:
         return
     device = torch.device(args.device)
     days = {key: dict(np.load(args.prepared / f"{day}.npz", allow_pickle=False).items()) for key, day in DAYS.items()}
+    chosen_in = args.lists / "epochs.json"
+    chosen = json.loads(chosen_in.read_text()) if chosen_in.exists() else {}
+    shown = {key: shown_scores(day) for key, day in days.items()} if args.models != ["two-tower"] else {}
     for kind in args.models:
         begun = time.monotonic()
-        best, curve = args.exactly, []
-        if best is None:
-            _, curve = train(kind, days["choose"], epochs=args.epochs, seed=args.seeds[0], device=device, every=4)
-            best, _ = max(curve, key=lambda point: point[1])
-            print(f"{time.monotonic() - begun:6.1f} s  {kind}: {best} epochs, chosen on {curve}", flush=True)
+        if args.exactly is not None:
+            chosen[kind] = {"epochs": args.exactly, "curve": [], "weight": args.weight}
+        elif kind not in chosen:
+            model, curve = train(kind, days["choose"], epochs=args.epochs, seed=args.seeds[0], device=device, every=4)
+            chosen[kind] = {"epochs": max(curve, key=lambda point: point[1])[0], "curve": curve}
+            if shown:
+                lists_of = {w: rank(model, days["choose"], device, kind, w * shown["choose"]) for w in WEIGHTS}
+                recall = {w: evaluate(found, days["choose"])["recall@50"] for w, found in lists_of.items()}
+                chosen[kind] |= {"weight": max(recall, key=recall.__getitem__), "weights": recall}
+            args.lists.mkdir(parents=True, exist_ok=True)
+            chosen_in.write_text(json.dumps(chosen, indent=1) + "\n")
+            print(f"{time.monotonic() - begun:6.1f} s  {kind}: {json.dumps(chosen[kind])}", flush=True)
+        rows = {kind: None} | ({} if kind == "two-tower" else {kind + CO_OCCURRENCE: chosen[kind]["weight"]})
         for seed in args.seeds:
-            model, _ = train(kind, days["test"], epochs=best, seed=seed, device=device)
-            ranked = rank(model, days["test"], device, kind)
-            found = evaluate(ranked, days["test"])
-            print(f"{time.monotonic() - begun:6.1f} s  {kind}, seed {seed}: {json.dumps(found)}", flush=True)
-            about = {"device": hardware(args.device), "commit": commit(), "epochs": best, "curve": curve}
-            ids = np.where(ranked >= 0, days["test"]["item_id"][ranked], -1)
-            user_id = days["test"]["user_id"]
-            lists.save(args.lists, lists.Lists(model=kind, seed=seed, user_id=user_id, ranked=ids, about=about))
+            if all(lists.path(args.lists, row, seed).exists() for row in rows):
+                continue
+            model, _ = train(kind, days["test"], epochs=chosen[kind]["epochs"], seed=seed, device=device)
+            for row, weight in rows.items():
+                ranked = rank(model, days["test"], device, kind, weight and weight * shown["test"])
+                found = evaluate(ranked, days["test"])
+                print(f"{time.monotonic() - begun:6.1f} s  {row}, seed {seed}: {json.dumps(found)}", flush=True)
+                about = {"device": hardware(args.device), "commit": commit(), **chosen[kind]}
+                ids = np.where(ranked >= 0, days["test"]["item_id"][ranked], -1)
+                user_id = days["test"]["user_id"]
+                lists.save(args.lists, lists.Lists(model=row, seed=seed, user_id=user_id, ranked=ids, about=about))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from benchmarks.quality import kuairand_trained
-from benchmarks.quality.kuairand_trained import DECAY, SHOWN, TwoTower, evaluate, prepare, rank, sequences_of, train
+from benchmarks.quality.kuairand_trained import (
+    DECAY,
+    SHOWN,
+    TwoTower,
+    evaluate,
+    prepare,
+    rank,
+    sequences_of,
+    shown_scores,
+    train,
+)
 from tests.quality.test_quality_kuairand import write_logs
 
 
@@ -76,3 +86,15 @@ def test_prepared_sequences_are_positives_and_everything_shown(tmp_path: Path) -
     named = {kind: [day["item_id"][s].tolist() for s in sequences_of(kind, day)] for kind in ("SASRec", SHOWN)}
     assert named == {"SASRec": [[10], [15, 12], []], SHOWN: [[10, 11], [15, 12], []]}
     assert [day["item_id"][w] for w in np.split(day["wanted"], day["wanted_ends"][:-1])] == [[12], [10]]
+
+
+def test_co_occurrence_of_the_shown_is_added_to_the_score(ring: dict[str, np.ndarray]) -> None:
+    day = ring | {"shown_items": ring["items"], "shown_offsets": ring["offsets"]}
+    scores = shown_scores(day)
+    assert scores.shape == (120, 60)
+    model = TwoTower(60).eval()
+    found = rank(model, day, torch.device("cpu"), "", 1e6 * scores)
+    unseen = scores.copy()
+    for line, seen in zip(unseen, np.split(day["seen"], day["seen_ends"][:-1])):
+        line[seen] = -np.inf
+    assert (found[:, 0] == unseen.argmax(1)).all()
