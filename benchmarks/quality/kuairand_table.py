@@ -27,7 +27,13 @@ from models.evaluation.slices import slices
 HERE = Path(__file__).resolve().parent
 # What every model is compared with, user by user: the best closed form, and the best sequence model on either history.
 BARS = (f"EASE of everything shown, lambda {LAMBDA_SHOWN:g}", "SASRec", SHOWN)
-KEPT_OF_MODEL = ("epochs", "recipe", "candidates")  # of what lists say about themselves, in the table
+KEPT_OF_MODEL = (
+    "epochs",
+    "recipe",
+    "candidates",
+    "weight",
+    "weights",
+)  # of what lists say about themselves, in the table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

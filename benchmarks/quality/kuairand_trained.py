@@ -8,10 +8,10 @@ their order, and what is wanted of the day (.npz); the second needs PyTorch and 
 chosen on the day before (recall@50 there); a second model then trains for as long on everything before the day. Three
 seeds. Lists go to `--lists`, for `benchmarks.quality.kuairand_table`. Every position of a user predicts the next
 positive against all items; "SASRec, everything shown" is the same model on all impressions, whatever the user made of
-them, and "+ co-occurrence of the shown" adds EASE of all impressions to the log-probability, as `joint.py` does for
-OneRec (weight chosen with the epochs; both are kept in the lists' epochs.json). The two-tower model's user is the mean of the item vectors so far, newer ones weighing more, through a
-feed-forward; its item an embedding through another: no order but the weights, and a dot product, so that an index can
-serve it.
+them. "+ co-occurrence of the shown" adds EASE of all impressions to the log-probability, as `joint.py` does for OneRec;
+its weight is chosen with the epochs, and `--lists` keeps both in epochs.json. What is there is not trained again. The
+two-tower model's user is the mean of the item vectors so far, newer ones weighing more, through a feed-forward; its
+item an embedding through another: no order but the weights, and a dot product, so that an index can serve it.
 
 Legend: U users, B users of a batch, T events, D width, N items.
 """
@@ -252,7 +252,7 @@ def main() -> None:
             if shown:
                 lists_of = {w: rank(model, days["choose"], device, kind, w * shown["choose"]) for w in WEIGHTS}
                 recall = {w: evaluate(found, days["choose"])["recall@50"] for w, found in lists_of.items()}
-                chosen[kind] |= {"weight": max(recall, key=recall.__getitem__), "weights": recall}
+                chosen[kind] |= {"weight": max(recall, key=recall.__getitem__), "tried": recall}
             args.lists.mkdir(parents=True, exist_ok=True)
             chosen_in.write_text(json.dumps(chosen, indent=1) + "\n")
             print(f"{time.monotonic() - begun:6.1f} s  {kind}: {json.dumps(chosen[kind])}", flush=True)
@@ -262,7 +262,7 @@ def main() -> None:
                 continue
             model, _ = train(kind, days["test"], epochs=chosen[kind]["epochs"], seed=seed, device=device)
             for row, weight in rows.items():
-                ranked = rank(model, days["test"], device, kind, weight and weight * shown["test"])
+                ranked = rank(model, days["test"], device, kind, weight * shown["test"] if weight else None)
                 found = evaluate(ranked, days["test"])
                 print(f"{time.monotonic() - begun:6.1f} s  {row}, seed {seed}: {json.dumps(found)}", flush=True)
                 about = {"device": hardware(args.device), "commit": commit(), **chosen[kind]}
