@@ -39,7 +39,7 @@ class OneRecConfig:
     session_items: int = 1
     item_head: bool = True  # item-level softmax on the encoder; its cost grows with the catalogue
     history: str = "sid"  # a history's item: its code embeddings; these and its row of the item head; a hashed row
-    history_bag: bool = False  # the static token also holds the sum of a row of their own of all histories' items
+    history_bag: bool = False  # the context's first vector also holds a sum of rows, one an item of the histories
     item_buckets: int = 65_536  # rows of the hashed table
     d_model: int = 96
     encoder_layers: int = 2

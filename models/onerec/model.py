@@ -107,29 +107,32 @@ class OneRec(nn.Module):
         return ItemLookups(tables, lambda index: self.sid_NL[index])
 
     def bag_vector(self, batch: dict[str, Tensor]) -> Tensor:
-        """[B, D]: rows of all events of the three histories, summed, over the root of their number.
+        """[B, D]: a row of every item of the three histories, each once, summed, over the root of their number.
 
         Which items a user met says much of what they meet next, and a linear model reads it from all of them at once
-        (EASE); attention has a few heads for it. An event is left out with the model's dropout.
+        (EASE); attention has a few heads for it. An item is left out with the model's dropout.
         """
-        index_BL = torch.cat([batch[name][..., 0] for name in HISTORIES], 1)
-        masks = [
-            batch.get(f"{name}_mask", torch.ones_like(batch[name][..., 0], dtype=torch.bool)) for name in HISTORIES
-        ]
-        count_B1 = torch.cat(masks, 1).sum(1, keepdim=True).clamp_min(1)
-        kept_BL = F.dropout(torch.cat(masks, 1).to(self.bag.weight.dtype), self.config.dropout, self.training)
-        return torch.einsum("bl,bld->bd", kept_BL, self.bag(index_BL)) / count_B1.sqrt()
+        items = [batch[name][..., 0] for name in HISTORIES]
+        masks = [batch.get(f"{name}_mask", torch.ones_like(i, dtype=torch.bool)) for name, i in zip(HISTORIES, items)]
+        index_BL = torch.where(torch.cat(masks, 1), torch.cat(items, 1), -1).sort(1).values
+        again_BL = F.pad(index_BL[:, 1:] == index_BL[:, :-1], (1, 0))
+        real_BL = (~again_BL & (index_BL >= 0)).to(self.bag.weight.dtype)
+        kept_BL = F.dropout(real_BL, self.config.dropout, self.training)
+        sum_BD = torch.einsum("bl,bld->bd", kept_BL, self.bag(index_BL.clamp_min(0)))
+        return sum_BD / real_BL.sum(1, keepdim=True).clamp_min(1).sqrt()
 
     def encode(self, batch: dict[str, Tensor], packs: bool = True) -> tuple[Tensor, Tensor | None]:
         """Context of each user: z [B, T, C] and its mask [B, T], None if the batch has full histories only.
 
         Without `packs` padding is computed too, so that no shape depends on the data; z is then arbitrary there.
         """
-        user_BD = self.bag_vector(batch) if self.config.history_bag else None
-        z_NC, layout = self.pathways(batch, self.history_vector, self.history_lookups(), packs, user_BD)
+        z_NC, layout = self.pathways(batch, self.history_vector, self.history_lookups(), packs)
         for layer in self.encoder:
             z_NC = layer(z_NC, layout)
-        return layout.pad(self.norm_context(z_NC)), layout.mask_BT
+        z_BTC = layout.pad(self.norm_context(z_NC))
+        if self.config.history_bag:  # joins the first vector, which the item head reads
+            z_BTC = z_BTC + F.pad(self.bag_vector(batch)[:, None], (0, 0, 0, z_BTC.shape[1] - 1))
+        return z_BTC, layout.mask_BT
 
     def context_kv(self, z_BTC: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Cross-attention keys and values of every decoder layer: computed once, shared by all targets and beams.

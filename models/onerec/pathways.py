@@ -89,14 +89,9 @@ class Pathways(nn.Module):
             self.no_life_D = nn.Parameter(torch.zeros(d))
 
     def forward(
-        self,
-        batch: dict[str, Tensor],
-        item_vector: ItemVector,
-        item_lookups: ItemLookups,
-        packs: bool = True,
-        user_BD: Tensor | None = None,
+        self, batch: dict[str, Tensor], item_vector: ItemVector, item_lookups: ItemLookups, packs: bool = True
     ) -> tuple[Tensor, Layout]:
-        """batch: static [B, S]; short, positive, lifelong [B, L, 7], `*_mask` [B, L]. user_BD joins the static token.
+        """batch: static [B, S]; short, positive, lifelong [B, L, 7], `*_mask` [B, L].
 
         A batch without any mask has full histories only; then nothing is masked. Returns packed rows [N, C] and the
         layout of the grid [B, T] that they stand in; without `packs` all rows of the grid.
@@ -115,8 +110,7 @@ class Pathways(nn.Module):
         short, positive, lifelong = (project(rows) for project, rows in zip(projections, rows_EF))
         if not c.lazy:
             layouts[2], lifelong = self._lifelong(layouts[2], lifelong)
-        static = self.static_proj(self.static(batch["static"]).flatten(1))
-        static = (static if user_BD is None else static + user_BD)[:, None]
+        static = self.static_proj(self.static(batch["static"]).flatten(1))[:, None]
         parts = [static, *(layout.pad(rows) for layout, rows in zip(layouts, (short, positive, lifelong)))]
         lengths = [1, c.short_len, c.positive_len, c.positions - 1 - c.short_len - c.positive_len]
         placed = [
