@@ -47,7 +47,6 @@ class Recipe:
     d_model: int = 96
     item_weight: float = 1.0
     shown_weight: float = 0.0
-    history: str = "sid"
     bag: bool = False
 
 
@@ -104,7 +103,6 @@ def config_of(recipe: Recipe, tok: Tokenizer, static: int) -> OneRecConfig:
         dropout=recipe.dropout,
         d_model=recipe.d_model,
         ffn_dim=2 * recipe.d_model,
-        history=recipe.history,
         history_bag=recipe.bag,
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 WIDTH_STEP = 8  # 16 bytes of bfloat16: the alignment of rows that grouped matrix products want
 ARCHITECTURES = ("encoder_decoder", "lazy_decoder")
 AFFINITIES = ("sigmoid", "softmax")
-HISTORIES = ("sid", "item", "hashed")
+HISTORIES = ("sid", "hashed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class OneRecConfig:
     architecture: str = "encoder_decoder"
     session_items: int = 1
     item_head: bool = True  # item-level softmax on the encoder; its cost grows with the catalogue
-    history: str = "sid"  # a history's item: its code embeddings; these and its row of the item head; a hashed row
+    history: str = "sid"  # a history's item: its code embeddings, shared with the output, or a hashed row of its own
     history_bag: bool = False  # the context's first vector also holds a sum of rows, one an item of the histories
     item_buckets: int = 65_536  # rows of the hashed table
     d_model: int = 96
@@ -80,11 +80,8 @@ class OneRecConfig:
         for name, among in (("architecture", ARCHITECTURES), ("affinity", AFFINITIES), ("history", HISTORIES)):
             if (chosen := getattr(self, name)) not in among:
                 raise ValueError(f"{name} is {chosen!r}; choose one of {', '.join(among)}")
-        if not self.item_head and (self.history == "item" or self.history_bag):
-            raise ValueError(
-                'history "item" and history_bag hold a row an item, as the item head does: set item_head=True, or '
-                "leave them out"
-            )
+        if self.history_bag and not self.item_head:
+            raise ValueError("history_bag holds a row an item for the item head: set item_head=True, or leave it out")
         for name in ("d_model", "expert_dim", "shared_expert_dim"):
             width = getattr(self, name)
             if width % WIDTH_STEP:

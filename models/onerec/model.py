@@ -71,40 +71,30 @@ class OneRec(nn.Module):
     def _code(self, level: int) -> nn.Embedding:
         return cast(nn.Embedding, self.code[level])
 
-    def item_vector(self, index: Tensor, own: bool = False) -> Tensor:
-        """Catalogue index [...] -> [..., D]: the sum of its three code embeddings, and of its own row in the item head.
+    def item_vector(self, index: Tensor) -> Tensor:
+        """Catalogue index [...] -> [..., D]: the sum of its three code embeddings.
 
         Far more lookups than there are items go through one table of all items: to make it, and its gradient, costs as
         much as two and a half lookups an item. An exported program has no such branch.
         """
         if not torch.compiler.is_exporting() and index.numel() > 2.5 * len(self.sid_NL):
-            every = torch.arange(len(self.sid_NL), device=index.device)
-            return lookup(self._item_vector(every, own), index)
-        return self._item_vector(index, own)
-
-    def _item_vector(self, index: Tensor, own: bool) -> Tensor:
-        codes = self._code_sum(self.sid_NL[index])
-        return codes + self.item_residual(index) if own else codes
+            return lookup(self._code_sum(self.sid_NL), index)
+        return self._code_sum(self.sid_NL[index])
 
     def _code_sum(self, codes: Tensor) -> Tensor:
         return lookup_sum(codes, list(self.code))
 
     def history_vector(self, index: Tensor) -> Tensor:
-        """An item of a history, [...] -> [..., D]: its semantic ID, the item head's vector, or its hashed row."""
+        """An item of a history, [...] -> [..., D]: its semantic ID, or its hashed row."""
         if self.hashed_items is not None:
             return self.hashed_items(index, self.config.items)
-        return self.item_vector(index, own=self.config.history == "item")
+        return self.item_vector(index)
 
     def history_lookups(self) -> ItemLookups:
         """The same as a sum of table rows."""
         if (hashed := self.hashed_items) is not None:
             return ItemLookups([hashed.table], lambda index: hashed.bucket(index, self.config.items)[..., None])
-        tables = [cast(Table, table) for table in self.code]
-        if self.config.history == "item":
-            return ItemLookups(
-                [*tables, self.item_residual], lambda index: torch.cat([self.sid_NL[index], index[..., None]], -1)
-            )
-        return ItemLookups(tables, lambda index: self.sid_NL[index])
+        return ItemLookups([cast(Table, table) for table in self.code], lambda index: self.sid_NL[index])
 
     def bag_vector(self, batch: dict[str, Tensor]) -> Tensor:
         """[B, D]: a row of every item of the three histories, each once, summed, over the root of their number.
@@ -247,8 +237,9 @@ class OneRec(nn.Module):
         """[B, N] item-level logits from the static position, which has read the whole context."""
         assert self.config.item_head, "the configuration has no item head"
         query = self.item_query(z_BTD[:, 0])
-        every = torch.arange(self.config.items, device=query.device)
-        return F.linear(query, self.item_vector(every, own=True), self.item_bias_N)
+        index = torch.arange(self.config.items, device=query.device)
+        table = self._code_sum(self.sid_NL[:-1]) + self.item_residual(index)
+        return F.linear(query, table, self.item_bias_N)
 
 
 def _as_keys(mask_BT: Tensor | None) -> Tensor | None:

@@ -73,7 +73,7 @@ class ServingProgram(nn.Module):
         with torch.no_grad():
             if c.item_head:
                 every = torch.arange(c.items, device=model.sid_NL.device)
-                self.register_buffer("table_ND", model.item_vector(every, own=True))
+                self.register_buffer("table_ND", model.item_vector(every) + model.item_residual(every))
             if half:
                 biases = [(m, m.bias_E) for m in model.modules() if isinstance(m, MoE)]
                 self.bfloat16()

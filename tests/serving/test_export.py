@@ -56,7 +56,7 @@ LAZY = {"architecture": "lazy_decoder", "encoder_layers": 0, "item_head": False}
         {},
         {"item_head": False},
         LAZY,
-        {"history": "item", "history_bag": True},
+        {"history_bag": True},
         {"history": "hashed", "decoder_layers": 3},
     ],
 )

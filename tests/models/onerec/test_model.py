@@ -111,17 +111,6 @@ def test_item_vectors_are_sums_of_code_embeddings_and_the_unknown_item_has_its_o
     torch.testing.assert_close(vector[1], sum(t.weight[4] for t in model.code))
 
 
-def test_a_history_of_items_adds_their_own_rows_however_many_are_looked_up():
-    model, _ = small_model(history="item")
-    few = torch.tensor([3, 20])
-    expected = model.item_vector(few) + model.item_residual.weight[few]
-    torch.testing.assert_close(model.history_vector(few), expected)
-    torch.testing.assert_close(model.history_vector(few.repeat(40)), expected.repeat(40, 1))  # through one table
-    lookups = model.history_lookups()
-    summed = sum(table.weight[row] for table, row in zip(lookups.tables, lookups.rows(few).unbind(-1)))
-    torch.testing.assert_close(summed, expected)
-
-
 @torch.no_grad()
 def test_the_bag_is_the_sum_of_the_rows_of_all_items_over_the_root_of_their_number():
     model, _ = small_model(history_bag=True, dropout=0.5)

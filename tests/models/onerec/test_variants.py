@@ -35,7 +35,7 @@ def _alone(batch: dict[str, torch.Tensor], user: int) -> dict[str, torch.Tensor]
         LAZY,
         LAZY | {"kv_heads": 2},
         {"history": "hashed"},
-        {"history": "item", "history_bag": True},
+        {"history_bag": True},
         {"encoder_moe_layers": 1},
     ],
 )
