@@ -22,6 +22,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -100,23 +101,14 @@ def prepare(data: Path, out: Path) -> None:
         good = np.concatenate([(old["long_view"] > 0) | (old["is_like"] > 0), new[list(POSITIVE)].any(axis=1)])
         order = np.argsort(user, kind="stable")  # the history before the log, each in its order
         kept = {"": order[good[order]], "shown_": order}
-        sequences = {f"{name}items": item[rows].astype(np.int32) for name, rows in kept.items()}
-        sequences |= {
-            f"{name}offsets": np.append(0, np.cumsum(np.bincount(user[rows], minlength=len(users))))
-            for name, rows in kept.items()
-        }
+        arrays: dict[str, Any] = {f"{name}items": item[rows].astype(np.int32) for name, rows in kept.items()}
+        for name, rows in kept.items():
+            arrays[f"{name}offsets"] = np.append(0, np.cumsum(np.bincount(user[rows], minlength=len(users))))
         flat = {name: (getattr(known, name)) for name in ("seen", "wanted")}
-        ends = {f"{name}_ends": np.cumsum([len(x) for x in lists]) for name, lists in flat.items()}
-        np.savez(
-            out / f"{day}.npz",
-            **sequences,
-            num_items=len(known.items),
-            rows=known.rows,
-            item_id=known.items,
-            user_id=known.user_id,
-            **{name: np.concatenate(lists).astype(np.int32) for name, lists in flat.items()},
-            **ends,
-        )
+        for name, lines in flat.items():
+            arrays |= {name: np.concatenate(lines).astype(np.int32), f"{name}_ends": np.cumsum([len(x) for x in lines])}
+        arrays |= {"rows": known.rows, "item_id": known.items, "user_id": known.user_id}
+        np.savez(out / f"{day}.npz", num_items=len(known.items), **arrays)
 
 
 def sequences_of(kind: str, day: dict[str, np.ndarray]) -> list[np.ndarray]:
