@@ -6,7 +6,8 @@
 
 What two users were both shown says which items a user will meet next, whatever they liked of it: the closed form sees
 all of a history at once and remembers single pairs of items, which a small network does not. A beam proposes, and so
-does the item head with co-occurrence; each candidate then gets all three scores.
+does the item head with co-occurrence; each candidate then gets all three scores. The closed form of 7,583 items took
+54 to 72 s on one busy CPU core.
 
 Legend: U users, B users of a chunk, N items, C candidates.
 """
