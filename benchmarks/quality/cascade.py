@@ -27,11 +27,12 @@ import torch.nn.functional as F
 from benchmarks.machine import commit, hardware
 from benchmarks.quality import lists
 from benchmarks.quality.din import Ranker, RankerConfig, about_items
-from benchmarks.quality.kuairand_onerec import CHOOSE, LAST, up_to
+from benchmarks.quality.kuairand_onerec import LAST
 from benchmarks.quality.kuairand_trained import DAYS, MOST_EPOCHS, evaluate, rank, retrieve
 from benchmarks.quality.kuairand_trained import train as train_retrieval
 from benchmarks.quality.lists import TOP
 from benchmarks.quality.protocol import autocast
+from benchmarks.quality.recipes import CHOOSE, up_to
 from models.evaluation.evaluate import held_out
 from models.onerec.config import onerec_laptop
 from models.onerec.features import POSITIVE_MASK

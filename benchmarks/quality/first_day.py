@@ -28,7 +28,7 @@ from models.onerec.model import OneRec
 from models.onerec.moe import MoE
 from models.training.checkpoint import Tokenizer, save_model, save_optimizer, start_optimizer
 from models.training.data import PATHWAYS, UserDays
-from models.training.losses import item_loss
+from models.training.losses import item_loss, item_targets
 from models.training.optimizer import learning_rate, make_optimizer
 from models.training.pretrain import PretrainConfig, static_features
 from models.training.stream import COLUMNS, DAY_S, Index, Recency
@@ -46,6 +46,8 @@ class Recipe:
     dropout: float = 0.0
     d_model: int = 96
     item_weight: float = 1.0
+    shown_weight: float = 0.0
+    bag: bool = False
 
 
 def first_day(
@@ -69,7 +71,7 @@ def first_day(
         data.now_s, Index.scan(training_sets, tok.catalogue)
     )
     used = np.flatnonzero(data.targets.lengths)
-    rows = {name: t.to(device) for name, t in on_device(data, used, weight, daily.max_targets).items()}
+    rows = {name: t.to(device) for name, t in on_device(data, used, weight, daily).items()}
     optimizer, names = make_optimizer(
         model,
         lr_sparse=recipe.rate * daily.lr_sparse,
@@ -79,7 +81,7 @@ def first_day(
     for group in optimizer.param_groups:  # a captured step reads its rate from a tensor
         group["lr"], group["capturable"] = torch.tensor(group["base_lr"], device=device), device.startswith("cuda")
     start_optimizer(optimizer)
-    step = make_step(model, optimizer, rows, recipe.item_weight, daily.clip_norm)
+    step = make_step(model, optimizer, rows, recipe, daily.clip_norm)
     batches = plan(len(used), data.now_s[used], recipe, seed)
     run, steps = Steps(step, torch.device(device)) if graphs else step, len(batches)
     batches_CB = torch.from_numpy(np.stack(batches)).to(device)
@@ -96,19 +98,27 @@ def first_day(
 def config_of(recipe: Recipe, tok: Tokenizer, static: int) -> OneRecConfig:
     """The daily model at the recipe's width and dropout."""
     config = onerec_laptop(codebook_size=tok.codebook_size, items=len(tok.catalogue), static_features=static)
-    return dataclasses.replace(config, dropout=recipe.dropout, d_model=recipe.d_model, ffn_dim=2 * recipe.d_model)
+    return dataclasses.replace(
+        config,
+        dropout=recipe.dropout,
+        d_model=recipe.d_model,
+        ffn_dim=2 * recipe.d_model,
+        history_bag=recipe.bag,
+    )
 
 
-def on_device(data: UserDays, used: np.ndarray, weight: np.ndarray, max_targets: int) -> Rows:
+def on_device(data: UserDays, used: np.ndarray, weight: np.ndarray, daily: PretrainConfig) -> Rows:
     """All used rows at full length, smallest integers; behind them one row that is all padding."""
     parts = []
     limit = {name: getattr(data.config, f"{name}_len") for name in PATHWAYS}
+    limit |= {"targets": daily.max_targets, "others": daily.max_others}
+    mask_of = {name: f"{name}_mask" for name in PATHWAYS} | {"targets": "target_mask", "others": "other_mask"}
     for start in range(0, len(used), 4096):
         chunk = used[start : start + 4096]
-        batch = data.batch(chunk, max_targets)
+        batch = data.batch(chunk, daily.max_targets, daily.max_others)
         batch["weight"] = torch.from_numpy(weight[chunk]).float()
-        for name, length in {**limit, "targets": max_targets}.items():
-            mask = "target_mask" if name == "targets" else f"{name}_mask"
+        for name, length in limit.items():
+            mask = mask_of[name]
             missing = length - batch[name].shape[1]
             batch[name] = torch.nn.functional.pad(batch[name], (0, 0) * (batch[name].ndim - 2) + (missing, 0))
             batch[mask] = torch.nn.functional.pad(batch[mask], (missing, 0))
@@ -129,7 +139,7 @@ def plan(rows: int, now_s: np.ndarray, recipe: Recipe, seed: int) -> list[np.nda
     return batches
 
 
-def loss_of(model: OneRec, batch: Rows, item_weight: float) -> Tensor:
+def loss_of(model: OneRec, batch: Rows, recipe: Recipe) -> Tensor:
     """`models.training.losses.PretrainLoss` with shapes that do not depend on the data."""
     weight_BM = batch["target_mask"] * batch["weight"][:, None]
     targets_BM, total = batch["targets"], batch["target_mask"].sum()
@@ -140,10 +150,11 @@ def loss_of(model: OneRec, batch: Rows, item_weight: float) -> Tensor:
             logits.flatten(0, 1).float(), codes_BML[..., level].flatten(), reduction="none"
         )
         nll = nll + (each.view_as(weight_BM) * weight_BM).sum()
-    return nll / total.clamp_min(1) + item_weight * item_loss(model, targets_BM, weight_BM, z_BTD, total)
+    items = item_loss(model, *item_targets(batch, recipe.shown_weight), z_BTD, total)
+    return nll / total.clamp_min(1) + recipe.item_weight * items
 
 
-def make_step(model: OneRec, optimizer: torch.optim.Optimizer, rows: Rows, item_weight: float, clip: float):
+def make_step(model: OneRec, optimizer: torch.optim.Optimizer, rows: Rows, recipe: Recipe, clip: float):
     """step(rows_B): gather the rows, one update."""
     parameters, moes = list(model.parameters()), [m for m in model.modules() if isinstance(m, MoE)]
 
@@ -152,7 +163,7 @@ def make_step(model: OneRec, optimizer: torch.optim.Optimizer, rows: Rows, item_
         batch = {k: v.long() if v.dtype == torch.int32 else v for k, v in batch.items()}
         optimizer.zero_grad(set_to_none=True)
         with autocast(rows_B.device):
-            loss = loss_of(model, batch, item_weight)
+            loss = loss_of(model, batch, recipe)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()

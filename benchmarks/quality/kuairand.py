@@ -6,6 +6,8 @@
 Positive: long view, like, follow or forward. A user counts who has a positive on the day that they were never shown
 before; seen items leave every list; recall and NDCG are means over users, by slice as in `onerec eval`. EASE is the
 closed form of Steck 2019 (arXiv 1905.03375, equation 8) with one regulariser; it is the bar a trained model must pass.
+It is given the positives, as usual, and everything that was shown: whose impressions two users share says more of what
+they will be shown next than what they liked of it.
 
 Legend: U users, N items.
 """
@@ -25,20 +27,22 @@ from benchmarks.quality.lists import TOP
 
 LOG, HISTORY = "log_standard_4_25_to_5_06_pure.csv", "history_4_08_to_4_24_last50.parquet"
 POSITIVE = ("long_view", "is_like", "is_follow", "is_forward")
-LAMBDA, RECENT_DAYS, SHRINK = 500.0, 3, 0.02
+LAMBDA, LAMBDA_SHOWN, RECENT_DAYS, SHRINK = 500.0, 1000.0, 3, 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Day:
     """What is known before the day, and what is wanted of it. Items are indices into `items`.
 
-    positive_UN: users' positive items before the day. seen, wanted: item indices of each evaluated user, numbered by
-    `rows` of positive_UN, whose ids are `user_id`. recent_N: positives of each item in the last RECENT_DAYS days.
+    positive_UN, shown_UN: users' positive items, and all they were shown, before the day. seen, wanted: item indices of
+    each evaluated user, numbered by `rows` of positive_UN, whose ids are `user_id`. recent_N: positives of each item in
+    the last RECENT_DAYS days.
     """
 
     items: np.ndarray
     user_id: np.ndarray
     positive_UN: sp.csr_matrix
+    shown_UN: sp.csr_matrix
     recent_N: np.ndarray
     rows: np.ndarray
     seen: list[np.ndarray]
@@ -64,6 +68,7 @@ def read_day(data: Path, day: int) -> Day:
     positive = sp.csr_matrix((np.ones(liked.sum()), (user[liked], item[liked])), shape=shape)
     positive.data[:] = 1
     shown = sp.csr_matrix((np.ones(known.sum()), (user[known], item[known])), shape=shape)
+    shown.data[:] = 1
     asked = np.flatnonzero(today & good)
     target = sp.csr_matrix((np.ones(len(asked)), (user[asked], item[asked])), shape=shape)
     target = (target - target.multiply(shown > 0)).tocsr()
@@ -73,6 +78,7 @@ def read_day(data: Path, day: int) -> Day:
         items=items,
         user_id=users[rows],
         positive_UN=positive,
+        shown_UN=shown,
         recent_N=np.bincount(item[: len(frame)][recent & good], minlength=len(items)).astype(float),
         rows=rows,
         seen=[shown[u].indices for u in rows],
@@ -116,8 +122,8 @@ def rank(day: Day, score_of_rows, chunk: int = 512) -> np.ndarray:
     return out
 
 
-def baselines(day: Day, regulariser: float = LAMBDA) -> dict[str, np.ndarray]:
-    """Lists [U, TOP] of every row of the table."""
+def baselines(day: Day, regulariser: float = LAMBDA, of_shown: float = LAMBDA_SHOWN) -> dict[str, np.ndarray]:
+    """Lists [U, TOP] of every row of the table; the regularisers of EASE on positives and on everything shown."""
     x, every = day.positive_UN, np.asarray(day.positive_UN.sum(0)).ravel()
     found = {
         "most popular, all time": rank(day, lambda rows: np.tile(every, (len(rows), 1))),
@@ -128,4 +134,6 @@ def baselines(day: Day, regulariser: float = LAMBDA) -> dict[str, np.ndarray]:
     weights, popular = ease(x, regulariser), SHRINK * np.log1p(day.recent_N)
     found[f"EASE, lambda {regulariser:g}"] = rank(day, lambda rows: x[rows] @ weights)
     found[f"EASE + {SHRINK} log popularity"] = rank(day, lambda rows: x[rows] @ weights + popular)
+    weights, shown = ease(day.shown_UN, of_shown), day.shown_UN
+    found[f"EASE of everything shown, lambda {of_shown:g}"] = rank(day, lambda rows: shown[rows] @ weights)
     return found

@@ -6,9 +6,15 @@
 The first runs the day's own steps (ingest, validate, pathways) for eight days and makes the tokenizers of every seed:
 some minutes on a CPU. The second is for a GPU. "Once" is a first day at 2022-05-05; "day by day" is a first day at
 2022-04-28 and seven later days, each from the model of the day before. A first day's pre-training is `first_day.py`
-with the best of RECIPES on 2022-05-05, by a model that has seen the days before it (one seed); a later day's, the
-reward model, RSFT + ECPO and the ranking are what the day calls. All are measured on the unseen positives of
-2022-05-06. Lists go to `--lists`, for `benchmarks.quality.kuairand_table`; what is there already is not trained again.
+with the best of `recipes.py` on 2022-05-05, by a model that has seen the days before it (one seed); a later day's, the
+reward model, RSFT + ECPO and the ranking are what the day calls. "+ co-occurrence of the shown" is the same model with
+the joint score of `joint.py`. All are measured on the unseen positives of
+2022-05-06. Lists go to `--lists`, for `benchmarks.quality.kuairand_table`, and the trials of recipes to recipes.json
+there, each as its training ends; what is there already is not trained again. In order of worth, where time is short:
+
+    ... --kinds once --chains pretrained --jobs 3     # the recipe, then three trainings: the row that must lead
+    ... --kinds daily --chains pretrained --jobs 3    # day by day
+    ... --jobs 3                                      # with alignment
 """
 
 from __future__ import annotations
@@ -28,8 +34,8 @@ import torch
 
 from benchmarks.machine import commit, hardware
 from benchmarks.quality import lists
-from benchmarks.quality.first_day import Recipe, first_day
-from models.evaluation.evaluate import Ranker, held_out
+from benchmarks.quality.first_day import first_day
+from benchmarks.quality.recipes import CHOOSE, RECIPES, best_recipe, ranked, scores, up_to
 from models.evaluation.metrics import ranking_metrics
 from models.reward.measure import calibrate
 from models.reward.pscore import PScore
@@ -50,22 +56,15 @@ from models.training.checkpoint import Tokenizer
 from models.training.pretrain import pretrain
 
 DAYS = ("2022-04-28", "2022-04-29", "2022-04-30", *(f"2022-05-0{d}" for d in range(1, 6)))
-CHOOSE, LAST = DAYS[-2:]  # the last day of training, while choosing and in the table
-RECIPES = {
-    "8 epochs": Recipe(),
-    "8 epochs, dropout .1": Recipe(dropout=0.1),
-    "16 epochs, dropout .1": Recipe(epochs=16, dropout=0.1),
-    "16 epochs, dropout .2": Recipe(epochs=16, dropout=0.2),
-    "16 epochs, dropout .2, rate x 2": Recipe(epochs=16, dropout=0.2, rate=2.0),
-    "16 epochs, dropout .3": Recipe(epochs=16, dropout=0.3),
-    "24 epochs, dropout .3": Recipe(epochs=24, dropout=0.3),
-    "16 epochs, dropout .2, d 192": Recipe(epochs=16, dropout=0.2, d_model=192),
-}
+LAST = DAYS[-1]  # the last day of training in the table
 GRAPHS = not os.environ.get("ONEREC_NO_GRAPHS")  # set it where a first day's step cannot be captured
 KINDS = {
     "once": {"pretrained": "OneRec, once", "aligned": "OneRec, once, RSFT + ECPO"},
     "daily": {"pretrained": "OneRec, day by day", "aligned": "OneRec, day by day, RSFT + ECPO"},
 }
+
+JOINT = "OneRec, once + co-occurrence of the shown"
+CHAINS = ["pretrained", "aligned"]
 
 
 def quiet(line: str) -> None:
@@ -117,23 +116,6 @@ def prepare(workspace: Path, out: Path, seeds: list[int]) -> None:
         print(f"tokenizers of seed {seed}", flush=True)
 
 
-def up_to(prepared: Path, day: str) -> list[Path]:
-    """Training partitions of all days up to one. Raises ValueError without any."""
-    found = [p for p in sorted((prepared / "training").glob("dt=*.parquet")) if p.stem <= f"dt={day}"]
-    if not found:
-        raise ValueError(f"{prepared} holds no training rows up to {day}; prepare it with --data")
-    return found
-
-
-def ranked(prepared: Path, day: str, tokenizer: Path, model: Path, device: str) -> tuple[np.ndarray, np.ndarray, float]:
-    """(user ids, lists, recall@50) on the day after `day`."""
-    rows_of = prepared / "evaluation" / f"dt={day}.parquet"
-    rows, wanted, seen = held_out(rows_of)
-    ranker = Ranker(rows_of, Tokenizer.load(tokenizer), model, rows, device)
-    found, _ = ranker.rank(seen)
-    return ranker.data.user_id[rows], found, float(ranking_metrics(found, wanted)["recall@50"].mean())
-
-
 def aligned(
     prepared: Path, day: str, tokenizer: Path, out: Path, *, previous: Path | None, seed: int, device: str
 ) -> dict[str, Any]:
@@ -181,18 +163,35 @@ def rewarded(
     model.cpu().save(out)
 
 
-def one(kind: str, seed: int, recipe: str, prepared: Path, folder: Path, device: str, jobs: int) -> None:
-    """Both rows of a kind: without alignment, and with it."""
+def one(
+    kind: str,
+    seed: int,
+    chosen: tuple[str, tuple[float, float]],
+    chains: list[str],
+    prepared: Path,
+    folder: Path,
+    device: str,
+    jobs: int,
+) -> None:
+    """The rows of a kind: without alignment, with it, or both. chosen: a recipe and the joint score's weights."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    begun, titles = time.monotonic(), KINDS[kind]
+    begun, named = time.monotonic(), KINDS[kind]
+    recipe, weights = chosen
     about = {"device": hardware(device), "commit": commit(), "recipe": recipe}
 
     def keep(chain: str, tokenizer: Path, model: Path, **more: Any) -> None:
         users, found, recall = ranked(prepared, LAST, tokenizer, model, device)
-        more |= {"seconds": round(time.monotonic() - begun, 1)}
-        made = lists.Lists(model=titles[chain], seed=seed, user_id=users, ranked=found, about=about | more)
-        lists.save(folder, made)
-        print(f"{titles[chain]}, seed {seed}: recall@50 {recall:.4f}, {json.dumps(more)}", flush=True)
+        save(named[chain], users, found, recall, more)
+
+    def keep_joint(tokenizer: Path, model: Path) -> None:
+        users, scored, wanted = scores(prepared, LAST, tokenizer, model, device)
+        found = scored.rank(weights)
+        save(JOINT, users, found, float(ranking_metrics(found, wanted)["recall@50"].mean()), {"weights": list(weights)})
+
+    def save(title: str, users: np.ndarray, found: np.ndarray, recall: float, more: dict[str, Any]) -> None:
+        more = more | {"seconds": round(time.monotonic() - begun, 1)}
+        lists.save(folder, lists.Lists(model=title, seed=seed, user_id=users, ranked=found, about=about | more))
+        print(f"{title}, seed {seed}: recall@50 {recall:.4f}, {json.dumps(more)}", flush=True)
 
     def bootstrap(day: str, tokenizer: Path, out: Path) -> None:
         sets = up_to(prepared, day)
@@ -202,12 +201,16 @@ def one(kind: str, seed: int, recipe: str, prepared: Path, folder: Path, device:
         if kind == "once":
             tokenizer, out = prepared / "tokenizer" / f"once_{seed}", Path(scratch)
             bootstrap(LAST, tokenizer, out / "pretrained")
-            keep("pretrained", tokenizer, out / "pretrained")
-            found = aligned(prepared, LAST, tokenizer, out, previous=None, seed=seed, device=device)
-            keep("aligned", tokenizer, out / "aligned", kept=found["kept"])
+            if "pretrained" in chains:
+                keep("pretrained", tokenizer, out / "pretrained")
+                keep_joint(tokenizer, out / "pretrained")
+            if "aligned" in chains:
+                found = aligned(prepared, LAST, tokenizer, out, previous=None, seed=seed, device=device)
+                keep("aligned", tokenizer, out / "aligned", kept=found["kept"])
             return
-        for chain in titles:
-            before, kept = None, []
+        for chain in chains:
+            before: Path | None = None
+            kept: list[float] = []
             for day in DAYS:
                 tokenizer, out = prepared / "tokenizer" / f"daily_{seed}" / day, Path(scratch) / chain / day
                 (out / "pretrained").mkdir(parents=True)
@@ -221,11 +224,11 @@ def one(kind: str, seed: int, recipe: str, prepared: Path, folder: Path, device:
                         progress=quiet,
                         device=device,
                     )
-                elif chain == "pretrained":
-                    bootstrap(day, tokenizer, out / "pretrained")
                 else:  # both chains start from one model
-                    own = Path(scratch) / "pretrained" / day / "pretrained"
-                    shutil.copytree(own, out / "pretrained", dirs_exist_ok=True)
+                    first = Path(scratch) / "first"
+                    if not first.exists():
+                        bootstrap(day, tokenizer, first)
+                    shutil.copytree(first, out / "pretrained", dirs_exist_ok=True)
                 if chain == "aligned":
                     found = aligned(prepared, day, tokenizer, out, previous=before, seed=seed, device=device)
                     kept.append(found["kept"])
@@ -233,18 +236,9 @@ def one(kind: str, seed: int, recipe: str, prepared: Path, folder: Path, device:
             keep(chain, tokenizer, out / chain, **({"kept": kept} if kept else {}))
 
 
-def choose(recipe: str, seed: int, prepared: Path, device: str, jobs: int) -> float:
-    """recall@50 of 2022-05-05 by a model trained on the days before."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
-    begun, sets = time.monotonic(), up_to(prepared, CHOOSE)
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer, out = prepared / "tokenizer" / f"choose_{seed}", Path(scratch)
-        first_day(training_sets=sets, tokenizer=tokenizer, out=out, recipe=RECIPES[recipe], seed=seed, device=device)
-        trained = time.monotonic() - begun
-        recall = ranked(prepared, CHOOSE, tokenizer, out, device)[2]
-    print(f"{recipe}: recall@50 of 2022-05-05 {recall:.4f}, {trained:.0f} s + ranking "
-          f"{time.monotonic() - begun - trained:.0f} s", flush=True)  # fmt: skip
-    return recall
+def titles(kind: str, chains: list[str]) -> list[str]:
+    """Rows that `one` leaves."""
+    return [KINDS[kind][chain] for chain in chains] + [JOINT] * (kind == "once" and "pretrained" in chains)
 
 
 def main() -> None:
@@ -253,7 +247,9 @@ def main() -> None:
     p.add_argument("--prepared", type=Path, required=True)
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
+    p.add_argument("--chains", nargs="+", default=CHAINS, choices=CHAINS, help="without alignment, with it, or both")
     p.add_argument("--recipe", choices=list(RECIPES), help="of a first day (default: the best on 2022-05-05)")
+    p.add_argument("--weights", type=float, nargs=2, default=(1.0, 12.0), help="of the joint score, with --recipe")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--jobs", type=int, default=1, help="trainings side by side (1)")
     p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
@@ -262,16 +258,16 @@ def main() -> None:
         prepare(features(args.data.resolve(), args.prepared / "var"), args.prepared, args.seeds)
         return
     with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
-        recipe = args.recipe
-        if recipe is None:
-            tried = pool.starmap(
-                choose, [(r, args.seeds[0], args.prepared, args.device, args.jobs) for r in RECIPES], 1
-            )
-            recipe = list(RECIPES)[int(np.argmax(tried))]
-            print(f"chosen: {recipe}", flush=True)
-        more = (recipe, args.prepared, args.lists, args.device, args.jobs)
+        chosen = args.recipe, tuple(args.weights)
+        if args.recipe is None:
+            tried = args.lists / "recipes.json"
+            chosen = best_recipe(pool, tried, (args.seeds[0], args.prepared, args.device, args.jobs))
+            print(f"chosen: {chosen}", flush=True)
+        more = (chosen, args.chains, args.prepared, args.lists, args.device, args.jobs)
         wanted = [(kind, seed) for kind in args.kinds for seed in args.seeds]
-        done = [all(lists.path(args.lists, t, seed).exists() for t in KINDS[kind].values()) for kind, seed in wanted]
+        done = [
+            all(lists.path(args.lists, t, seed).exists() for t in titles(kind, args.chains)) for kind, seed in wanted
+        ]
         tasks = [pool.apply_async(one, (*w, *more)) for w, is_done in zip(wanted, done) if not is_done]
         for task in tasks:
             task.wait()  # one that fails must not end the others

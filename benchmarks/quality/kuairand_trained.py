@@ -1,15 +1,17 @@
-"""KuaiRand-Pure: SASRec and a two-tower model on the positives, in the protocol of `kuairand.py`.
+"""KuaiRand-Pure: SASRec and a two-tower model, in the protocol of `kuairand.py`.
 
     python -m benchmarks.quality.kuairand_trained --data LOGS/kuairand-pure --prepared build/quality/kuairand     # once
     python -m benchmarks.quality.kuairand_trained --prepared build/quality/kuairand --device cuda
 
-The first writes, for the last two days of the log, each user's positives before the day in their order, and what is
-wanted of the day (.npz); the second needs PyTorch and NumPy alone. The number of epochs is chosen on the day before
-(recall@50 there); a second model then trains for as long on everything before the day. Three seeds. Lists go to
-`--lists`, for `benchmarks.quality.kuairand_table`. Every position of a user predicts the next positive against all
-items. The two-tower model's user is the mean of the item vectors so far, newer ones weighing more, through a
-feed-forward; its item an embedding through another: no order but the weights, and a dot product, so that an index can
-serve it.
+The first writes, for the last two days of the log, each user's positives and all they were shown before the day, in
+their order, and what is wanted of the day (.npz); the second needs PyTorch and NumPy alone. The number of epochs is
+chosen on the day before (recall@50 there); a second model then trains for as long on everything before the day. Three
+seeds. Lists go to `--lists`, for `benchmarks.quality.kuairand_table`. Every position of a user predicts the next
+positive against all items; "SASRec, everything shown" is the same model on all impressions, whatever the user made of
+them. "+ co-occurrence of the shown" adds EASE of all impressions to the log-probability, as `joint.py` does for OneRec;
+its weight is chosen with the epochs, and `--lists` keeps both in epochs.json. What is there is not trained again. The
+two-tower model's user is the mean of the item vectors so far, newer ones weighing more, through a feed-forward; its
+item an embedding through another: no order but the weights, and a dot product, so that an index can serve it.
 
 Legend: U users, B users of a batch, T events, D width, N items.
 """
@@ -20,8 +22,10 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +33,7 @@ from torch import Tensor, nn
 from benchmarks.machine import commit, hardware
 from benchmarks.quality import lists
 from benchmarks.quality.data import IGNORED, MAX_HISTORY, Batches, padded
+from benchmarks.quality.kuairand import LAMBDA_SHOWN, ease
 from benchmarks.quality.lists import COLUMNS, TOP
 from benchmarks.quality.protocol import autocast
 from benchmarks.quality.sasrec import SASRec, SASRecConfig, sampled_softmax
@@ -36,6 +41,10 @@ from benchmarks.quality.steps import Steps, adam
 from models.evaluation.metrics import ranking_metrics
 
 DAYS = {"choose": 20220505, "test": 20220506}
+SHOWN = "SASRec, everything shown"
+MODELS = ("SASRec", SHOWN, "two-tower")
+CO_OCCURRENCE = " + co-occurrence of the shown"
+WEIGHTS = (0.0, 3.0, 6.0, 12.0, 24.0, 48.0)
 WIDTH, DROPOUT, RATE, BATCH, MOST_EPOCHS, DECAY = 128, 0.3, 1e-3, 128, 60, 0.9
 
 
@@ -70,7 +79,8 @@ class TwoTower(nn.Module):
 
 
 def prepare(data: Path, out: Path) -> None:
-    """One .npz a day: items, offsets (positives end to end), rows, and seen and wanted of each row, end to end.
+    """One .npz a day: items, offsets (positives end to end), shown_items, shown_offsets (all that was shown), rows, and
+    seen and wanted of each row, end to end.
 
     All are indices into item_id; user_id holds the rows' users.
     """
@@ -85,24 +95,37 @@ def prepare(data: Path, out: Path) -> None:
     users = np.unique(np.concatenate([log["user_id"], old["user_id"]]))
     for day in DAYS.values():
         known = read_day(data, day)
-        new = log[(log["date"] < day) & log[list(POSITIVE)].any(axis=1)]
-        old_good = old[(old["long_view"] > 0) | (old["is_like"] > 0)]
-        user = np.searchsorted(users, np.concatenate([old_good["user_id"], new["user_id"]]))
-        item = np.searchsorted(known.items, np.concatenate([old_good["video_id"], new["video_id"]]))
+        new = log[log["date"] < day]
+        user = np.searchsorted(users, np.concatenate([old["user_id"], new["user_id"]]))
+        item = np.searchsorted(known.items, np.concatenate([old["video_id"], new["video_id"]]))
+        good = np.concatenate([(old["long_view"] > 0) | (old["is_like"] > 0), new[list(POSITIVE)].any(axis=1)])
         order = np.argsort(user, kind="stable")  # the history before the log, each in its order
+        kept = {"": order[good[order]], "shown_": order}
+        arrays: dict[str, Any] = {f"{name}items": item[rows].astype(np.int32) for name, rows in kept.items()}
+        for name, rows in kept.items():
+            arrays[f"{name}offsets"] = np.append(0, np.cumsum(np.bincount(user[rows], minlength=len(users))))
         flat = {name: (getattr(known, name)) for name in ("seen", "wanted")}
-        ends = {f"{name}_ends": np.cumsum([len(x) for x in lists]) for name, lists in flat.items()}
-        np.savez(
-            out / f"{day}.npz",
-            items=item[order].astype(np.int32),
-            offsets=np.append(0, np.cumsum(np.bincount(user, minlength=len(users)))),
-            num_items=len(known.items),
-            rows=known.rows,
-            item_id=known.items,
-            user_id=known.user_id,
-            **{name: np.concatenate(lists).astype(np.int32) for name, lists in flat.items()},
-            **ends,
-        )
+        for name, lines in flat.items():
+            arrays |= {name: np.concatenate(lines).astype(np.int32), f"{name}_ends": np.cumsum([len(x) for x in lines])}
+        arrays |= {"rows": known.rows, "item_id": known.items, "user_id": known.user_id}
+        np.savez(out / f"{day}.npz", num_items=len(known.items), **arrays)
+
+
+def sequences_of(kind: str, day: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Each user's items in their order, as a model of that kind reads them. Raises ValueError for an older file."""
+    name = "shown_" if kind == SHOWN else ""
+    if f"{name}items" not in day:
+        raise ValueError(f"the prepared day holds no {name}items; prepare it again with --data")
+    return np.split(day[f"{name}items"].astype(np.int64), day[f"{name}offsets"][1:-1])
+
+
+def shown_scores(day: dict[str, np.ndarray]) -> np.ndarray:
+    """EASE of everything shown, of each of the day's users [U, N]."""
+    ends, items = day["shown_offsets"], day["shown_items"]
+    row = np.repeat(np.arange(len(ends) - 1), np.diff(ends))
+    shown_UN = sp.csr_matrix((np.ones(len(items)), (row, items)), shape=(len(ends) - 1, int(day["num_items"])))
+    shown_UN.data[:] = 1
+    return np.asarray(shown_UN[day["rows"]] @ ease(shown_UN, LAMBDA_SHOWN), np.float32)
 
 
 def train(
@@ -112,9 +135,9 @@ def train(
     torch.manual_seed(seed)
     rng, num_items = np.random.default_rng(seed), int(day["num_items"])
     config = SASRecConfig(d_model=WIDTH, blocks=2, heads=2, dropout=DROPOUT)
-    model = (SASRec(config, num_items) if kind == "SASRec" else TwoTower(num_items)).to(device)
+    model = (TwoTower(num_items) if kind == "two-tower" else SASRec(config, num_items)).to(device)
     optimizer = adam(model.parameters(), rate=RATE, weight_decay=0.01, decoupled=True, device=device)
-    sequences = np.split(day["items"].astype(np.int64), day["offsets"][1:-1])
+    sequences = sequences_of(kind, day)
     data = Batches([s for s in sequences if len(s) > 1], num_items, device)
     targets = data.targets(BATCH)
 
@@ -135,7 +158,7 @@ def train(
         for rows_BT in data.epoch(BATCH, rng):
             run(rows_BT)
         if every and epoch % every == 0:
-            curve.append((epoch, evaluate(rank(model.eval(), day, device), day)["recall@50"]))
+            curve.append((epoch, evaluate(rank(model.eval(), day, device, kind), day)["recall@50"]))
             if curve[-1][1] == max(recall for _, recall in curve):
                 best = {k: v.detach().clone() for k, v in model.state_dict().items()}
     if best:
@@ -149,18 +172,32 @@ def evaluate(ranked_UK: np.ndarray, day: dict[str, np.ndarray]) -> dict[str, flo
     return {name: float(values[name].mean()) for name in COLUMNS}
 
 
-def rank(model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device) -> np.ndarray:
+def rank(
+    model: SASRec | TwoTower,
+    day: dict[str, np.ndarray],
+    device: torch.device,
+    kind: str = "",
+    more_UN: np.ndarray | None = None,
+) -> np.ndarray:
     """The first TOP items of each of the day's users [U, TOP]; what was seen before the day is left out (-1)."""
-    return retrieve(model, day, device, TOP)[0]
+    return retrieve(model, day, device, TOP, kind, more_UN)[0]
 
 
 @torch.no_grad()
 def retrieve(
-    model: SASRec | TwoTower, day: dict[str, np.ndarray], device: torch.device, places: int
+    model: SASRec | TwoTower,
+    day: dict[str, np.ndarray],
+    device: torch.device,
+    places: int,
+    kind: str = "",
+    more_UN: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The first `places` items of each of the day's users [U, places], -1 where none is left, and log-probabilities."""
+    """The first `places` items of each of the day's users [U, places], -1 where none is left, and log-probabilities.
+
+    more_UN: a score of every item that is added to them.
+    """
     num_items, rows = int(day["num_items"]), day["rows"]
-    sequences = np.split(day["items"].astype(np.int64), day["offsets"][1:-1])
+    sequences = sequences_of(kind, day)
     seen = np.split(day["seen"], day["seen_ends"][:-1])
     table_ND, ranked, scores = model.table(), [], []
     for start in range(0, len(rows), 512):
@@ -168,6 +205,7 @@ def retrieve(
         items_BT = torch.from_numpy(padded([sequences[u] for u in rows[part]], MAX_HISTORY, num_items)).to(device)
         logit_BN = F.linear(model(items_BT, table_ND)[:, -1].float(), table_ND[:-1].float())
         score = torch.log_softmax(logit_BN, -1).cpu().numpy()
+        score = score if more_UN is None else score + more_UN[part]
         for line, out in zip(score, seen[part]):
             line[out] = -np.inf
         best = np.argsort(-score, axis=1, kind="stable")[:, :places]
@@ -180,10 +218,11 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, help="folder of KuaiRand-Pure: prepare, train nothing")
     p.add_argument("--prepared", type=Path, required=True)
-    p.add_argument("--models", nargs="+", default=["SASRec", "two-tower"], choices=["SASRec", "two-tower"])
+    p.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--epochs", type=int, default=MOST_EPOCHS, help="most epochs while choosing")
     p.add_argument("--exactly", type=int, help="so many epochs, chosen before: nothing is chosen now")
+    p.add_argument("--weight", type=float, default=12.0, help="of co-occurrence, with --exactly")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
     args = p.parse_args()
@@ -192,22 +231,36 @@ def main() -> None:
         return
     device = torch.device(args.device)
     days = {key: dict(np.load(args.prepared / f"{day}.npz", allow_pickle=False).items()) for key, day in DAYS.items()}
+    chosen_in = args.lists / "epochs.json"
+    chosen = json.loads(chosen_in.read_text()) if chosen_in.exists() else {}
+    shown = {key: shown_scores(day) for key, day in days.items()} if args.models != ["two-tower"] else {}
     for kind in args.models:
         begun = time.monotonic()
-        best, curve = args.exactly, []
-        if best is None:
-            _, curve = train(kind, days["choose"], epochs=args.epochs, seed=args.seeds[0], device=device, every=4)
-            best, _ = max(curve, key=lambda point: point[1])
-            print(f"{time.monotonic() - begun:6.1f} s  {kind}: {best} epochs, chosen on {curve}", flush=True)
+        if args.exactly is not None:
+            chosen[kind] = {"epochs": args.exactly, "curve": [], "weight": args.weight}
+        elif kind not in chosen:
+            model, curve = train(kind, days["choose"], epochs=args.epochs, seed=args.seeds[0], device=device, every=4)
+            chosen[kind] = {"epochs": max(curve, key=lambda point: point[1])[0], "curve": curve}
+            if shown:
+                lists_of = {w: rank(model, days["choose"], device, kind, w * shown["choose"]) for w in WEIGHTS}
+                recall = {w: evaluate(found, days["choose"])["recall@50"] for w, found in lists_of.items()}
+                chosen[kind] |= {"weight": max(recall, key=recall.__getitem__), "tried": recall}
+            args.lists.mkdir(parents=True, exist_ok=True)
+            chosen_in.write_text(json.dumps(chosen, indent=1) + "\n")
+            print(f"{time.monotonic() - begun:6.1f} s  {kind}: {json.dumps(chosen[kind])}", flush=True)
+        rows = {kind: None} | ({} if kind == "two-tower" else {kind + CO_OCCURRENCE: chosen[kind]["weight"]})
         for seed in args.seeds:
-            model, _ = train(kind, days["test"], epochs=best, seed=seed, device=device)
-            ranked = rank(model, days["test"], device)
-            found = evaluate(ranked, days["test"])
-            print(f"{time.monotonic() - begun:6.1f} s  {kind}, seed {seed}: {json.dumps(found)}", flush=True)
-            about = {"device": hardware(args.device), "commit": commit(), "epochs": best, "curve": curve}
-            ids = np.where(ranked >= 0, days["test"]["item_id"][ranked], -1)
-            user_id = days["test"]["user_id"]
-            lists.save(args.lists, lists.Lists(model=kind, seed=seed, user_id=user_id, ranked=ids, about=about))
+            if all(lists.path(args.lists, row, seed).exists() for row in rows):
+                continue
+            model, _ = train(kind, days["test"], epochs=chosen[kind]["epochs"], seed=seed, device=device)
+            for row, weight in rows.items():
+                ranked = rank(model, days["test"], device, kind, weight * shown["test"] if weight else None)
+                found = evaluate(ranked, days["test"])
+                print(f"{time.monotonic() - begun:6.1f} s  {row}, seed {seed}: {json.dumps(found)}", flush=True)
+                about = {"device": hardware(args.device), "commit": commit(), **chosen[kind]}
+                ids = np.where(ranked >= 0, days["test"]["item_id"][ranked], -1)
+                user_id = days["test"]["user_id"]
+                lists.save(args.lists, lists.Lists(model=row, seed=seed, user_id=user_id, ranked=ids, about=about))
 
 
 if __name__ == "__main__":

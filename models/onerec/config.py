@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 WIDTH_STEP = 8  # 16 bytes of bfloat16: the alignment of rows that grouped matrix products want
 ARCHITECTURES = ("encoder_decoder", "lazy_decoder")
 AFFINITIES = ("sigmoid", "softmax")
+ADDED = {"history_bag": False}  # fields that releases made before them lack, and what those models are
 HISTORIES = ("sid", "hashed")
 
 
@@ -39,6 +42,7 @@ class OneRecConfig:
     session_items: int = 1
     item_head: bool = True  # item-level softmax on the encoder; its cost grows with the catalogue
     history: str = "sid"  # a history's item: its code embeddings, shared with the output, or a hashed row of its own
+    history_bag: bool = False  # the context's first vector also holds a sum of rows, one an item of the histories
     item_buckets: int = 65_536  # rows of the hashed table
     d_model: int = 96
     encoder_layers: int = 2
@@ -79,6 +83,8 @@ class OneRecConfig:
         for name, among in (("architecture", ARCHITECTURES), ("affinity", AFFINITIES), ("history", HISTORIES)):
             if (chosen := getattr(self, name)) not in among:
                 raise ValueError(f"{name} is {chosen!r}; choose one of {', '.join(among)}")
+        if self.history_bag and not self.item_head:
+            raise ValueError("history_bag holds a row an item for the item head: set item_head=True, or leave it out")
         for name in ("d_model", "expert_dim", "shared_expert_dim"):
             width = getattr(self, name)
             if width % WIDTH_STEP:
@@ -138,12 +144,15 @@ class OneRecConfig:
     @classmethod
     def load(cls, path: Path) -> OneRecConfig:
         """Read a configuration back; unknown or missing fields are an error that names them."""
-        return cls(**read_fields(path, cls))
+        return cls(**read_fields(path, cls, ADDED))
 
 
-def read_fields(path: Path, of: type) -> dict[str, Any]:
-    """The fields of dataclass `of` in a JSON file. ValueError naming those that are unknown or missing."""
-    raw = json.loads(path.read_text())
+def read_fields(path: Path, of: type, added: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """The fields of dataclass `of` in a JSON file. ValueError naming those that are unknown or missing.
+
+    added: fields that older files lack, and what they stand for there.
+    """
+    raw = {**added, **json.loads(path.read_text())}
     known = {f.name for f in dataclasses.fields(of)}
     if unknown := sorted(set(raw) - known):
         raise ValueError(f"{path}: unknown fields {unknown}; the file was written by another version of the model")

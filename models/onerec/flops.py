@@ -89,7 +89,7 @@ def count_parameters(config: OneRecConfig) -> dict[str, int]:
     """Parameters by part; nothing is allocated.
 
     codes (the SID tables), layers (encoder and decoder), features (tables of static and event features, hashed items),
-    pathways (projections, QFormer, positions), heads (output projections, BOS and places), items (the item head).
+    pathways (projections, QFormer, positions), heads (output projections, BOS and places), items (item head, bag).
     """
     with torch.device("meta"):
         model = OneRec(config, torch.zeros(config.items, config.levels, dtype=torch.int64))
@@ -99,7 +99,7 @@ def count_parameters(config: OneRecConfig) -> dict[str, int]:
         part = name.split(".")[0]
         if part == "code":
             group = "codes"
-        elif part in ("item_residual", "item_query", "item_bias_N"):
+        elif part in ("item_residual", "item_query", "item_bias_N", "bag"):
             group = "items"
         elif id(p) in tables:
             group = "features"

@@ -27,7 +27,7 @@ from models.tokenizer.trie import Trie
 from models.training.shards import fill, whole
 
 # Tensors with one row an item: they grow when the catalogue does. Value: rows behind the items (the unknown item's).
-ITEM_TABLES = {"item_residual.weight": 1, "item_bias_N": 0, "item_category_N": 1}
+ITEM_TABLES = {"item_residual.weight": 1, "bag.weight": 1, "item_bias_N": 0, "item_category_N": 1}
 SID_DIGEST = "sid_sha256"  # key of the safetensors metadata
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 Config = TypeVar("Config", bound=Any)

@@ -78,14 +78,14 @@ def read_ragged(table: pa.Table, columns: list[str]) -> Ragged:
     return Ragged(stacks[0] if len(stacks) == 1 else np.stack(stacks, 1), offsets)
 
 
-def positives(item_N: np.ndarray, label_N: np.ndarray, offsets: np.ndarray, items: int) -> Ragged:
-    """Catalogue indices of each row's positive impressions in order of showing, each item once, known items only.
+def each_once(item_N: np.ndarray, keep_N: np.ndarray, offsets: np.ndarray, items: int) -> Ragged:
+    """Catalogue indices of each row's kept impressions in order of showing, each item once, known items only.
 
-    item_N (catalogue index, `items` = unknown) and label_N are the impressions of all rows end to end.
+    item_N (catalogue index, `items` = unknown) and keep_N are of the impressions of all rows end to end.
     """
     rows = len(offsets) - 1
     row = np.repeat(np.arange(rows), np.diff(offsets))
-    keep = ((label_N & POSITIVE_MASK) > 0) & (item_N < items)
+    keep = keep_N & (item_N < items)
     row, item = row[keep], item_N[keep]
     _, first = np.unique(row * max(items, 1) + item, return_index=True)
     first.sort()
@@ -120,7 +120,7 @@ class UserDays:
             raw = read_ragged(table, [f"{name}_{field}" for field in EVENT_FIELDS])
             now = np.repeat(self.now_s, raw.lengths)
             self.pathway[name] = Ragged(self._encoded(raw.values.reshape(-1, NUM_FIELDS), now), raw.offsets)
-        self.targets = read_targets(table, catalogue)
+        self.targets, self.others = read_targets(table, catalogue), read_targets(table, catalogue, liked=False)
 
     def __len__(self) -> int:
         return len(self.user_id)
@@ -152,10 +152,17 @@ class UserDays:
             batch[f"{name}_mask"] = torch.from_numpy(mask)
         return batch
 
-    def batch(self, rows: np.ndarray, max_targets: int) -> dict[str, Tensor]:
-        """Context plus `targets` [B, M] (catalogue indices) and `target_mask` [B, M]; the newest M are kept."""
-        targets, mask = self.targets.right_aligned(rows, max_targets)
-        return {**self.context(rows), "targets": torch.from_numpy(targets), "target_mask": torch.from_numpy(mask)}
+    def batch(self, rows: np.ndarray, max_targets: int, max_others: int = 0) -> dict[str, Tensor]:
+        """Context plus `targets` [B, M] (catalogue indices) and `target_mask` [B, M]; the newest M are kept.
+
+        With `max_others` also `others` and `other_mask`, as many at most: what was shown and was no positive.
+        """
+        batch = self.context(rows)
+        named = {"target": (self.targets, max_targets)} | ({"other": (self.others, max_others)} if max_others else {})
+        for name, (items, most) in named.items():
+            index, mask = items.right_aligned(rows, most)
+            batch |= {f"{name}s": torch.from_numpy(index), f"{name}_mask": torch.from_numpy(mask)}
+        return batch
 
     def batches(self, rows: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
         """Seeded shuffle of `rows` into batches of similar history length (pools of 32 batches, then shuffled)."""
@@ -171,10 +178,11 @@ class UserDays:
             yield batches[i]
 
 
-def read_targets(table: pa.Table, catalogue: Catalogue) -> Ragged:
-    """The positives of each row of a table; reads TARGET_COLUMNS only."""
+def read_targets(table: pa.Table, catalogue: Catalogue, liked: bool = True) -> Ragged:
+    """The positives of each row of a table, or what was shown and was none; reads TARGET_COLUMNS only."""
     shown = read_ragged(table, list(TARGET_COLUMNS))
-    return positives(catalogue.index(shown.values[:, 0]), shown.values[:, 1], shown.offsets, len(catalogue))
+    item, label = shown.values.reshape(-1, 2).T
+    return each_once(catalogue.index(item), ((label & POSITIVE_MASK) > 0) == liked, shown.offsets, len(catalogue))
 
 
 class TrainingSet(UserDays):

@@ -56,11 +56,16 @@ class PretrainLoss(nn.Module):
     """The whole of pre-training's mathematics as one forward: what is sharded, compiled and run under autocast.
 
     `balance_weight` adds `balance_loss` of every MoE layer: the scheme that loss-free balancing replaces.
+    `shown_weight`: what an item that was shown and not liked (`others` of the batch) weighs as a target of the item
+    head, beside 1 of a positive. A user likes tomorrow what they are shown, and there is more of that to learn from.
     """
 
-    def __init__(self, model: OneRec, item_weight: float, balance_weight: float = 0.0) -> None:
+    def __init__(
+        self, model: OneRec, item_weight: float, balance_weight: float = 0.0, shown_weight: float = 0.0
+    ) -> None:
         super().__init__()
         self.model, self.item_weight, self.balance_weight = model, item_weight, balance_weight
+        self.shown_weight = shown_weight
         self._routed: list[Tensor] = []
         if balance_weight:
             for layer in (m for m in model.modules() if isinstance(m, MoE)):
@@ -75,11 +80,20 @@ class PretrainLoss(nn.Module):
         weight_BM = batch["target_mask"] * batch["weight"][:, None]
         z_BTD, mask_BT = self.model.encode(batch)
         loss, levels = ntp_loss(self.model, batch["targets"], weight_BM, z_BTD, mask_BT, total)
-        loss = loss + self.item_weight * item_loss(self.model, batch["targets"], weight_BM, z_BTD, total)
+        loss = loss + self.item_weight * item_loss(self.model, *item_targets(batch, self.shown_weight), z_BTD, total)
         if self._routed:
             share = batch["target_mask"].sum() / total.clamp_min(1)
             loss = loss + self.balance_weight * share * torch.stack(self._routed).sum()
         return loss, levels
+
+
+def item_targets(batch: dict[str, Tensor], shown_weight: float) -> tuple[Tensor, Tensor]:
+    """Targets of the item head and their weights: the positives, and what else was shown."""
+    weight_BM = batch["target_mask"] * batch["weight"][:, None]
+    if not shown_weight:
+        return batch["targets"], weight_BM
+    other_BM = shown_weight * batch["other_mask"] * batch["weight"][:, None]
+    return torch.cat([batch["targets"], batch["others"]], 1), torch.cat([weight_BM, other_BM], 1)
 
 
 def balance_loss(moe: MoE, x: Tensor) -> Tensor:

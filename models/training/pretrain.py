@@ -96,12 +96,13 @@ def pretrain(
             pool_rows=config.pool_rows,
             streams=streams,
             number=processes.rank * config.accumulate + i,
+            max_others=config.max_others if config.shown_loss_weight else 0,
         )
         for i in range(config.accumulate)
     ]
     steps = own[0].steps()
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.startswith("cuda"))
-    loss = PretrainLoss(model, config.item_loss_weight, config.balance_loss)
+    loss = PretrainLoss(model, config.item_loss_weight, config.balance_loss, config.shown_loss_weight)
     if config.recompute:
         checkpoint_activations(model)
     parallelize(loss, processes, bf16=bf16)

@@ -92,6 +92,7 @@ class Stream:
     pool_rows: int = 32_768
     streams: int = 1
     number: int = 0
+    max_others: int = 0  # of what was shown and was no positive; 0: without
 
     def __post_init__(self) -> None:
         if len(self.index.groups) < self.streams:
@@ -105,7 +106,7 @@ class Stream:
         return sum(self._steps_in(epoch) for epoch in range(self.epochs))
 
     def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """From step `start` on: context, targets [B, M], target_mask [B, M] and the rows' `weight` [B].
+        """From step `start` on: what `UserDays.batch` gives, and the rows' `weight` [B].
 
         Masks of the pathways are left out of a batch in which every history is as long as the longest.
         """
@@ -123,7 +124,7 @@ class Stream:
                 for rows in itertools.islice(
                     data.batches(np.arange(len(data)), self.batch_size, now.seed), now.first, now.last
                 ):
-                    batch = keep_pathways(data.batch(rows, self.max_targets), self.inputs)
+                    batch = keep_pathways(data.batch(rows, self.max_targets, self.max_others), self.inputs)
                     batch = without_full_masks(never_empty(batch) if self.streams > 1 else batch)
                     yield batch | {"weight": torch.from_numpy(weight[rows]).to(torch.float32)}
                 reading.popleft()

@@ -15,6 +15,7 @@ from models.training.checkpoint import Tokenizer, load_model, load_optimizer
 from models.training.data import TrainingSet
 from models.training.losses import PretrainLoss
 from models.training.optimizer import make_optimizer
+from models.training.pretrain_config import PretrainConfig
 from tests.models.conftest import world  # noqa: F401  (the synthetic source of the models' tests)
 
 
@@ -33,13 +34,15 @@ def test_the_loss_is_pretrainings(set_up) -> None:
     model, data = set_up
     used = np.flatnonzero(data.targets.lengths)
     weight = np.random.default_rng(0).random(len(data))
-    rows = on_device(data, used, weight, 8)
+    rows = on_device(data, used, weight, PretrainConfig())
     batch = {k: v[:12].long() if v.dtype == torch.int32 else v[:12] for k, v in rows.items()}
-    own = data.batch(used[:12], 8) | {"weight": torch.from_numpy(weight[used[:12]]).float()}
-    expected, _ = PretrainLoss(model, 0.7)(own, own["target_mask"].sum())
-    torch.testing.assert_close(loss_of(model, batch, 0.7), expected, rtol=1e-5, atol=1e-5)
+    own = data.batch(used[:12], 8, 16) | {"weight": torch.from_numpy(weight[used[:12]]).float()}
     padding = {k: torch.cat([v, rows[k][-1:].to(v.dtype)]) for k, v in batch.items()}
-    torch.testing.assert_close(loss_of(model, padding, 0.7), expected, rtol=1e-5, atol=1e-5)
+    for recipe in (Recipe(item_weight=0.7), Recipe(item_weight=0.7, shown_weight=0.3)):
+        loss = PretrainLoss(model, 0.7, shown_weight=recipe.shown_weight)
+        expected, _ = loss(own, own["target_mask"].sum())
+        torch.testing.assert_close(loss_of(model, batch, recipe), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(loss_of(model, padding, recipe), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_every_pass_holds_every_row_once_and_the_last_goes_by_day() -> None:

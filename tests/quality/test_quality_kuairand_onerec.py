@@ -6,12 +6,13 @@ import functools
 import json
 import shutil
 import sys
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.quality import kuairand_onerec, lists, release_lists
+from benchmarks.quality import kuairand_onerec, lists, recipes, release_lists
 from benchmarks.quality.first_day import Recipe, first_day
 from models.training.align_config import AlignConfig
 from tests.models.conftest import world  # noqa: F401  (the synthetic source of the models' tests)
@@ -31,7 +32,9 @@ def prepared(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  #
         "AlignConfig": few,
         "align_later_day": few,
     }.items():
-        monkeypatch.setattr(kuairand_onerec, name, value)
+        for module in (kuairand_onerec, recipes):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
     workspace = tmp_path / "workspace"
     for day, rows in zip(DAYS, world.training):
         for file, table in ((rows, "features/training"), (world.evaluation, "features/evaluation")):
@@ -55,9 +58,12 @@ def test_both_kinds_leave_their_lists(prepared: Path, tmp_path: Path) -> None:
         "once_1",
     ]
     for kind in kuairand_onerec.KINDS:
-        kuairand_onerec.one(kind, 1, "short", prepared, tmp_path / "lists", "cpu", 1)
+        kuairand_onerec.one(
+            kind, 1, ("short", (1.0, 12.0)), kuairand_onerec.CHAINS, prepared, tmp_path / "lists", "cpu", 1
+        )
     found = lists.read(tmp_path / "lists")
-    assert {f.model for f in found} == {t for titles in kuairand_onerec.KINDS.values() for t in titles.values()}
+    both = [t for kind in kuairand_onerec.KINDS for t in kuairand_onerec.titles(kind, kuairand_onerec.CHAINS)]
+    assert {f.model for f in found} == set(both) and kuairand_onerec.JOINT in both
     for f in found:
         assert f.seed == 1 and f.about["recipe"] == "short"
         assert ("kept" in f.about) == ("ECPO" in f.model)
@@ -65,9 +71,34 @@ def test_both_kinds_leave_their_lists(prepared: Path, tmp_path: Path) -> None:
 
 
 def test_a_recipe_is_judged_on_the_day_that_it_has_not_seen(prepared: Path) -> None:
-    assert 0 < kuairand_onerec.choose("short", 1, prepared, "cpu", 1) <= 1
+    trial = recipes.choose("short", 1, prepared, "cpu", 1)
+    assert 0 < trial["joint"] <= 1 and 0 < trial["recall@50"] <= 1 and (trial["recipe"], trial["seed"]) == ("short", 1)
     with pytest.raises(ValueError, match="prepare it with --data"):
-        kuairand_onerec.up_to(prepared, "2022-05-01")
+        recipes.up_to(prepared, "2022-05-01")
+
+
+def test_trials_are_written_as_they_end_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool is of threads: a patched `choose` does not reach another process."""
+    tried, asked, recall = tmp_path / "lists" / "recipes.json", [], {"a": 0.1, "b": 0.3, "c": 0.2}
+
+    def trial(recipe: str, seed: int, *_) -> dict:
+        asked.append(recipe)
+        if recipe == "broken":
+            raise RuntimeError("no memory")
+        return {"recipe": recipe, "seed": seed, "joint": recall[recipe], "weights": [1.0, 6.0]}
+
+    monkeypatch.setattr(recipes, "choose", trial)
+    more = (1, tmp_path, "cpu", 1)
+    with ThreadPool(1) as pool:
+        monkeypatch.setattr(recipes, "RECIPES", dict.fromkeys(["a", "broken", "b"]))
+        with pytest.raises(RuntimeError, match="no memory"):
+            recipes.best_recipe(pool, tried, more)
+        assert [t["recipe"] for t in json.loads(tried.read_text())] == ["a", "b"]
+        monkeypatch.setattr(recipes, "RECIPES", dict.fromkeys(["a", "b", "c"]))
+        assert recipes.best_recipe(pool, tried, more) == ("b", (1.0, 6.0))
+        assert asked == ["a", "broken", "b", "c"]
+        monkeypatch.setattr(recipes, "RECIPES", dict.fromkeys(["a", "c"]))
+        assert recipes.best_recipe(pool, tried, more)[0] == "c"  # a recipe that is no more is not chosen
 
 
 def test_a_release_leaves_its_lists(

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.quality import kuairand_trained
-from benchmarks.quality.kuairand_trained import DECAY, TwoTower, evaluate, rank, train
+from benchmarks.quality.kuairand_trained import (
+    DECAY,
+    SHOWN,
+    TwoTower,
+    evaluate,
+    prepare,
+    rank,
+    sequences_of,
+    shown_scores,
+    train,
+)
+from tests.quality.test_quality_kuairand import write_logs
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +64,37 @@ def test_what_was_seen_is_not_recommended(ring: dict[str, np.ndarray]) -> None:
     model = TwoTower(60).eval()
     asked = ring | {"wanted": ring["items"], "wanted_ends": ring["seen_ends"]}
     assert evaluate(rank(model, asked, torch.device("cpu")), asked)["recall@50"] == 0
+
+
+def test_everything_shown_is_another_sequence(ring: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The likes lie at random; only the impressions walk round."""
+    monkeypatch.setattr(kuairand_trained, "WIDTH", 32)
+    monkeypatch.setattr(kuairand_trained, "BATCH", 32)
+    monkeypatch.setattr(kuairand_trained, "RATE", 5e-3)
+    likes = np.random.default_rng(1).integers(60, size=len(ring["items"]))
+    day = ring | {"items": likes, "shown_items": ring["items"], "shown_offsets": ring["offsets"]}
+    model, _ = train(SHOWN, day, epochs=20, seed=1, device=torch.device("cpu"))
+    assert evaluate(rank(model, day, torch.device("cpu"), SHOWN), day)["recall@10"] > 0.6
+    with pytest.raises(ValueError, match="prepare it again"):
+        train(SHOWN, ring, epochs=1, seed=1, device=torch.device("cpu"))
+
+
+def test_prepared_sequences_are_positives_and_everything_shown(tmp_path: Path) -> None:
+    write_logs(tmp_path, time_ms=True)
+    prepare(tmp_path, tmp_path / "out")
+    day = dict(np.load(tmp_path / "out" / "20220506.npz", allow_pickle=False).items())
+    named = {kind: [day["item_id"][s].tolist() for s in sequences_of(kind, day)] for kind in ("SASRec", SHOWN)}
+    assert named == {"SASRec": [[10], [15, 12], []], SHOWN: [[10, 11], [15, 12], []]}
+    assert [day["item_id"][w] for w in np.split(day["wanted"], day["wanted_ends"][:-1])] == [[12], [10]]
+
+
+def test_co_occurrence_of_the_shown_is_added_to_the_score(ring: dict[str, np.ndarray]) -> None:
+    day = ring | {"shown_items": ring["items"], "shown_offsets": ring["offsets"]}
+    scores = shown_scores(day)
+    assert scores.shape == (120, 60)
+    model = TwoTower(60).eval()
+    found = rank(model, day, torch.device("cpu"), "", 1e6 * scores)
+    unseen = scores.copy()
+    for line, seen in zip(unseen, np.split(day["seen"], day["seen_ends"][:-1])):
+        line[seen] = -np.inf
+    assert (found[:, 0] == unseen.argmax(1)).all()

@@ -50,7 +50,16 @@ def run(program, users, beam) -> tuple[torch.Tensor, ...]:
 LAZY = {"architecture": "lazy_decoder", "encoder_layers": 0, "item_head": False}
 
 
-@pytest.mark.parametrize("changes", [{}, {"item_head": False}, LAZY, {"history": "hashed", "decoder_layers": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"item_head": False},
+        LAZY,
+        {"history_bag": True},
+        {"history": "hashed", "decoder_layers": 3},
+    ],
+)
 @pytest.mark.parametrize(("width", "beam"), [(16, 16), (16, 5), (16, 1), (80, 60)])
 def test_the_program_is_the_eager_ranking_at_any_beam_under_its_width(changes, width, beam) -> None:
     model, tokenizer = small_model(items=60, codebook_size=6, **changes)

@@ -7,6 +7,7 @@ import torch
 
 from models.onerec.config import OneRecConfig
 from models.onerec.model import OneRec
+from models.onerec.pathways import HISTORIES
 from tests.models.conftest import random_batch, small_model
 
 LENGTHS = [(5, 6, 7), (2, 0, 3), (0, 0, 0), (1, 4, 0)]
@@ -108,6 +109,36 @@ def test_item_vectors_are_sums_of_code_embeddings_and_the_unknown_item_has_its_o
     expected = sum(t.weight[c] for t, c in zip(model.code, tokenizer.sid_NL[3].tolist()))
     torch.testing.assert_close(vector[0], expected)
     torch.testing.assert_close(vector[1], sum(t.weight[4] for t in model.code))
+
+
+@torch.no_grad()
+def test_the_bag_is_the_sum_of_the_rows_of_all_items_over_the_root_of_their_number():
+    model, _ = small_model(history_bag=True, dropout=0.5)
+    batch = random_batch(model, LENGTHS)
+    got = model.bag_vector(batch)
+    for user, lengths in enumerate(LENGTHS):
+        items = [i for name in HISTORIES for i in batch[name][user][batch[f"{name}_mask"][user]][:, 0].tolist()]
+        assert len(items) == sum(lengths)
+        once = set(items)
+        expected = sum((model.bag.weight[i] for i in once), torch.zeros(16)) / max(1, len(once)) ** 0.5
+        torch.testing.assert_close(got[user], expected)
+    full = {k: v for k, v in random_batch(model, [(5, 6, 7)]).items() if not k.endswith("_mask")}
+    torch.testing.assert_close(model.bag_vector(full), model.bag_vector(random_batch(model, [(5, 6, 7)])))
+    z, _ = model.encode(batch)
+    model.bag.weight.zero_()
+    without, _ = model.encode(batch)
+    torch.testing.assert_close(z[:, 0], without[:, 0] + got)
+    assert torch.equal(z[:, 1:], without[:, 1:])
+
+
+@torch.no_grad()
+def test_items_of_the_bag_are_left_out_with_the_dropout_and_the_others_weigh_more():
+    model, _ = small_model(history_bag=True, dropout=0.5)
+    batch = random_batch(model, LENGTHS)
+    whole = model.bag_vector(batch)
+    drawn = torch.stack([model.train().bag_vector(batch) for _ in range(2000)])
+    assert not torch.equal(drawn[0], whole)
+    torch.testing.assert_close(drawn.mean(0), whole, atol=2e-3, rtol=0)
 
 
 @torch.no_grad()

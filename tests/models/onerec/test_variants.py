@@ -29,7 +29,16 @@ def _alone(batch: dict[str, torch.Tensor], user: int) -> dict[str, torch.Tensor]
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [LAZY, LAZY | {"kv_heads": 2}, {"history": "hashed"}, {"encoder_moe_layers": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        LAZY,
+        LAZY | {"kv_heads": 2},
+        {"history": "hashed"},
+        {"history_bag": True},
+        {"encoder_moe_layers": 1},
+    ],
+)
 def test_padding_changes_nothing_and_every_pathway_matters(changes):
     model, _ = small_model(**changes)
     batch, codes = random_batch(model, LENGTHS), torch.randint(4, (1, 3, 3))

@@ -104,6 +104,7 @@ def test_new_items_start_at_zero_and_the_known_keep_their_rows(tmp_path):
     "name, rows, grown",
     [
         ("item_residual.weight", [1, 2, 9], [1, 2, 0, 0, 9]),
+        ("bag.weight", [1, 2, 9], [1, 2, 0, 0, 9]),
         ("item_bias_N", [1, 2], [1, 2, 0, 0]),
         ("code.0.weight", [1, 2], [1, 2]),
     ],

@@ -79,6 +79,9 @@ def test_targets_are_the_known_positives_each_once_in_order_of_showing(tmp_path)
     batch = data.batch(np.array([0, 2, 1]), max_targets=2)
     assert batch["targets"].tolist() == [[1, 0], [0, 2], [0, 0]]  # the newest two
     assert batch["target_mask"].tolist() == [[True, True], [False, True], [False, False]]
+    assert "others" not in batch
+    batch = data.batch(np.array([0, 2, 1]), max_targets=2, max_others=3)
+    assert batch["others"].tolist() == [[3], [0], [3]] and batch["other_mask"].tolist() == [[True], [False], [True]]
 
 
 def test_context_holds_the_newest_events_as_of_the_row(tmp_path):

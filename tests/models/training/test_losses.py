@@ -127,3 +127,19 @@ def test_the_auxiliary_loss_joins_pretraining_once_a_step():
     layers = sum(isinstance(m, MoE) for m in model.modules())
     values = [with_it(batch, total)[0].item() for _ in range(2)]
     assert values[0] == values[1] and 0.5 * layers * 0.9 < values[0] - base < 0.5 * layers * 2
+
+
+def test_what_was_shown_and_not_liked_is_a_lighter_target_of_the_item_head_alone():
+    model, _ = small_model()
+    weight = torch.tensor([1.0, 0.5, 2.0])
+    batch = random_batch(model, LENGTHS) | {"targets": TARGETS, "target_mask": WEIGHT > 0, "weight": weight}
+    others = {
+        "others": torch.tensor([[5, 6], [0, 7], [0, 0]]),
+        "other_mask": torch.tensor([[True, True], [False, True], [False, False]]),
+    }
+    total = (WEIGHT > 0).sum()
+    plain, _ = PretrainLoss(model, 2.0)(batch | others, total)
+    value, _ = PretrainLoss(model, 2.0, shown_weight=0.3)(batch | others, total)
+    logp = torch.log_softmax(model.item_logits(model.encode(batch)[0]), -1)
+    expected = -2.0 * 0.3 * (logp[0, 5] + logp[0, 6] + 0.5 * logp[1, 7]) / total
+    assert (value - plain).item() == pytest.approx(expected.item(), rel=1e-4)

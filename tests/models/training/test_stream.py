@@ -58,9 +58,9 @@ def test_an_epoch_visits_rows_once_and_the_last_one_goes_by_day(parts, streams, 
     seen: list[tuple[int, int]] = []
     original = UserDays.batch
 
-    def recorded(self, rows, max_targets):
+    def recorded(self, rows, max_targets, max_others):
         seen.extend(zip(self.user_id[rows].tolist(), (self.now_s[rows] // DAY_S).tolist()))
-        return original(self, rows, max_targets)
+        return original(self, rows, max_targets, max_others)
 
     monkeypatch.setattr(UserDays, "batch", recorded)
     for number in range(streams):

@@ -1,0 +1,119 @@
+"""KuaiRand-Pure: which recipe of a first day ranks 2022-05-05 best, by models of the days before it.
+
+best_recipe(pool, Path("build/quality/kuairand_lists/recipes.json"), (1, prepared, "cuda", 3))   # a key of RECIPES
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.machine import commit
+from benchmarks.quality.first_day import Recipe, first_day
+from benchmarks.quality.joint import Scored, candidates, shown_weights
+from models.evaluation.evaluate import Ranker, held_out
+from models.evaluation.metrics import ranking_metrics
+from models.training.checkpoint import Tokenizer
+
+CHOOSE = "2022-05-04"  # the last day of training while choosing
+BEST = Recipe(epochs=16, dropout=0.2)  # of eight without the last two fields, .3246 on 2022-05-05
+RECIPES = {
+    "16 epochs, dropout .2": BEST,
+    "shown .3": dataclasses.replace(BEST, shown_weight=0.3),
+    "bag": dataclasses.replace(BEST, bag=True),
+    "bag, shown .3": dataclasses.replace(BEST, bag=True, shown_weight=0.3),
+    "24 epochs, dropout .3, bag, shown .3": Recipe(epochs=24, dropout=0.3, bag=True, shown_weight=0.3),
+}
+
+
+def up_to(prepared: Path, day: str) -> list[Path]:
+    """Training partitions of all days up to one. Raises ValueError without any."""
+    found = [p for p in sorted((prepared / "training").glob("dt=*.parquet")) if p.stem <= f"dt={day}"]
+    if not found:
+        raise ValueError(f"{prepared} holds no training rows up to {day}; prepare it with --data")
+    return found
+
+
+def ranked(prepared: Path, day: str, tokenizer: Path, model: Path, device: str) -> tuple[np.ndarray, np.ndarray, float]:
+    """(user ids, lists, recall@50) on the day after `day`."""
+    rows_of = prepared / "evaluation" / f"dt={day}.parquet"
+    rows, wanted, seen = held_out(rows_of)
+    ranker = Ranker(rows_of, Tokenizer.load(tokenizer), model, rows, device)
+    found, _ = ranker.rank(seen)
+    return ranker.data.user_id[rows], found, float(ranking_metrics(found, wanted)["recall@50"].mean())
+
+
+def scores(
+    prepared: Path, day: str, tokenizer: Path, model: Path, device: str
+) -> tuple[np.ndarray, Scored, list[np.ndarray]]:
+    """User ids, scored candidates and what is wanted, on the day after `day`."""
+    rows_of = prepared / "evaluation" / f"dt={day}.parquet"
+    rows, wanted, seen = held_out(rows_of)
+    ranker = Ranker(rows_of, Tokenizer.load(tokenizer), model, rows, device)
+    weights = shown_weights(up_to(prepared, day), ranker.tok.catalogue)
+    return ranker.data.user_id[rows], candidates(ranker, seen, weights), wanted
+
+
+def choose(recipe: str, seed: int, prepared: Path, device: str, jobs: int) -> dict[str, Any]:
+    """recall@50 of 2022-05-05 by a model trained on the days before, alone and by the joint score at its best weights,
+    and the seconds that training took."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    begun, sets = time.monotonic(), up_to(prepared, CHOOSE)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer, out = prepared / "tokenizer" / f"choose_{seed}", Path(scratch)
+        first_day(training_sets=sets, tokenizer=tokenizer, out=out, recipe=RECIPES[recipe], seed=seed, device=device)
+        trained = time.monotonic() - begun
+        recall = ranked(prepared, CHOOSE, tokenizer, out, device)[2]
+        _, scored, wanted = scores(prepared, CHOOSE, tokenizer, out, device)
+    weights, joint = scored.best_weights(wanted)
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "recall@50": recall,
+        "joint": joint,
+        "weights": list(weights),
+        "seconds": round(trained, 1),
+        "commit": commit(),
+    }
+
+
+def best_recipe(pool: Pool, tried: Path, more: tuple[int, Path, str, int]) -> tuple[str, tuple[float, float]]:
+    """The recipe with the best joint score on 2022-05-05, and its weights.
+
+    `tried` holds the trials, each written as it ends; those of it are not made again.
+    """
+    found = json.loads(tried.read_text()) if tried.exists() else []
+    seed, *_ = more
+    failed: list[Exception] = []
+    known = {t["recipe"] for t in found if t["seed"] == seed}
+    tasks = [pool.apply_async(choose, (recipe, *more)) for recipe in RECIPES if recipe not in known]
+    tried.parent.mkdir(parents=True, exist_ok=True)
+    while tasks:
+        ready = [task for task in tasks if task.ready()]
+        for task in ready:
+            tasks.remove(task)
+            try:
+                found.append(task.get())
+            except Exception as error:  # one that fails must not end the others
+                failed.append(error)
+                continue
+            print(json.dumps(found[-1]), flush=True)
+            staged = tried.with_suffix(".part")
+            staged.write_text(json.dumps(found, indent=1) + "\n")
+            os.replace(staged, tried)
+        if not ready:
+            tasks[0].wait(1)
+    if failed:
+        raise failed[0]
+    mine = [t for t in found if t["seed"] == seed and t["recipe"] in RECIPES]
+    best = max(mine, key=lambda t: t["joint"])
+    return best["recipe"], tuple(best["weights"])
