@@ -18,6 +18,7 @@ import os
 import platform
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -189,26 +190,27 @@ def compile_package(program: ServingProgram, users: dict[str, Tensor], path: Pat
 def _workshop() -> Iterator[None]:
     """An empty WORKSHOP as the compiler's folder, one process at a time.
 
-    RuntimeError when it is another user's: nobody else may write code that a release then holds.
+    Where it is another user's, or open to others, a folder of our own: nobody else may write code that a release then
+    holds, and a package with other bytes is better than none.
     """
     WORKSHOP.mkdir(mode=0o700, exist_ok=True)
     about = WORKSHOP.lstat()
-    if about.st_uid != os.getuid() or not stat.S_ISDIR(about.st_mode) or about.st_mode & 0o022:
-        raise RuntimeError(f"{WORKSHOP} is another user's or open to others; remove it, programs are compiled there")
-    before = os.environ.get(CACHE_DIR)
-    folder = os.open(WORKSHOP, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        shutil.rmtree(WORKSHOP / "cache", ignore_errors=True)
-        os.environ[CACHE_DIR] = str(WORKSHOP / "cache")
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(CACHE_DIR, None)
-        else:
-            os.environ[CACHE_DIR] = before
-        shutil.rmtree(WORKSHOP / "cache", ignore_errors=True)
-        os.close(folder)
+    ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o022
+    with tempfile.TemporaryDirectory(prefix="onerec-compile-") as private:
+        folder, before = WORKSHOP if ours else Path(private), os.environ.get(CACHE_DIR)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            os.environ[CACHE_DIR] = str(folder / "cache")
+            yield
+        finally:
+            if before is None:
+                os.environ.pop(CACHE_DIR, None)
+            else:
+                os.environ[CACHE_DIR] = before
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+            os.close(lock)
 
 
 def load_package(path: Path) -> Callable[..., tuple[Tensor, ...]]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 from shutil import copytree
 
 import numpy as np
@@ -301,3 +303,21 @@ def test_without_a_compiler_the_release_is_served_eagerly(tmp_path, monkeypatch)
     )
     assert report == {"cpu": {"passed": False, "reason": "no C++ compiler"}} and "install g++" in told[0]
     assert Signature.load(tmp_path / "signature.json").packages == [] and not (tmp_path / "cpu.pt2").exists()
+
+
+@pytest.mark.parametrize("mode", [None, 0o700, 0o777])
+def test_programs_are_compiled_in_one_folder_of_our_own(tmp_path, monkeypatch, mode) -> None:
+    """Its path stands in what is compiled; one that others can write is not used."""
+    workshop = tmp_path / "workshop"
+    monkeypatch.setattr(package, "WORKSHOP", workshop)
+    monkeypatch.setenv(package.CACHE_DIR, "before")
+    if mode is not None:
+        (workshop / "cache").mkdir(parents=True)
+        (workshop / "cache" / "left").touch()
+        workshop.chmod(mode)
+    with package._workshop():
+        used = Path(os.environ[package.CACHE_DIR])
+        assert not used.exists()
+        used.mkdir()
+    assert (used == workshop / "cache") == (mode != 0o777) and not used.exists()
+    assert os.environ[package.CACHE_DIR] == "before"
