@@ -1,6 +1,6 @@
 """The metrics that `recommend` adds to Triton's own. Made inside the backend, which hands in its module `pb_utils`.
 
-Names, labels and meanings: docs/runbooks/serving_metrics.md. No label ever holds a user or an item.
+Names and meanings: COUNTERS and GAUGES. No label ever holds a user or an item.
 """
 
 from __future__ import annotations
