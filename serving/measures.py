@@ -1,6 +1,6 @@
 """The metrics that `recommend` adds to Triton's own. Made inside the backend, which hands in its module `pb_utils`.
 
-What each counts stands beside its name below. No label ever holds a user or an item.
+Names and meanings: COUNTERS and GAUGES. No label ever holds a user or an item.
 
 A change of a metric crosses to Triton's process and waits for it, on the road of the request. So a batch only notes
 what it counts, and `tell` sends each series once, if it changed.
