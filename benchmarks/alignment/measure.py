@@ -34,7 +34,7 @@ from models.training.rollout import RolloutConfig
 
 CHUNK, TOP, RECALL, PASS = 128, 10, 50, (8, 64, 512)
 # Changes to the daily default. Sixty steps at the published rates with twice the users teach as much as its 120; policy
-# weights at which the objectives differ (docs/decisions.md).
+# weights at which the objectives differ (docs/decisions/alignment.md).
 SHORT: dict[str, Any] = {"users_per_step": 32, "rollout.free_samples": 8, "lr_dense": 8e-5, "lr_sparse": 1e-4}
 STRONG = SHORT | {"preference.policy_weight": 3.0, "preference.item_policy_weight": 1.0}
 NO_POLICY = {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0}

@@ -5,7 +5,7 @@ counts, and thousands of rows without one do not drown it. A tower trained on we
 factor in its odds that is known exactly: the ratio of the two weights. So its loss sees logit + log(ratio), and the
 logit itself, which is what everything else reads, is that of the unweighted rows (measure.calibrate does the rest).
 The one score gets row weights without a shift: compared with eight labels at once it is no probability. It needs them
-more than a tower does: without them it is a click model. docs/decisions.md has the measurement.
+more than a tower does: without them it is a click model. docs/decisions/alignment.md has the measurement.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.onerec.features import LABELS
 from models.reward.pscore import Outputs
 
 TOWER_BALANCE, SCORE_BALANCE, MOST_WEIGHT = 0.25, 0.5, 100.0
-# w^xtr, all positive, only ratios matter; found by models/reward/weights.py on KuaiRand (docs/decisions.md). Hate's
+# w^xtr, all positive, only ratios matter; found by models/reward/weights.py on KuaiRand (docs/decisions/alignment.md). Hate's
 # target is "not hated".
 WEIGHTS = {
     "click": 1.0,
