@@ -21,8 +21,8 @@ from models.onerec.features import LABELS
 from models.reward.pscore import Outputs
 
 TOWER_BALANCE, SCORE_BALANCE, MOST_WEIGHT = 0.25, 0.5, 100.0
-# w^xtr, all positive, only ratios matter; found by models/reward/weights.py on KuaiRand (docs/decisions/alignment.md). Hate's
-# target is "not hated".
+# w^xtr, all positive, only ratios matter; found by models/reward/weights.py on KuaiRand (docs/decisions/alignment.md).
+# Hate's target is "not hated".
 WEIGHTS = {
     "click": 1.0,
     "long_view": 1.0,

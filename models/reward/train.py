@@ -25,7 +25,8 @@ from models.training.data import PATHWAYS, TrainingSet, batches_in, read_ragged
 from models.training.pretrain import static_features
 
 BATCH, EPOCHS, LEARNING_RATE = 128, 4, 3e-3
-# At bootstrap a small log is passed over until so many steps are taken, but not more often than that (docs/decisions/alignment.md).
+# At bootstrap a small log is passed over until so many steps are taken, but not more often than that
+# (docs/decisions/alignment.md).
 MIN_STEPS, MAX_EPOCHS = 300, 8
 # Users by hash, in hundredths. Test and calibration users are never trained on, and validation users not while weights
 # are searched (weights.py).
