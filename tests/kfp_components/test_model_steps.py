@@ -16,7 +16,7 @@ from kfp_components.evaluate.step import run as evaluate
 from kfp_components.lineage import open_store
 from kfp_components.reward.step import run as reward
 from kfp_components.workspace import Workspace, day_before
-from models.training.align import AlignConfig, align_later_day
+from models.training.align_config import AlignConfig, align_later_day
 from releases.channels import promote
 from tests.kfp_components.steps import left, partition
 from tests.kfp_components.test_lineage import released
