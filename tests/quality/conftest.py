@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.quality.data import Sequences
 
@@ -38,3 +40,11 @@ def amazon() -> Path:
     if not (folder / "beauty" / "sequences.txt").exists():
         pytest.skip("AMAZON14 does not name a folder with beauty/sequences.txt")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_threads() -> Iterator[None]:
+    """A benchmark that runs in the test's process may take more threads; whoever comes after compares bits."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
