@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.airflow_run import airflow
+
 PROPERTY = "fault"  # the property of a test report that carries a row of the table
 
 
@@ -64,6 +66,15 @@ def fault(
         return run
 
     return register
+
+
+def no_airflow() -> str:
+    """Why the real Airflow cannot run here; empty where it can."""
+    try:
+        airflow()
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def cases(module: str):

@@ -13,9 +13,9 @@ from typing import Any
 
 import psutil
 import pytest
-from fault import cases, fault
+from fault import cases, fault, no_airflow
 
-from cli.airflow_run import airflow, prepare
+from cli.airflow_run import prepare
 from cli.scheduler import Airflow, scheduler
 from kfp_components.digest import REPOSITORY
 
@@ -24,14 +24,6 @@ from fake_kfp import FakeKfp  # noqa: E402
 
 DAG, DAY = "onerec_tokenizer", "2022-05-05"
 pytestmark = pytest.mark.timeout(1800)
-
-
-def no_airflow() -> str:
-    try:
-        airflow()
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 @fault(area="airflow", needs=no_airflow,

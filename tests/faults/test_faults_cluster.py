@@ -14,10 +14,10 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from fault import cases, fault
+from fault import cases, fault, no_airflow
 
 from cli import backfill
-from cli.airflow_run import airflow, prepare
+from cli.airflow_run import prepare
 from cli.local import pid_file
 from cli.main import main
 from cli.scheduler import scheduler
@@ -97,14 +97,6 @@ def expired_token(tmp_path: Path) -> str:
         refused = kfp.refused
         assert refused and len(kfp.runs) == 1
         return f"{refused} refusals, then 1 run"
-
-
-def no_airflow() -> str:
-    try:
-        airflow()
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 @fault(area="airflow", needs=no_airflow,
