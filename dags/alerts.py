@@ -34,7 +34,7 @@ def task_failed(context: dict[str, Any]) -> None:
     time-out and whatever else Airflow raises do not."""
     ti = context["ti"]
     text = f"{ti.dag_id}.{ti.task_id} {ti.run_id} failed: {context.get('exception')}"
-    if "next" not in text:
+    if "; next" not in text:
         text += "; next: its log in Airflow says why; mend that, then clear this task (docs/runbooks/failed_day.md)"
     send("task_failed", ti.dag_id, ti.run_id, text)
 
