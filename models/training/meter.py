@@ -49,6 +49,7 @@ class Meter:
         self.curve, self.recent, self.targets = list(kept["curve"]), list(kept["recent"]), kept["targets"]
         self.begun = self.said = time.monotonic()
         self.samples, self.flops, self.waited, self.peak = 0, 0.0, 0.0, (device_peak(device) or 0.0) * processes
+        self.before = self._counted()
         self.writer = None
         if events is not None:
             from torch.utils.tensorboard import SummaryWriter  # not needed to train
@@ -83,17 +84,17 @@ class Meter:
             self.recent = []
         if self.writer is not None:
             named = {"loss/all": sum(levels), **{f"loss/level_{i + 1}": v for i, v in enumerate(levels)}}
-            named |= {"gradient_norm": norm, "learning_rate": rate, **self.speed()}
+            named |= {"gradient_norm": norm, "learning_rate": rate, **self.speed(self.before)}
             named |= {f"expert_balance/layer_{i + 1}": imbalance(load) for i, load in enumerate(loads)}
             for name, value in named.items():
                 self.writer.add_scalar(name, value, step + 1)
         if time.monotonic() - self.said > EVERY_S:
-            self.said = time.monotonic()
             self.say(self.line(step, levels, loads))
+            self.said, self.before = time.monotonic(), self._counted()
 
     def line(self, step: int, levels: list[float], loads: list[list[float]]) -> str:
         """step 120/480  loss 9.31 (3.2 3.1 3.0)  512 samples/s  data-wait 0.4 %  experts 1.21  memory 1.1 GiB"""
-        s = self.speed()
+        s = self.speed(self.before)
         parts = [
             f"step {step + 1}/{self.steps}",
             f"loss {sum(levels):.3f} ({' '.join(f'{v:.2f}' for v in levels)})",
@@ -105,12 +106,18 @@ class Meter:
         ]
         return "  ".join(parts)
 
-    def speed(self) -> dict[str, float]:
-        """Since the start of this process: samples/s, share of the time waited for data, and MFU where known."""
-        seconds = max(time.monotonic() - self.begun, 1e-9)
-        rate = self.samples / seconds
-        mfu = {"mfu": self.flops / seconds / self.peak} if self.flops and self.peak else {}
-        return {"samples_per_second": rate, "data_wait": min(1.0, self.waited / seconds), **mfu}
+    def speed(self, since: tuple[float, ...] | None = None) -> dict[str, float]:
+        """Samples/s, share of the time waited for data, and MFU where known; of this process as a whole, or `since` an
+        earlier count: a line and TensorBoard say how fast it is now, the first steps' compiling left behind."""
+        begun, *before = since or (self.begun, 0, 0.0, 0.0)
+        now, *after = self._counted()
+        samples, flops, waited = (b - a for a, b in zip(before, after))
+        seconds = max(now - begun, 1e-9)
+        mfu = {"mfu": flops / seconds / self.peak} if flops and self.peak else {}
+        return {"samples_per_second": samples / seconds, "data_wait": min(1.0, waited / seconds), **mfu}
+
+    def _counted(self) -> tuple[float, int, float, float]:
+        return time.monotonic(), self.samples, self.flops, self.waited
 
     def close(self) -> dict[str, float]:
         """Flush the events; the run's speed and memory for the report."""

@@ -21,7 +21,9 @@ Step = tuple[dict[str, Tensor], ...]
 class Prefetcher:
     """Runs an iterator of steps (the micro-batches of one each) in a thread, `depth` ahead; `waited` counts seconds.
 
-    On CUDA batches are pinned there and copied without blocking. An error of the thread is raised at the reader.
+    On CUDA the thread copies them too, on a stream of its own: at the published context a batch of 1,280 users is
+    0.2 GB, and on the model's stream that copy would stand before every step (20 of 587 ms on an H200). `depth` batches
+    lie on the device then. An error of the thread is raised at the reader.
     """
 
     def __init__(self, batches: Iterator[Step], device: str = "cpu", depth: int = 4) -> None:
@@ -51,18 +53,34 @@ class Prefetcher:
                 return
             if isinstance(got, BaseException):
                 raise got
-            yield [{k: v.to(self._device, non_blocking=True) for k, v in batch.items()} for batch in got]
+            step, copied = got
+            if copied is not None:
+                reader = torch.cuda.current_stream(self._device)
+                reader.wait_event(copied)
+                for batch in step:
+                    for tensor in batch.values():  # its memory is not given away before the reader's work is done
+                        tensor.record_stream(reader)
+            yield list(step)
 
     def _fill(self) -> None:
         try:
+            stream = None
             if self._device.startswith("cuda:"):
                 torch.cuda.set_device(self._device)  # or pinning would open the first card in every process
+            if self._device.startswith("cuda"):
+                stream = torch.cuda.Stream(self._device)
             for step in self._batches:
                 if self._stop.is_set():
                     return
-                if self._device != "cpu":
-                    step = tuple({k: v.pin_memory() for k, v in batch.items()} for batch in step)
-                self._queue.put(step)
+                self._queue.put((step, None) if stream is None else self._copied(step, stream))
             self._queue.put(None)
         except BaseException as error:
             self._queue.put(error)
+
+    def _copied(self, step: Step, stream: torch.cuda.Stream) -> tuple[Step, torch.cuda.Event]:
+        """The step on the device, and the event after which it is there."""
+        with torch.cuda.stream(stream):
+            there = tuple(
+                {k: v.pin_memory().to(self._device, non_blocking=True) for k, v in batch.items()} for batch in step
+            )
+            return there, stream.record_event()

@@ -195,3 +195,21 @@ def test_rows_of_one_length_come_without_masks_and_count_and_learn_the_same(part
     for batch in _stream(parts, batch_size=5, epochs=1).batches():
         masked += "short_mask" in batch
     assert bare > 10 and masked > 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_are_whole_on_the_device_when_they_are_read():
+    """Read at once, by a stream that is behind, into memory that the loader would like to use again."""
+    size = 1 << 22
+
+    def steps():
+        for i in range(30):
+            yield ({"x": torch.full((size,), i)}, {"x": torch.full((size,), -i)})
+
+    read = []
+    with Prefetcher(steps(), "cuda") as loader:
+        for up, down in loader:
+            torch.cuda._sleep(2_000_000)
+            read.append(torch.stack([up["x"].sum(), down["x"].sum()]))
+            del up, down
+    assert torch.stack(read).tolist() == [[i * size, -i * size] for i in range(30)]
