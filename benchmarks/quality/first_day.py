@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from benchmarks.quality.pieces import in_pieces
 from benchmarks.quality.protocol import autocast
 from benchmarks.quality.steps import Steps
 from models.onerec.config import OneRecConfig, onerec_laptop
@@ -46,8 +47,11 @@ class Recipe:
     dropout: float = 0.0
     d_model: int = 96
     item_weight: float = 1.0
-    shown_weight: float = 0.0
+    shown_weight: float = 0.0  # of what was shown and not liked; then rows without a positive are trained on too
     bag: bool = False
+    history: str = "sid"
+    pieces: int = 0  # impressions of a row (benchmarks.quality.pieces); 0: whole days
+    least: float = 0.15  # weight of the oldest rows; 1: all weigh the same
 
 
 def first_day(
@@ -60,17 +64,17 @@ def first_day(
     device: str,
     graphs: bool = True,
 ) -> OneRec:
-    """Train on all rows with a positive, write the model into `out`, and return it. `graphs`: on CUDA."""
+    """Train on all rows with something to learn, write the model into `out`, and return it. `graphs`: on CUDA."""
     torch.manual_seed(seed)
     tok, daily = Tokenizer.load(tokenizer), PretrainConfig()
     config = config_of(recipe, tok, static_features(training_sets[0]))
     model = OneRec(config, torch.from_numpy(tok.sid_NL)).to(device).train()
     table = pa.concat_tables([pq.read_table(path, columns=COLUMNS) for path in sorted(training_sets)])
-    data = UserDays(table, tok.catalogue, config)
-    weight = Recency(half_life_days=daily.half_life_days, least=daily.min_weight).weight(
+    data = UserDays(in_pieces(table, recipe.pieces) if recipe.pieces else table, tok.catalogue, config)
+    weight = Recency(half_life_days=daily.half_life_days, least=recipe.least).weight(
         data.now_s, Index.scan(training_sets, tok.catalogue)
     )
-    used = np.flatnonzero(data.targets.lengths)
+    used = np.flatnonzero(data.targets.lengths + (data.others.lengths if recipe.shown_weight else 0))
     rows = {name: t.to(device) for name, t in on_device(data, used, weight, daily).items()}
     optimizer, names = make_optimizer(
         model,
@@ -104,6 +108,7 @@ def config_of(recipe: Recipe, tok: Tokenizer, static: int) -> OneRecConfig:
         d_model=recipe.d_model,
         ffn_dim=2 * recipe.d_model,
         history_bag=recipe.bag,
+        history=recipe.history,
     )
 
 
