@@ -15,7 +15,7 @@ from torch import nn
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """All in training only. `few_queries` is faster alone and was never measured in a whole step, so it is off."""
+    """All in training only. `few_queries` is faster alone, but hardly in a whole step, so it is off."""
 
     sorted_gradient: bool = True  # of looked-up rows, on CUDA: a sum over sorted indices, no atomics (embedding.py)
     event_lookups: bool = True  # all features of an event in one kernel a column, on CUDA (event_kernels.py)
