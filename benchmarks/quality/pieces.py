@@ -2,7 +2,7 @@
 
     table = in_pieces(table, size=4)         # rows of training sets, at most about four impressions each
 
-KuaiRand-Pure gives the 50 impressions before its log without their times, and the pipeline spreads them over three days:
+KuaiRand-Pure gives the 50 impressions before its log without their times, and the pipeline spreads them over 3 days:
 rows of ten impressions with coarse contexts, where a sequence model has a context for each. A row's context stays as
 the features step made it; only what the day itself showed before the piece is added, with the traits that histories
 hold of these items, and with the clock and play time unknown, as they are there.
@@ -53,7 +53,7 @@ def in_pieces(table: pa.Table, size: int, short: int = 20, longest: int = 256) -
 
 
 def _as_events(shown_N2: np.ndarray, known_M7: np.ndarray) -> np.ndarray:
-    """Impressions (item, label) as events of a history [N, 7]; traits are those of any event of the item, or unknown."""
+    """Impressions (item, label) as events of a history [N, 7]; traits as of any event of the item, or unknown."""
     item, at = np.unique(known_M7[:, FIELD["item_id"]], return_index=True)
     out = np.full((len(shown_N2), NUM_FIELDS), UNKNOWN, np.int64)
     out[:, FIELD["item_id"]], out[:, FIELD["label"]] = shown_N2.T

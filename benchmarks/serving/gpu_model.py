@@ -29,12 +29,14 @@ _served = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_served)
 
 
-class TwoSizes(Program):
-    """Graphs of one user and of the largest batch only: compiling takes half a minute each."""
+class Sized(Program):
+    """Graphs of some batch sizes only: compiling takes half a minute each."""
+
+    sizes: tuple[int, ...] = ()
 
     @property
     def buckets(self) -> list[int]:
-        return [self.signature.max_batch, 1]  # the first takes longest
+        return sorted({*self.sizes, self.signature.max_batch}, reverse=True)  # the first takes longest
 
 
 class TritonPythonModel(_served.TritonPythonModel):  # type: ignore[name-defined]
@@ -50,7 +52,8 @@ class TritonPythonModel(_served.TritonPythonModel):  # type: ignore[name-defined
         package = Path(args.package) if args.package else None
         # The program is in bfloat16 on the device already; a copy by way of the processor takes half a minute.
         serving.export.program.build_program = lambda *_, **__: made
-        program = TwoSizes(made.model, tokenizer, None, device, limits, package, args.beam if package else 0)
+        Sized.sizes = tuple(args.sizes)
+        program = Sized(made.model, tokenizer, None, device, limits, package, args.beam if package else 0)
         # Requests of this benchmark are all of one width; the others' graphs would only take start-up time.
         run = program._widths.get(args.beam) or program._widths[program.max_beam].at_width(args.beam)
         if package is None and args.compiled:

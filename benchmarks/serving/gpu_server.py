@@ -92,7 +92,8 @@ def queueing(row: dict[str, Any], rows: list[dict[str, Any]], args: argparse.Nam
 def page(rows: list[dict[str, Any]], args: argparse.Namespace, gflop: float) -> str:
     on = "cuda" if args.device == "gpu" else "cpu"
     how = "one AOTInductor package" if args.package else "torch.compile" if args.compiled else "eager"
-    how += ", CUDA graphs" if on == "cuda" else ""
+    sizes = ", ".join(map(str, sorted({*args.sizes, args.max_batch})))
+    how += f", CUDA graphs of {sizes} users" if on == "cuda" else ""
     lines = [
         f"# The request on a {args.device.upper()}, through Triton",
         "",
@@ -128,6 +129,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-compile", dest="compiled", action="store_false")
     parser.add_argument("--instances", type=int, default=2)
     parser.add_argument("--max-batch", type=int, default=64)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1], help="graphs of these batches and the largest (1)")
     parser.add_argument("--queue-delay-us", type=int, default=1000)
     parser.add_argument("--loads", default="1x1,64x2,64x3,16x8,1x128,0.7even,0.7")
     parser.add_argument("--seconds", type=float, default=8)
@@ -150,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
         (release / "model").mkdir()
         config.save(release / "model" / "config.json")
         described = {
-            name: getattr(args, name) for name in ("size", "items", "beam", "package", "compiled", "max_batch")
+            name: getattr(args, name) for name in ("size", "items", "beam", "package", "compiled", "max_batch", "sizes")
         }
         (release / "settings.json").write_text(json.dumps(described))
         begun = time.monotonic()
