@@ -105,6 +105,8 @@ def main(benchmark: Benchmark, parser: argparse.ArgumentParser | None = None) ->
         tasks = {pool.submit(_ask, free, *job): job for job in jobs}
         for task in as_completed(tasks):
             variant, seed = tasks[task]
+            if task.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
             results[variant, seed] = task.result() | {"settings": _settings(benchmark, variant), "commit": code}
             page = _publish(benchmark, args, list(results.values()))
         while not free.empty():
@@ -219,8 +221,10 @@ class Worker:
 
 def _ask(free: Queue[Worker], variant: str, seed: int) -> dict[str, Any]:
     worker = free.get()
-    result = worker.ask(variant, seed)
-    free.put(worker)
+    try:
+        result = worker.ask(variant, seed)
+    finally:  # a dead one fails at once; nobody waits for it for ever
+        free.put(worker)
     print(f"{variant}, seed {seed}: {result['seconds']:.0f} s", file=sys.stderr, flush=True)
     return result
 
