@@ -32,6 +32,7 @@ from scipy.stats import t as student
 
 from benchmarks.machine import REPOSITORY, commit, hardware
 
+HERE = Path(__file__).resolve().parent
 ONLY_HOW = ("--out", "--seeds", "--variants", "--jobs")  # arguments that change no result
 One = Callable[[str, int, argparse.Namespace], dict[str, Any]]
 
@@ -62,17 +63,25 @@ class Benchmark:
     extra: Callable[[list[dict[str, Any]]], str] = lambda results: ""
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """The arguments that all benchmarks take."""
+def arguments(
+    description: str,
+    *,
+    data: str = "--prepared",
+    made_by: str = "benchmarks.alignment.prepare",
+    steps: int = 120,
+    users: int = 1000,
+    out: Path = HERE,
+) -> argparse.ArgumentParser:
+    """The arguments that `main` and all benchmarks need; what differs between alignment and training is a parameter."""
     p = argparse.ArgumentParser(description=description)
-    p.add_argument("--prepared", type=Path, required=True, help="folder written by benchmarks.alignment.prepare")
+    p.add_argument(data, dest="prepared", type=Path, required=True, help=f"folder written by {made_by}")
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--device", default="cpu", help="cpu or cuda")
-    p.add_argument("--steps", type=int, default=120, help="alignment steps (120)")
-    p.add_argument("--users", type=int, default=1000, help="evaluation users (1000)")
+    p.add_argument("--steps", type=int, default=steps, help="training steps of a variant (%(default)s)")
+    p.add_argument("--users", type=int, default=users, help="evaluation users (%(default)s)")
     p.add_argument("--jobs", type=int, default=1, help="processes at a time (1)")
     p.add_argument("--variants", nargs="+", help="only these variants")
-    p.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder for the results")
+    p.add_argument("--out", type=Path, default=out, help="folder for the results")
     p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return p
 
@@ -96,6 +105,8 @@ def main(benchmark: Benchmark, parser: argparse.ArgumentParser | None = None) ->
         tasks = {pool.submit(_ask, free, *job): job for job in jobs}
         for task in as_completed(tasks):
             variant, seed = tasks[task]
+            if task.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
             results[variant, seed] = task.result() | {"settings": _settings(benchmark, variant), "commit": code}
             page = _publish(benchmark, args, list(results.values()))
         while not free.empty():
@@ -210,8 +221,10 @@ class Worker:
 
 def _ask(free: Queue[Worker], variant: str, seed: int) -> dict[str, Any]:
     worker = free.get()
-    result = worker.ask(variant, seed)
-    free.put(worker)
+    try:
+        result = worker.ask(variant, seed)
+    finally:  # a dead one fails at once; nobody waits for it for ever
+        free.put(worker)
     print(f"{variant}, seed {seed}: {result['seconds']:.0f} s", file=sys.stderr, flush=True)
     return result
 

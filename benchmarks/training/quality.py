@@ -29,18 +29,15 @@ CHUNK, RECALL, BEAM = 256, 50, 128
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """Arguments of all quality benchmarks; `--one` and the table are the alignment harness's."""
-    p = argparse.ArgumentParser(description=description)
-    p.add_argument("--data", dest="prepared", type=Path, required=True, help="folder of benchmarks.training.prepare")
-    p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    p.add_argument("--device", default="cpu", help="cpu or cuda")
-    p.add_argument("--steps", type=int, default=480, help="training steps, at least (480)")
-    p.add_argument("--users", type=int, default=2000, help="evaluation users (2000)")
-    p.add_argument("--jobs", type=int, default=1, help="processes at a time (1)")
-    p.add_argument("--variants", nargs="+", help="only these variants")
-    p.add_argument("--out", type=Path, default=Path(__file__).resolve().parent, help="folder for the results")
-    p.add_argument("--one", nargs=3, metavar=("VARIANT", "SEED", "FILE"), help=argparse.SUPPRESS)
-    return p
+    """The alignment harness's, whose workers and table these benchmarks use; `--steps` is at least so many."""
+    return harness.arguments(
+        description,
+        data="--data",
+        made_by="benchmarks.training.prepare",
+        steps=480,
+        users=2000,
+        out=Path(__file__).resolve().parent,
+    )
 
 
 def trained(

@@ -32,6 +32,22 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     return dataclasses.asdict(result)
 
 
+def fitted(args: argparse.Namespace) -> str:
+    """The ladder's page instead of the harness's table, and its fit beside the results, which stay for a later call."""
+    file = args.out / f"scaling_{args.prepared.name}.json"
+    saved = json.loads(file.read_text())
+    names = {f.name for f in dataclasses.fields(Run)}
+    runs = [Run(**{k: v for k, v in r.items() if k in names}) for r in saved["results"]]
+    try:
+        page = write(runs, args.out, args.prepared.name)
+    except ValueError as error:
+        return f"no fit: {error}"
+    file.write_text(json.dumps(saved | json.loads(file.read_text()), indent=1) + "\n")
+    page += "\n".join(f"- {name}: {value}" for name, value in saved["about"].items()) + "\n"
+    file.with_suffix(".md").write_text(page)
+    return page
+
+
 if __name__ == "__main__":
     parser = arguments(__doc__.splitlines()[0])
     args = parser.parse_args()
@@ -48,12 +64,5 @@ if __name__ == "__main__":
         ),
         parser,
     )
-    if not args.one:
-        stem = args.out / f"scaling_{args.prepared.name}.json"
-        saved = json.loads(stem.read_text())
-        names = {f.name for f in dataclasses.fields(Run)}
-        runs = [Run(**{k: v for k, v in r.items() if k in names}) for r in saved["results"]]
-        about = "\n".join(f"- {name}: {value}" for name, value in saved["about"].items())
-        page = write(runs, args.out, args.prepared.name) + about + "\n"
-        stem.with_suffix(".md").write_text(page)
-        print(page)
+    if not args.worker:
+        print(fitted(args))

@@ -38,7 +38,7 @@ from models.training.meter import Meter, counts_of, flops_of_row
 from models.training.optimizer import learning_rate, make_optimizer, set_rate
 from models.training.parallelize import Processes, checkpoint_activations, parallelize
 from models.training.prefetch import Prefetcher
-from models.training.pretrain_config import PretrainConfig
+from models.training.pretrain_config import PretrainConfig, changed_knobs
 from models.training.row_groups import Index
 from models.training.snapshot import Checkpointer, newest, run_digest
 from models.training.stream import Recency, Stream
@@ -224,18 +224,15 @@ def main() -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--size", default=SIZE, metavar="MODULE:FUNCTION", help="what builds a new model's configuration")
-    p.add_argument("--config", default="{}", help='changed knobs as JSON, {"batch_size": 256}')
+    p.add_argument("--config", type=changed_knobs, default="{}", help='changed knobs as JSON, {"batch_size": 256}')
     args = vars(p.parse_args())
-    changes = json.loads(args.pop("config"))
-    if "inputs" in changes:
-        changes["inputs"] = tuple(changes["inputs"])
     module, _, function = args.pop("size").partition(":")
     try:
         build = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         p.error(f"--size: {error}; write it as {SIZE}")
     args["out"].mkdir(parents=True, exist_ok=True)
-    pretrain(**args, build=build, config=PretrainConfig(**changes))
+    pretrain(**args, build=build)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import json
 
 from models.training.data import INPUTS
 
@@ -57,3 +59,30 @@ class PretrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.balance_loss and self.recompute:
             raise ValueError("balance_loss reads the router where recompute would run it twice; leave one of them out")
+
+
+def changed_knobs(text: str) -> PretrainConfig:
+    """An argparse type: the default configuration with the knobs of a JSON object changed."""
+    defaults = {f.name: f.default for f in dataclasses.fields(PretrainConfig)}
+    try:
+        changes = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f'{text!r} is no JSON ({error}); write it as {{"batch_size": 256}}') from None
+    if not isinstance(changes, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} is no JSON object; write it as {{"batch_size": 256}}')
+    for name, value in changes.items():
+        if name not in defaults:
+            raise argparse.ArgumentTypeError(
+                f"no knob is named {name!r} (given as {json.dumps(value)}); choose from {', '.join(defaults)}"
+            )
+        allowed = {float: (float, int), tuple: (list,)}.get(kind := type(defaults[name]), (kind,))
+        if type(value) not in allowed:
+            raise argparse.ArgumentTypeError(
+                f"{name} is {json.dumps(value)}; write it in the form of its default, {json.dumps(defaults[name])}"
+            )
+        if kind is tuple:
+            changes[name] = tuple(str(v) for v in value)
+    try:
+        return PretrainConfig(**changes)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

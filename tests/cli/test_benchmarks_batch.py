@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import runpy
+import shlex
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -11,6 +15,7 @@ import pytest
 from benchmarks.batch import Batch, Run, plan
 from benchmarks.machine import REPOSITORY
 
+PARSE = argparse.ArgumentParser.parse_args
 COMMITTED = sorted((REPOSITORY / "benchmarks").glob("*.toml"))
 
 
@@ -90,3 +95,29 @@ def test_committed_plans_name_modules_that_exist(file):
             assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), f"{run.name}: {module}"
     with pytest.raises(ValueError, match="no run or group"):
         plan(file, ["no such"])
+
+
+class Parsed(BaseException):
+    """Raised where a command has read its arguments, instead of what it would do then."""
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("run", [run for file in COMMITTED for run in plan(file, [])], ids=lambda run: run.name)
+def test_committed_commands_are_understood(run, monkeypatch, capsys):
+    """The module's own parser takes the command's words: options, choices, types; nothing runs behind it."""
+
+    def parse_only(parser: argparse.ArgumentParser, words: list[str] | None = None, namespace=None) -> None:
+        PARSE(parser, words, namespace)
+        raise Parsed
+
+    python, m, module, *words = shlex.split(run.command)
+    assert [python, m] == ["python", "-m"], f"{run.name}: write its command as python -m MODULE ..."
+    monkeypatch.setattr(sys, "argv", [module, *words])
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except Parsed:
+        return
+    except SystemExit:
+        pytest.fail(f"{run.name}: {capsys.readouterr().err}")
+    pytest.fail(f"{run.name}: {module} reads no arguments")

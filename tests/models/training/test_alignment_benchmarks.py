@@ -173,16 +173,16 @@ def one(variant, seed, args):
 
 if __name__ == "__main__":
     columns = [Column(key="x", title="X", digits=0)]
-    main(Benchmark(module="tiny_bench", title="T", variants=["good", "bad"], one=one, columns=columns))
+    main(Benchmark(module="tiny_bench", title="T", variants=["good", "bad", "late"], one=one, columns=columns))
 """
 
 
 def test_a_failed_variant_is_named_and_what_was_done_before_is_kept(tmp_path):
-    """A real worker process: what it prints is no answer, its error is shown, earlier results are on disk."""
+    """A real worker process: what it prints is no answer, its error ends the call, earlier results are on disk."""
     (tmp_path / "tiny_bench.py").write_text(TINY)
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{Path(__file__).parents[3]}"}
     command = [sys.executable, "-m", "tiny_bench", "--prepared", "p", "--seeds", "2", "--out", str(tmp_path / "out")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0 and "bad, seed 2 failed" in done.stderr and "a broken variant" in done.stderr
     results = json.loads((tmp_path / "out" / "tiny_bench_p.json").read_text())["results"]
     assert [(r["variant"], r["seed"], r["x"]) for r in results] == [("good", 2, 20.0)]

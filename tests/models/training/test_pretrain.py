@@ -15,6 +15,7 @@ from models.tokenizer.refresh import refresh_tokenizer
 from models.training import pretrain as pretraining
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.pretrain import PretrainConfig, pretrain
+from models.training.pretrain_config import changed_knobs
 from tests.models.conftest import CLICK, Row, World, simulate_days, write_items, write_training_set
 from tests.models.training.tiny import train
 
@@ -190,6 +191,33 @@ def test_compiled_training_is_the_same_training(world, tmp_path):
 def test_wrong_knobs_are_refused_by_name(changes, said):
     with pytest.raises(ValueError, match=said):
         PretrainConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ('{"unknown": 1}', "no knob is named 'unknown' (given as 1); choose from min_steps, max_epochs, batch_size"),
+        ('{"batch_size"', "is no JSON (Expecting ':' delimiter: line 1 column 14"),
+        ("[16]", "'[16]' is no JSON object; write it as {\"batch_size\": 256}"),
+        ('{"batch_size": "16"}', 'batch_size is "16"; write it in the form of its default, 128'),
+        ('{"compile": 1}', "compile is 1; write it in the form of its default, false"),
+        ('{"inputs": ["dreams"]}', "inputs ['dreams'] are no pathways; choose from"),
+        ('{"accumulate": 0}', "accumulate is 0; it must be at least 1"),
+    ],
+)
+def test_a_wrong_config_of_the_command_is_refused_in_words(text, said, monkeypatch, capsys):
+    words = ["pretrain", "--training-sets", "none", "--tokenizer", "none", "--out", "none", "--config", text]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit, match="2"):
+        pretraining.main()
+    error = capsys.readouterr().err
+    assert "argument --config: " in error and said in error
+
+
+def test_a_config_of_the_command_changes_the_named_knobs():
+    assert changed_knobs("{}") == PretrainConfig()
+    changed = changed_knobs('{"inputs": ["short", "positive"], "lr_dense": 1, "compile": true}')
+    assert changed == PretrainConfig(inputs=("short", "positive"), lr_dense=1.0, compile=True)
 
 
 def test_fewer_pathways_train_another_model(world, tmp_path):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.training import balance, pathways_ablation
+from benchmarks.machine import REPOSITORY
+from benchmarks.training import balance, pathways_ablation, scaling
 from benchmarks.training.distributed import project
 from benchmarks.training.loader import ungrouped
 from benchmarks.training.prepare import prepare
@@ -48,6 +53,36 @@ def test_variants_train_and_are_measured(data):
     assert none.keys() == {"loss", "imbalance", "held_out_loss", "recall"} and 1 <= none["imbalance"] <= 4
     assert none["held_out_loss"] != auxiliary["held_out_loss"] and 0 <= none["recall"] <= 1
     assert {"loss", "held_out_loss", "recall"} == pathways_ablation.one("positive", 1, _arguments(data)).keys()
+
+
+def _command(name: str, data: Path, out: Path, *words: str) -> tuple[str, dict]:
+    """What the real command prints, and the results that it leaves."""
+    command = [sys.executable, "-m", f"benchmarks.training.{name}", "--data", str(data), "--out", str(out)]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *words], env=environment, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (out / f"{name}_{data.name}.md").read_text() in done.stdout
+    return done.stdout, json.loads((out / f"{name}_{data.name}.json").read_text())
+
+
+@pytest.mark.parametrize("name, variant", [("balance", "loss-free, gamma 0.01"), ("pathways_ablation", "positive")])
+def test_the_command_trains_by_its_workers(data, tmp_path, name, variant):
+    words = ["--variants", variant, "--seeds", "1", "--steps", "4", "--users", "8", "--device", "cpu"]
+    page, saved = _command(name, data, tmp_path, *words)
+    assert [r["variant"] for r in saved["results"]] == [variant]
+    assert "held-out NTP loss" in page and "95 % interval" in page
+
+
+def test_the_scaling_command_fits_and_goes_on(data, tmp_path):
+    """A later call keeps what is there, and its fit is of all of it; two sizes carry no fit, and that is said."""
+    words = ["--steps", "4", "--seeds", "1", "--device", "cpu", "--variants", "16"]
+    page, saved = _command("scaling", data, tmp_path, *words, "32", "48", "--jobs", "2")
+    assert "L(N) = E + A / N^alpha" in page and (tmp_path / "scaling_data.svg").exists()
+    assert [r["width"] for r in saved["runs"]] == [16, 32, 48] and saved["fit"].keys() == {"E", "A", "alpha"}
+    again = _command("scaling", data, tmp_path, *words)[1]
+    assert again["results"] == saved["results"] and again["fit"] == saved["fit"]
+    (tmp_path / "scaling_data.json").write_text(json.dumps(saved | {"results": saved["results"][:2]}))
+    assert "at least 3" in scaling.fitted(argparse.Namespace(prepared=data, out=tmp_path))
 
 
 def test_ungrouped_rows_have_the_grouped_loss():
