@@ -60,6 +60,8 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def curves(results: list[dict[str, Any]]) -> str:
     """The mean legality at each step, one row a step, one column a variant."""
+    if not results:
+        return ""
     names = list(dict.fromkeys(r["variant"] for r in results))
     steps = [p["step"] for p in results[0]["curve"]]
     mean = {n: np.mean([[p["legality"] for p in r["curve"]] for r in results if r["variant"] == n], 0) for n in names}
