@@ -56,6 +56,7 @@ def test_all_impressions_are_there_once_and_the_newest_events_are_kept() -> None
     rng = np.random.default_rng(0)
     days = [[(int(i), 0) for i in rng.integers(1, 99, n)] for n in rng.integers(0, 30, 50)]
     made = in_pieces(_table(days, past=40), size=4, short=20, longest=16)
-    assert sum(made["item_id"].to_pylist(), []) == [item for day in days for item, _ in day]
+    kept = [item for items in made["item_id"].to_pylist() for item in items]
+    assert kept == [item for day in days for item, _ in day]
     lengths = [max(len(x) for x in made[f"{name}_item_id"].to_pylist()) for name in ("short", "lifelong")]
     assert lengths == [20, 16]
