@@ -26,7 +26,7 @@ class PretrainConfig:
     warmup_share: float = 0.05
     clip_norm: float = 1.0
     item_loss_weight: float = 1.0
-    shown_loss_weight: float = 0.0  # of an item that was shown and not liked, in the item head's loss; a positive has 1
+    shown_loss_weight: float = 0.3  # of an item that was shown and not liked, in the item head's loss; a positive has 1
     max_others: int = 16  # such items of a row, the newest
     balance_loss: float = 0.0  # weight of an auxiliary loss, for comparison: experts are balanced without one
     half_life_days: float = 4.0
