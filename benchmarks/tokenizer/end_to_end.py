@@ -158,14 +158,14 @@ def page(results: list[dict[str, Any]], args: argparse.Namespace) -> str:
         if not mine:
             continue
         numbers = [np.array([r[m] for r in mine]) for m in METRICS]
-        cells = [f"{v.mean():.4f} ± {v.std(ddof=1) if len(v) > 1 else float('nan'):.4f}" for v in numbers]
+        cells = [f"{v.mean():.4f} ± {f'{v.std(ddof=1):.4f}' if len(v) > 1 else '-'}" for v in numbers]
         low, high = np.mean([r["interval"] for r in mine], 0)
         epochs = " ".join(str(r["epochs"]) for r in mine)
         text += f"| {title} | {len(mine)} | {np.mean([r['hidden'] for r in mine]):.1%} | {' | '.join(cells)}"
         text += f" | {low:.4f} to {high:.4f} | {epochs} | {np.mean([r['seconds'] for r in mine]):.0f} |\n"
     notes = " ".join((__doc__ or "").split("The model is ")[1].split("Trainings are")[0].split())
     asked = " ".join(Path(a).name if "/" in a else a for a in sys.argv[1:])
-    text += f"\nThe model is {notes} ± is the standard deviation over seeds.\n"
+    text += f"\nThe model is {notes} ± is the standard deviation over seeds (-: 1 seed, no deviation).\n"
     devices = ", ".join(sorted({r["device"] for r in results}))
     text += f"\n- command: `python -m benchmarks.tokenizer.end_to_end {asked}`\n- hardware: {devices}\n"
     return text + f"- commit: {args.commit or commit()}\n- date: {datetime.now(UTC):%Y-%m-%d %H:%M UTC}\n"

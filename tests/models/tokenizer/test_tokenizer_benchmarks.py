@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmarks.quality.protocol import METRICS
+from benchmarks.tokenizer import end_to_end
 from benchmarks.tokenizer.alignment import measure
 from benchmarks.tokenizer.alignment_prepare import Source, Split
 from benchmarks.tokenizer.code_tables import random_codes
@@ -73,6 +75,16 @@ def test_a_shared_tuple_names_its_most_popular_item():
     assert trie.lookup(torch.from_numpy(sid)).tolist() == [2, 1, 2, 2]
     assert trie.lookup(torch.tensor([[0, 0, 2]])).tolist() == [-1]
     assert hidden == 0.5
+
+
+def test_one_seed_has_no_deviation_on_the_end_to_end_page():
+    def result(row: str, seed: int, value: float) -> dict:
+        rest = {"hidden": 0.1, "interval": [0.0, 0.1], "epochs": 30, "seconds": 9.0, "device": "a card"}
+        return {"row": row, "seed": seed, **dict.fromkeys(METRICS, value), **rest}
+
+    results = [result("rqvae", 1, 0.02), result("rqvae", 2, 0.04), result("text", 1, 0.05)]
+    text = end_to_end.page(results, argparse.Namespace(commit="abc"))
+    assert "| 0.0300 ± 0.0141 |" in text and "| 0.0500 ± - |" in text and "nan" not in text
 
 
 def test_random_codes_are_distinct_and_in_the_codebook():
