@@ -126,6 +126,13 @@ def test_format_curves_have_a_row_a_step_and_are_nothing_without_results():
     assert "| step | a & b |" in page and "| 9 | 1.000 |" in page and ">a &amp; b</text>" in page
 
 
+def test_a_format_curve_ends_where_the_passes_over_a_small_day_do(args):
+    args.steps = 1000
+    result = format_reward.one("random 5", 1, args)
+    last = result["curve"][-1]
+    assert 1 < last["step"] < 100 and last["legality"] == result["legality"] <= result["legality_highest"]
+
+
 def test_true_preference_is_the_simulators(prepared):
     users, items = np.array([3, 0]), np.array([7, 1, 40])
     found = truth(prepared / "truth", users, items)
