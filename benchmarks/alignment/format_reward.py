@@ -53,8 +53,10 @@ def one(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
 
     changes = VARIANTS[variant] | {"users_per_step": args.users_per_step}
     model, metrics = aligned(args, seed, changes, look)
-    values = [p["legality"] for p in curve]
     numbers = evaluation.numbers(model, seed, passes=False) | loop_numbers(metrics)
+    if curve[-1]["step"] < metrics["steps"]:  # the passes over a small day ended before --steps
+        curve.append({"step": metrics["steps"], "legality": numbers["legality"]})
+    values = [p["legality"] for p in curve]
     return numbers | {"legality_first": values[0], "legality_highest": max(values), "curve": curve}
 
 

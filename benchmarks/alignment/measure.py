@@ -40,6 +40,12 @@ STRONG = SHORT | {"preference.policy_weight": 3.0, "preference.item_policy_weigh
 NO_POLICY = {"preference.policy_weight": 0.0, "preference.item_policy_weight": 0.0}
 # Nothing is learned from rollouts, so as few are made as can be.
 RSFT_ONLY = SHORT | NO_POLICY | {"preference.format_weight": 0.0, "users_per_step": 1, "rollout.group_size": 2}
+# Variants of more than one benchmark.
+COMMON: dict[str, dict[str, Any] | None] = {
+    "pretrained": None,
+    "rsft only": RSFT_ONLY,
+    "ecpo, daily weights": SHORT,
+}
 PARTS: dict[str, type] = {"rollout": RolloutConfig, "objective": ObjectiveConfig, "preference": PreferenceConfig}
 
 

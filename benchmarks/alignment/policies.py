@@ -9,14 +9,13 @@ import argparse
 from typing import Any
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import NO_POLICY, PASS, RSFT_ONLY, SHORT, STRONG, aligned, evaluation_of, loop_numbers
+from benchmarks.alignment.measure import COMMON, NO_POLICY, PASS, SHORT, STRONG, aligned, evaluation_of, loop_numbers
 from benchmarks.alignment.truth import true_numbers
 
 # What alignment must never be: all weight on P-Score, nothing that holds the policy to what users did.
 HARMFUL = STRONG | {"preference.policy_weight": 10.0, "preference.item_policy_weight": 10.0, "rsft_weight": 0.0}
 VARIANTS: dict[str, dict[str, Any] | None] = {
-    "pretrained": None,
-    "rsft only": RSFT_ONLY,
+    **COMMON,
     "rsft + format": SHORT | NO_POLICY,
     "ecpo": STRONG,
     "ecpo no rsft": HARMFUL,

@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.alignment.harness import Benchmark, Column, arguments, main
-from benchmarks.alignment.measure import RSFT_ONLY, SHORT, STRONG, TOP, aligned, evaluation_of
+from benchmarks.alignment.measure import COMMON, STRONG, TOP, aligned, evaluation_of
 from benchmarks.alignment.truth import of_items, rank_agreement, truth_of
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
-    "pretrained": None,
-    "rsft only": RSFT_ONLY,
-    "ecpo, daily weights": SHORT,
+    **COMMON,
     "ecpo, stronger": STRONG,
     "ecpo without rsft": STRONG | {"preference.item_policy_weight": 3.0, "rsft_weight": 0.0},
     "ecpo, stronger, seen items in the groups": STRONG | {"rollout.seen": True},

@@ -85,6 +85,7 @@ def args(prepared) -> argparse.Namespace:
     "module, variant",
     [
         (policies, "pretrained"),
+        (policies, "ecpo, daily weights"),
         (policies, "dpo"),
         (policies, "iterative dpo of sessions (V1)"),
         (policies, "ecpo no rsft, with the stop"),
@@ -109,6 +110,27 @@ def test_every_variant_is_a_valid_configuration():
             config = configure(changes or {}, 5)
             assert config.min_steps == config.max_steps == 5
             assert config.allowed_recall_loss == (changes or {}).get("allowed_recall_loss", 1.0)
+
+
+def test_the_daily_weights_are_the_defaults():
+    preference = configure(policies.VARIANTS["ecpo, daily weights"], 5).preference
+    assert preference == configure({}, 5).preference and preference.policy_weight == 0.7
+    assert preference.item_policy_weight == 0.0 and configure(policies.VARIANTS["ecpo"], 5).preference != preference
+
+
+def test_format_curves_have_a_row_a_step_and_are_nothing_without_results():
+    """The table is written before the first result is there."""
+    assert format_reward.curves([]) == ""
+    curve = [{"step": 0, "legality": 0.5}, {"step": 9, "legality": 1.0}]
+    page = format_reward.curves([{"variant": "a & b", "curve": curve}])
+    assert "| step | a & b |" in page and "| 9 | 1.000 |" in page and ">a &amp; b</text>" in page
+
+
+def test_a_format_curve_ends_where_the_passes_over_a_small_day_do(args):
+    args.steps = 1000
+    result = format_reward.one("random 5", 1, args)
+    last = result["curve"][-1]
+    assert 1 < last["step"] < 100 and last["legality"] == result["legality"] <= result["legality_highest"]
 
 
 def test_true_preference_is_the_simulators(prepared):
