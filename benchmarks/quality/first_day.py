@@ -48,7 +48,6 @@ class Recipe:
     d_model: int = 96
     item_weight: float = 1.0
     shown_weight: float = 0.0  # of what was shown and not liked; then rows without a positive are trained on too
-    bag: bool = False
     history: str = "sid"
     pieces: int = 0  # impressions of a row (benchmarks.quality.pieces); 0: whole days
     least: float = 0.15  # weight of the oldest rows; 1: all weigh the same
@@ -107,7 +106,6 @@ def config_of(recipe: Recipe, tok: Tokenizer, static: int) -> OneRecConfig:
         dropout=recipe.dropout,
         d_model=recipe.d_model,
         ffn_dim=2 * recipe.d_model,
-        history_bag=recipe.bag,
         history=recipe.history,
     )
 
