@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from benchmarks.machine import commit, hardware
 from benchmarks.quality import lists
 from benchmarks.quality.din import Ranker, RankerConfig, about_items
-from benchmarks.quality.kuairand_onerec import LAST
+from benchmarks.quality.kuairand_prepare import LAST
 from benchmarks.quality.kuairand_trained import DAYS, MOST_EPOCHS, evaluate, rank, retrieve
 from benchmarks.quality.kuairand_trained import train as train_retrieval
 from benchmarks.quality.lists import TOP

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import commit, hardware
-from benchmarks.quality.kuairand_onerec import LAST
+from benchmarks.quality.kuairand_prepare import LAST
 from benchmarks.quality.recipes import up_to
 from models.evaluation.evaluate import BEAM, TOP
 from models.evaluation.release import evaluate_release

@@ -34,6 +34,7 @@ from models.training.data import read_ragged
 
 PROPOSE = 12.0  # weight of co-occurrence beside the item head where candidates are proposed
 GRID = tuple((item, shown) for item in (1.0, 2.0, 4.0) for shown in (0.0, 6.0, 12.0, 24.0, 48.0))
+OWN = tuple((item, 0.0) for item in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0))  # the model's own two heads, without co-occurrence
 
 
 def shown_weights(training_sets: list[Path], catalogue: Catalogue, regulariser: float = LAMBDA_SHOWN) -> np.ndarray:
@@ -77,10 +78,12 @@ class Scored:
         ranked = np.take_along_axis(self.item_UC, order, 1)
         return np.pad(ranked, ((0, 0), (0, TOP - ranked.shape[1])), constant_values=-1)
 
-    def best_weights(self, wanted: list[np.ndarray]) -> tuple[tuple[float, float], float]:
-        """Of GRID, the weights with the best recall@50, and that."""
-        found = [float(ranking_metrics(self.rank(w), wanted)["recall@50"].mean()) for w in GRID]
-        return GRID[int(np.argmax(found))], max(found)
+    def best_weights(
+        self, wanted: list[np.ndarray], grid: tuple[tuple[float, float], ...] = GRID
+    ) -> tuple[tuple[float, float], float]:
+        """Of a grid, the weights with the best recall@50, and that."""
+        found = [float(ranking_metrics(self.rank(w), wanted)["recall@50"].mean()) for w in grid]
+        return grid[int(np.argmax(found))], max(found)
 
 
 @torch.no_grad()

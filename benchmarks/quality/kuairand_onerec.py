@@ -7,9 +7,9 @@ The first runs the day's own steps (ingest, validate, pathways) for eight days a
 some minutes on a CPU. The second is for a GPU. "Once" is a first day at 2022-05-05; "day by day" is a first day at
 2022-04-28 and seven later days, each from the model of the day before. A first day's pre-training is `first_day.py`
 with the best of `recipes.py` on 2022-05-05, by a model that has seen the days before it (one seed); a later day's, the
-reward model, RSFT + ECPO and the ranking are what the day calls. "+ co-occurrence of the shown" is the same model with
-the joint score of `joint.py`. All are measured on the unseen positives of
-2022-05-06. Lists go to `--lists`, for `benchmarks.quality.kuairand_table`, and the trials of recipes to recipes.json
+reward model, RSFT + ECPO and the ranking are what the day calls. "+ item head" ranks by both of the model's heads, "+
+co-occurrence of the shown" by the joint score of `joint.py`. All are measured on the unseen positives of 2022-05-06.
+Lists go to `--lists`, for `benchmarks.quality.kuairand_table`, and the trials of recipes to recipes.json
 there, each as its training ends; what is there already is not trained again. In order of worth, where time is short:
 
     ... --kinds once --chains pretrained --jobs 3     # the recipe, then three trainings: the row that must lead
@@ -35,7 +35,8 @@ import torch
 from benchmarks.machine import commit, hardware
 from benchmarks.quality import lists
 from benchmarks.quality.first_day import first_day
-from benchmarks.quality.recipes import CHOOSE, RECIPES, best_recipe, ranked, scores, up_to
+from benchmarks.quality.kuairand_prepare import DAYS, LAST, features, prepare
+from benchmarks.quality.recipes import RECIPES, Chosen, best_recipe, ranked, scores, up_to
 from models.evaluation.metrics import ranking_metrics
 from models.reward.measure import calibrate
 from models.reward.pscore import PScore
@@ -55,65 +56,19 @@ from models.training.align_config import AlignConfig, align_later_day
 from models.training.checkpoint import Tokenizer
 from models.training.pretrain import pretrain
 
-DAYS = ("2022-04-28", "2022-04-29", "2022-04-30", *(f"2022-05-0{d}" for d in range(1, 6)))
-LAST = DAYS[-1]  # the last day of training in the table
 GRAPHS = not os.environ.get("ONEREC_NO_GRAPHS")  # set it where a first day's step cannot be captured
 KINDS = {
     "once": {"pretrained": "OneRec, once", "aligned": "OneRec, once, RSFT + ECPO"},
     "daily": {"pretrained": "OneRec, day by day", "aligned": "OneRec, day by day, RSFT + ECPO"},
 }
 
+OWN = "OneRec, once + item head"
 JOINT = "OneRec, once + co-occurrence of the shown"
 CHAINS = ["pretrained", "aligned"]
 
 
 def quiet(line: str) -> None:
     """Progress of a training: its log is of no use here."""
-
-
-def features(data: Path, root: Path) -> Path:
-    """Run the features steps of DAYS in a workspace below `root`; what has run is reused. Returns its folder."""
-    from kfp_components.context import Run
-    from kfp_components.ingest import step as ingest
-    from kfp_components.pathways import step as pathways
-    from kfp_components.validate import step as validate
-    from kfp_components.workspace import Workspace
-
-    workspace = Workspace(root=str(root), source="kuairand-pure")
-    for day in DAYS:
-        run = Run(workspace=workspace, day=day, seed=0)
-        tables = ingest.run(run, data=str(data))
-        pathways.run(run, tables=tables, quality=validate.run(run, tables=tables))
-    return workspace.base
-
-
-def prepare(workspace: Path, out: Path, seeds: list[int]) -> None:
-    """Copy the partitions that training reads, and make the tokenizers of every seed, once and day by day."""
-    from models.tokenizer.refresh import refresh_tokenizer
-
-    for table, under in (("training", "features"), ("evaluation", "features"), ("items", "lake")):
-        (out / table).mkdir(parents=True, exist_ok=True)
-        for folder in sorted((workspace / under / table).glob("dt=*")):
-            shutil.copyfile(folder / "part-0.parquet", out / table / f"{folder.name}.parquet")
-
-    def fit(day: str, seed: int, to: Path, previous: Path | None) -> Path:
-        if not (to / "trie.safetensors").exists():
-            shutil.rmtree(to, ignore_errors=True)
-            to.mkdir(parents=True)
-            items = out / "items" / f"dt={day}.parquet"
-            refresh_tokenizer(
-                items=items, training_sets=up_to(out, day), previous=previous, out=to, seed=seed, progress=quiet
-            )
-        return to
-
-    for seed in seeds:
-        if seed == seeds[0]:
-            fit(CHOOSE, seed, out / "tokenizer" / f"choose_{seed}", None)
-        fit(LAST, seed, out / "tokenizer" / f"once_{seed}", None)
-        before = None
-        for day in DAYS:
-            before = fit(day, seed, out / "tokenizer" / f"daily_{seed}" / day, before)
-        print(f"tokenizers of seed {seed}", flush=True)
 
 
 def aligned(
@@ -166,18 +121,17 @@ def rewarded(
 def one(
     kind: str,
     seed: int,
-    chosen: tuple[str, tuple[float, float]],
+    chosen: Chosen,
     chains: list[str],
     prepared: Path,
     folder: Path,
     device: str,
     jobs: int,
 ) -> None:
-    """The rows of a kind: without alignment, with it, or both. chosen: a recipe and the joint score's weights."""
+    """The rows of a kind: without alignment, with it, or both."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     begun, named = time.monotonic(), KINDS[kind]
-    recipe, weights = chosen
-    about = {"device": hardware(device), "commit": commit(), "recipe": recipe}
+    about = {"device": hardware(device), "commit": commit(), "recipe": chosen.recipe}
 
     def keep(chain: str, tokenizer: Path, model: Path, **more: Any) -> None:
         users, found, recall = ranked(prepared, LAST, tokenizer, model, device)
@@ -185,8 +139,10 @@ def one(
 
     def keep_joint(tokenizer: Path, model: Path) -> None:
         users, scored, wanted = scores(prepared, LAST, tokenizer, model, device)
-        found = scored.rank(weights)
-        save(JOINT, users, found, float(ranking_metrics(found, wanted)["recall@50"].mean()), {"weights": list(weights)})
+        for title, weights in ((OWN, (chosen.own, 0.0)), (JOINT, chosen.joint)):
+            found = scored.rank(weights)
+            recall = float(ranking_metrics(found, wanted)["recall@50"].mean())
+            save(title, users, found, recall, {"weights": list(weights)})
 
     def save(title: str, users: np.ndarray, found: np.ndarray, recall: float, more: dict[str, Any]) -> None:
         more = more | {"seconds": round(time.monotonic() - begun, 1)}
@@ -195,7 +151,9 @@ def one(
 
     def bootstrap(day: str, tokenizer: Path, out: Path) -> None:
         sets = up_to(prepared, day)
-        first_day(training_sets=sets, tokenizer=tokenizer, out=out, recipe=RECIPES[recipe], seed=seed, device=device)
+        first_day(
+            training_sets=sets, tokenizer=tokenizer, out=out, recipe=RECIPES[chosen.recipe], seed=seed, device=device
+        )
 
     with tempfile.TemporaryDirectory() as scratch:
         if kind == "once":
@@ -238,7 +196,7 @@ def one(
 
 def titles(kind: str, chains: list[str]) -> list[str]:
     """Rows that `one` leaves."""
-    return [KINDS[kind][chain] for chain in chains] + [JOINT] * (kind == "once" and "pretrained" in chains)
+    return [KINDS[kind][chain] for chain in chains] + [OWN, JOINT] * (kind == "once" and "pretrained" in chains)
 
 
 def main() -> None:
@@ -250,6 +208,9 @@ def main() -> None:
     p.add_argument("--chains", nargs="+", default=CHAINS, choices=CHAINS, help="without alignment, with it, or both")
     p.add_argument("--recipe", choices=list(RECIPES), help="of a first day (default: the best on 2022-05-05)")
     p.add_argument("--weights", type=float, nargs=2, default=(1.0, 12.0), help="of the joint score, with --recipe")
+    p.add_argument("--own-weight", type=float, default=1.0, help="of the item head beside the codes, with --recipe")
+    p.add_argument("--try", dest="names", nargs="+", choices=list(RECIPES), help="choose of these recipes (all)")
+    p.add_argument("--choose-only", action="store_true", help="end when a recipe is chosen")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--jobs", type=int, default=1, help="trainings side by side (1)")
     p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
@@ -258,11 +219,14 @@ def main() -> None:
         prepare(features(args.data.resolve(), args.prepared / "var"), args.prepared, args.seeds)
         return
     with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
-        chosen = args.recipe, tuple(args.weights)
-        if args.recipe is None:
+        if args.recipe is not None:
+            chosen = Chosen(recipe=args.recipe, joint=tuple(args.weights), own=args.own_weight)
+        else:
             tried = args.lists / "recipes.json"
-            chosen = best_recipe(pool, tried, (args.seeds[0], args.prepared, args.device, args.jobs))
+            chosen = best_recipe(pool, tried, (args.seeds[0], args.prepared, args.device, args.jobs), args.names)
             print(f"chosen: {chosen}", flush=True)
+            if args.choose_only:
+                return
         more = (chosen, args.chains, args.prepared, args.lists, args.device, args.jobs)
         wanted = [(kind, seed) for kind in args.kinds for seed in args.seeds]
         done = [

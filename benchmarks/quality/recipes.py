@@ -1,6 +1,6 @@
 """KuaiRand-Pure: which recipe of a first day ranks 2022-05-05 best, by models of the days before it.
 
-best_recipe(pool, Path("build/quality/kuairand_lists/recipes.json"), (1, prepared, "cuda", 3))   # a key of RECIPES
+best_recipe(pool, Path("build/quality/kuairand_lists/recipes.json"), (1, prepared, "cuda", 3)).recipe   # of RECIPES
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 
 from benchmarks.machine import commit
 from benchmarks.quality.first_day import Recipe, first_day
-from benchmarks.quality.joint import Scored, candidates, shown_weights
+from benchmarks.quality.joint import OWN, Scored, candidates, shown_weights
 from models.evaluation.evaluate import Ranker, held_out
 from models.evaluation.metrics import ranking_metrics
 from models.training.checkpoint import Tokenizer
@@ -35,7 +36,21 @@ RECIPES = {
     "all shown, in pieces": dataclasses.replace(ALL, pieces=4),
     "all shown, in pieces, old as new": dataclasses.replace(ALL, pieces=4, least=1.0),
     "all shown, in pieces, hashed items": dataclasses.replace(ALL, pieces=4, history="hashed"),
+    "all shown, in pieces, 40 passes": dataclasses.replace(ALL, pieces=4, epochs=40),
+    "all shown, in pieces of two": dataclasses.replace(ALL, pieces=2),
+    "all shown, in pieces, twice as wide": dataclasses.replace(ALL, pieces=4, d_model=192),
+    "all shown, in pieces, item head 1": dataclasses.replace(ALL, pieces=4, item_weight=1.0),
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What validation chose: a key of RECIPES, the weights of item head and co-occurrence where both join the codes,
+    and of the item head where it joins them alone."""
+
+    recipe: str
+    joint: tuple[float, float]
+    own: float
 
 
 def up_to(prepared: Path, day: str) -> list[Path]:
@@ -67,8 +82,8 @@ def scores(
 
 
 def choose(recipe: str, seed: int, prepared: Path, device: str, jobs: int) -> dict[str, Any]:
-    """recall@50 of 2022-05-05 by a model trained on the days before, alone and by the joint score at its best weights,
-    and the seconds that training took."""
+    """recall@50 of 2022-05-05 by a model trained on the days before: by its codes, by codes and item head, and by the
+    joint score, each at its best weights; and the seconds that training took."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     begun, sets = time.monotonic(), up_to(prepared, CHOOSE)
     with tempfile.TemporaryDirectory() as scratch:
@@ -78,10 +93,13 @@ def choose(recipe: str, seed: int, prepared: Path, device: str, jobs: int) -> di
         recall = ranked(prepared, CHOOSE, tokenizer, out, device)[2]
         _, scored, wanted = scores(prepared, CHOOSE, tokenizer, out, device)
     weights, joint = scored.best_weights(wanted)
+    (own_weight, _), own = scored.best_weights(wanted, OWN)
     return {
         "recipe": recipe,
         "seed": seed,
         "recall@50": recall,
+        "own": own,
+        "own_weight": own_weight,
         "joint": joint,
         "weights": list(weights),
         "seconds": round(trained, 1),
@@ -89,8 +107,10 @@ def choose(recipe: str, seed: int, prepared: Path, device: str, jobs: int) -> di
     }
 
 
-def best_recipe(pool: Pool, tried: Path, more: tuple[int, Path, str, int]) -> tuple[str, tuple[float, float]]:
-    """The recipe with the best joint score on 2022-05-05, and its weights.
+def best_recipe(
+    pool: Pool, tried: Path, more: tuple[int, Path, str, int], names: Sequence[str] | None = None
+) -> Chosen:
+    """Of the named recipes (default: all) and those tried before, the one with the best joint score on 2022-05-05.
 
     `tried` holds the trials, each written as it ends; those of it are not made again.
     """
@@ -98,7 +118,7 @@ def best_recipe(pool: Pool, tried: Path, more: tuple[int, Path, str, int]) -> tu
     seed, *_ = more
     failed: list[Exception] = []
     known = {t["recipe"] for t in found if t["seed"] == seed}
-    tasks = [pool.apply_async(choose, (recipe, *more)) for recipe in RECIPES if recipe not in known]
+    tasks = [pool.apply_async(choose, (recipe, *more)) for recipe in names or RECIPES if recipe not in known]
     tried.parent.mkdir(parents=True, exist_ok=True)
     while tasks:
         ready = [task for task in tasks if task.ready()]
@@ -119,4 +139,4 @@ def best_recipe(pool: Pool, tried: Path, more: tuple[int, Path, str, int]) -> tu
         raise failed[0]
     mine = [t for t in found if t["seed"] == seed and t["recipe"] in RECIPES]
     best = max(mine, key=lambda t: t["joint"])
-    return best["recipe"], tuple(best["weights"])
+    return Chosen(recipe=best["recipe"], joint=tuple(best["weights"]), own=best["own_weight"])

@@ -1,9 +1,10 @@
 """A million requests through the code that serves: is every item legal, unseen and allowed, and only once there?
 
-    python -m benchmarks.serving.legality --root var --source simulated --requests 1000000 --seconds 3000
+    python -m benchmarks.serving.legality --root var --source simulated --requests 1000000 --jobs 2 --seconds 3000
 
-A million takes hours, so it is counted over runs: legality.json beside the table holds what each run counted, saved as
-it goes, and every run has a seed of its own. Run it again until the table says a million.
+A million takes hours on two cores, so it is counted over runs: legality.json beside the table holds what each run
+counted, saved as it goes, and every run has a seed of its own. Run it again until the table says a million. With
+--jobs several runs share the rest of the million, a process each.
 
 Features come from the workspace's Feast store, answers from `serving.answering` and the release's program, as in the
 server; only Triton is left out. Requests vary in user (one in ten unknown), k, beam, exclusions (half of them exclude
@@ -15,19 +16,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime as dt
-import json
+import multiprocessing
 import sys
 import tempfile
 import time
 from collections import Counter
+from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.machine import commit
-from benchmarks.serving.world import World, header, world_of
+from benchmarks.serving.legality_tally import BEAMS, FAULTS, Tally
+from benchmarks.serving.world import World, world_of
 from feature_repo.online import OnlineFeatures
 from models.onerec.features import NUM_FIELDS
 from models.onerec.program import INPUTS
@@ -38,10 +40,9 @@ from serving.features import DEGRADED, STALE, FeatureReader
 from serving.route import Ask
 from serving.routing import Routes, Routing, write_routes
 
-BEAMS, KS = (16, 24), (1, 3, 5)
+KS = (1, 3, 5)
 SAVE_EVERY = 5_000
 NONE = np.zeros(0, np.int64)
-FAULTS = ("failed", "illegal", "seen", "excluded", "blocked", "muted author", "too old", "duplicates", "wrong release")
 About = dict[int, tuple[int, int]]  # author and upload time (0 unknown) of each item
 
 
@@ -122,50 +123,6 @@ def infer_with(program: Program, max_batch: int):
     return infer
 
 
-class Tally:
-    """What all runs counted, in a file. A killed run keeps what it had counted when it was saved last."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self.runs: list[dict[str, Any]] = json.loads(file.read_text()) if file.is_file() else []
-
-    def begin(self, **about: Any) -> dict[str, Any]:
-        """A new run with a seed that none had before."""
-        self.runs.append({"seed": len(self.runs), **about, "seconds": 0.0, "counts": {}})
-        return self.runs[-1]
-
-    @property
-    def counts(self) -> Counter[str]:
-        return sum((Counter(run["counts"]) for run in self.runs), Counter())
-
-    def save(self) -> None:
-        staged = self.file.with_suffix(".part")
-        staged.write_text(json.dumps(self.runs, indent=1, sort_keys=True) + "\n")
-        staged.replace(self.file)
-
-    def table(self, command: str) -> str:
-        counts = self.counts
-        runs = "\n".join(
-            f"| {run['seed']} | {run['day']} | {run['commit']} | {run['release']} | {run['program']} |"
-            f" {run['items']:,} | {run['users']:,} | {run['counts'].get('requests', 0):,} | {run['seconds']:.0f} |"
-            for run in self.runs
-        )
-        rows = "\n".join(f"| {name} | {counts[name]:,} |" for name in FAULTS)
-        return f"""{header("Legality of what is returned", command)}
-{counts["requests"]:,} requests with {counts["items"]:,} items; beams {", ".join(map(str, BEAMS))}.
-{counts["cold_start"]:,} answers were cold starts; {counts["short"]:,} held fewer items than asked for, by
-their filters.
-
-| items (or answers) that were | count |
-|---|---|
-{rows}
-
-| run (seed) | day | commit | release | program | items in the catalogue | users with features | requests | seconds |
-|---|---|---|---|---|---|---|---|---|
-{runs}
-"""
-
-
 def count(requests: Requests, answering: Answering, routing: Routing, batch: int, about: About) -> None:
     """One batch, with other items blocked than in the one before."""
     blocked = requests.rng.choice(requests.items, 20, replace=False)
@@ -175,6 +132,33 @@ def count(requests: Requests, answering: Answering, routing: Routing, batch: int
         requests.check(ask, given, set(blocked.tolist()), about)
 
 
+def work(args: argparse.Namespace, seed: int, requests: int, found: Queue) -> None:
+    """One run. Puts (seed, what was counted so far, seconds so far, is it over) into `found` as it goes."""
+    torch.set_num_threads(args.threads)
+    release, world = world_of(args.root, args.source)
+    base, config = args.root.resolve() / args.source, ServingConfig(max_batch=args.batch, threads=args.threads)
+    store = OnlineFeatures(base / "features", base / "feature_store")
+    reader = FeatureReader(store, timeout_s=60, cache_users=config.cache_users, stale_s=config.stale_s)
+    program, started, made = Program.load(release), time.perf_counter(), Requests(world, release, seed)
+
+    def tell(over: bool) -> None:
+        found.put((seed, dict(made.counts), round(time.perf_counter() - started, 1), over))
+
+    with tempfile.TemporaryDirectory() as state:
+        write_routes(Path(state), Routes(epoch=1, production=str(release.resolve()), rollout=Rollout()))
+        routing = Routing(Path(state), "legality", print)
+        answering = Answering(reader, routing, infer_with(program, args.batch), config)
+        route, told = routing.now.production, 0
+        about = dict(zip(route.catalogue.item_ids.tolist(), zip(route.author.tolist(), route.upload_s.tolist())))
+        while (left := requests - made.counts["requests"]) > 0 and time.perf_counter() - started < args.seconds:
+            count(made, answering, routing, min(args.batch, left), about)
+            if made.counts["requests"] - told >= SAVE_EVERY:
+                told = made.counts["requests"]
+                tell(False)
+        routing.close()
+    tell(True)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("var"))
@@ -182,51 +166,40 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after these, with fewer requests")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="of a run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (1)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(args.threads)
     release, world = world_of(args.root, args.source)
-    base, config = args.root.resolve() / args.source, ServingConfig(max_batch=args.batch, threads=args.threads)
-    store = OnlineFeatures(base / "features", base / "feature_store")
-    reader = FeatureReader(store, timeout_s=60, cache_users=config.cache_users, stale_s=config.stale_s)
-    program, tally, started = Program.load(release), Tally(args.out / "legality.json"), time.perf_counter()
-    before = tally.counts["requests"]
-    run = tally.begin(
-        day=f"{dt.datetime.now(dt.UTC):%Y-%m-%d}",
-        commit=commit(),
-        release=release.name,
-        program=program.kind,
-        items=len(world.codes[release.name]),
-        users=len(world.users),
-    )
-    requests = Requests(world, release, run["seed"])
+    tally, spawn = Tally(args.out / "legality.json"), multiprocessing.get_context("spawn")
+    before, found, begun = tally.counts["requests"], spawn.Queue(), time.perf_counter()
+    about = {"day": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}", "commit": commit(), "release": release.name}
+    about |= {"program": Program.load(release).kind, "items": len(world.codes[release.name]), "users": len(world.users)}
     command = f"python -m benchmarks.serving.legality --source {args.source} --requests {args.requests}"
-
-    def save() -> None:
-        run["counts"], run["seconds"] = dict(requests.counts), round(time.perf_counter() - started, 1)
+    runs = {run["seed"]: run for run in (tally.begin(**about) for _ in range(args.jobs))}
+    share = -(-max(args.requests - before, 0) // args.jobs)
+    workers = {seed: spawn.Process(target=work, args=(args, seed, share, found)) for seed in runs}
+    for worker in workers.values():
+        worker.start()
+    while workers:
+        if found.empty():
+            if dead := [seed for seed, worker in workers.items() if worker.exitcode]:
+                for seed in dead:
+                    del workers[seed]
+                    runs[seed]["broken"] = True
+            time.sleep(0.1)
+            continue
+        seed, runs[seed]["counts"], runs[seed]["seconds"], over = found.get()
         tally.save()
         (args.out / "legality.md").write_text(tally.table(command))
-
-    with tempfile.TemporaryDirectory() as state:
-        write_routes(Path(state), Routes(epoch=1, production=str(release.resolve()), rollout=Rollout()))
-        routing = Routing(Path(state), "legality", print)
-        answering = Answering(reader, routing, infer_with(program, args.batch), config)
-        route, saved = routing.now.production, 0
-        about = dict(zip(route.catalogue.item_ids.tolist(), zip(route.author.tolist(), route.upload_s.tolist())))
-        while (left := args.requests - before - requests.counts["requests"]) > 0:
-            if time.perf_counter() - started > args.seconds:
-                break
-            count(requests, answering, routing, min(args.batch, left), about)
-            if requests.counts["requests"] - saved >= SAVE_EVERY:
-                saved = requests.counts["requests"]
-                save()
-                print(f"{before + saved:,} requests, {time.perf_counter() - started:.0f} s", flush=True)
-        routing.close()
-    save()
-    print((args.out / "legality.md").read_text())
-    return int(any(tally.counts[name] for name in FAULTS))
+        if over:
+            workers.pop(seed).join()
+        print(f"{tally.counts['requests']:,} requests, {time.perf_counter() - begun:.0f} s", flush=True)
+    print(tally.table(command))
+    if broken := [seed for seed, run in runs.items() if run.get("broken")]:
+        print(f"the runs of seeds {broken} ended early, see above; what they had counted is in the table")
+    return int(bool(broken) or any(tally.counts[name] for name in FAULTS))
 
 
 if __name__ == "__main__":

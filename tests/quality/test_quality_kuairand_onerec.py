@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.quality import kuairand_onerec, lists, recipes, release_lists
+from benchmarks.quality import kuairand_onerec, kuairand_prepare, lists, recipes, release_lists
 from benchmarks.quality.first_day import Recipe, first_day
 from models.training.align_config import AlignConfig
 from tests.models.conftest import world  # noqa: F401  (the synthetic source of the models' tests)
@@ -32,7 +32,7 @@ def prepared(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  #
         "AlignConfig": few,
         "align_later_day": few,
     }.items():
-        for module in (kuairand_onerec, recipes):
+        for module in (kuairand_onerec, kuairand_prepare, recipes):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
     workspace = tmp_path / "workspace"
@@ -58,12 +58,11 @@ def test_both_kinds_leave_their_lists(prepared: Path, tmp_path: Path) -> None:
         "once_1",
     ]
     for kind in kuairand_onerec.KINDS:
-        kuairand_onerec.one(
-            kind, 1, ("short", (1.0, 12.0)), kuairand_onerec.CHAINS, prepared, tmp_path / "lists", "cpu", 1
-        )
+        chosen = recipes.Chosen(recipe="short", joint=(1.0, 12.0), own=2.0)
+        kuairand_onerec.one(kind, 1, chosen, kuairand_onerec.CHAINS, prepared, tmp_path / "lists", "cpu", 1)
     found = lists.read(tmp_path / "lists")
     both = [t for kind in kuairand_onerec.KINDS for t in kuairand_onerec.titles(kind, kuairand_onerec.CHAINS)]
-    assert {f.model for f in found} == set(both) and kuairand_onerec.JOINT in both
+    assert {f.model for f in found} == set(both) and {kuairand_onerec.JOINT, kuairand_onerec.OWN} <= set(both)
     for f in found:
         assert f.seed == 1 and f.about["recipe"] == "short"
         assert ("kept" in f.about) == ("ECPO" in f.model)
@@ -72,7 +71,8 @@ def test_both_kinds_leave_their_lists(prepared: Path, tmp_path: Path) -> None:
 
 def test_a_recipe_is_judged_on_the_day_that_it_has_not_seen(prepared: Path) -> None:
     trial = recipes.choose("short", 1, prepared, "cpu", 1)
-    assert 0 < trial["joint"] <= 1 and 0 < trial["recall@50"] <= 1 and (trial["recipe"], trial["seed"]) == ("short", 1)
+    assert all(0 < trial[name] <= 1 for name in ("joint", "own", "recall@50")) and trial["own_weight"] > 0
+    assert (trial["recipe"], trial["seed"]) == ("short", 1)
     with pytest.raises(ValueError, match="prepare it with --data"):
         recipes.up_to(prepared, "2022-05-01")
 
@@ -85,7 +85,7 @@ def test_trials_are_written_as_they_end_and_not_made_again(tmp_path: Path, monke
         asked.append(recipe)
         if recipe == "broken":
             raise RuntimeError("no memory")
-        return {"recipe": recipe, "seed": seed, "joint": recall[recipe], "weights": [1.0, 6.0]}
+        return {"recipe": recipe, "seed": seed, "joint": recall[recipe], "weights": [1.0, 6.0], "own_weight": 2.0}
 
     monkeypatch.setattr(recipes, "choose", trial)
     more = (1, tmp_path, "cpu", 1)
@@ -95,10 +95,12 @@ def test_trials_are_written_as_they_end_and_not_made_again(tmp_path: Path, monke
             recipes.best_recipe(pool, tried, more)
         assert [t["recipe"] for t in json.loads(tried.read_text())] == ["a", "b"]
         monkeypatch.setattr(recipes, "RECIPES", dict.fromkeys(["a", "b", "c"]))
-        assert recipes.best_recipe(pool, tried, more) == ("b", (1.0, 6.0))
+        assert recipes.best_recipe(pool, tried, more, ["a"]).recipe == "b"  # nothing new is asked for
+        assert asked == ["a", "broken", "b"]
+        assert recipes.best_recipe(pool, tried, more) == recipes.Chosen(recipe="b", joint=(1.0, 6.0), own=2.0)
         assert asked == ["a", "broken", "b", "c"]
         monkeypatch.setattr(recipes, "RECIPES", dict.fromkeys(["a", "c"]))
-        assert recipes.best_recipe(pool, tried, more)[0] == "c"  # a recipe that is no more is not chosen
+        assert recipes.best_recipe(pool, tried, more).recipe == "c"  # a recipe that is no more is not chosen
 
 
 def test_a_release_leaves_its_lists(

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.serving.legality import FAULTS, NONE, Requests, Tally
+from benchmarks.serving.legality import NONE, Requests
+from benchmarks.serving.legality_tally import FAULTS, Tally
 from benchmarks.serving.world import World
 from models.onerec.features import NUM_FIELDS
 from serving.answering import Given
