@@ -40,6 +40,8 @@ RECIPES = {
     "all shown, in pieces of two": dataclasses.replace(ALL, pieces=2),
     "all shown, in pieces, twice as wide": dataclasses.replace(ALL, pieces=4, d_model=192),
     "all shown, in pieces, item head 1": dataclasses.replace(ALL, pieces=4, item_weight=1.0),
+    "all shown, in pieces, item head 3": dataclasses.replace(ALL, pieces=4, item_weight=3.0),
+    "all shown, in pieces, item head 1, 30 passes": dataclasses.replace(ALL, pieces=4, item_weight=1.0, epochs=30),
 }
 
 
