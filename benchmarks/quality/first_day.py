@@ -51,6 +51,8 @@ class Recipe:
     history: str = "sid"
     pieces: int = 0  # impressions of a row (benchmarks.quality.pieces); 0: whole days
     least: float = 0.15  # weight of the oldest rows; 1: all weigh the same
+    drop_events: float = 0.0  # share of a history's events that a step does not see
+    drop_static: float = 0.0  # share of the static codes that a step takes as unknown
 
 
 def first_day(
@@ -157,13 +159,26 @@ def loss_of(model: OneRec, batch: Rows, recipe: Recipe) -> Tensor:
     return nll / total.clamp_min(1) + recipe.item_weight * items
 
 
+def forgetful(batch: Rows, recipe: Recipe) -> Rows:
+    """The batch without some events and static codes, others at each step: a row that comes back is another context."""
+    if recipe.drop_events:
+        masks = {f"{name}_mask": batch[f"{name}_mask"] for name in PATHWAYS}
+        batch = batch | {
+            name: m & (torch.rand(m.shape, device=m.device) >= recipe.drop_events) for name, m in masks.items()
+        }
+    if recipe.drop_static:
+        kept = torch.rand(batch["static"].shape, device=batch["static"].device) >= recipe.drop_static
+        batch = batch | {"static": batch["static"] * kept}
+    return batch
+
+
 def make_step(model: OneRec, optimizer: torch.optim.Optimizer, rows: Rows, recipe: Recipe, clip: float):
     """step(rows_B): gather the rows, one update."""
     parameters, moes = list(model.parameters()), [m for m in model.modules() if isinstance(m, MoE)]
 
     def step(rows_B: Tensor) -> None:
         batch = {k: v.index_select(0, rows_B) for k, v in rows.items()}
-        batch = {k: v.long() if v.dtype == torch.int32 else v for k, v in batch.items()}
+        batch = forgetful({k: v.long() if v.dtype == torch.int32 else v for k, v in batch.items()}, recipe)
         optimizer.zero_grad(set_to_none=True)
         with autocast(rows_B.device):
             loss = loss_of(model, batch, recipe)

@@ -29,6 +29,7 @@ CHOOSE = "2022-05-04"  # the last day of training while choosing
 BEST = Recipe(epochs=16, dropout=0.2)  # of eight without what follows, .3246 on 2022-05-05
 # Every impression is a target of the item head, as in EASE of everything shown.
 ALL = Recipe(epochs=20, batch=2048, rate=1.5, dropout=0.3, shown_weight=1.0, item_weight=0.3)
+HEAD = dataclasses.replace(ALL, pieces=4, item_weight=1.0)  # "all shown, in pieces, item head 1"
 RECIPES = {
     "16 epochs, dropout .2": BEST,
     "shown .3": dataclasses.replace(BEST, shown_weight=0.3),
@@ -39,9 +40,15 @@ RECIPES = {
     "all shown, in pieces, 40 passes": dataclasses.replace(ALL, pieces=4, epochs=40),
     "all shown, in pieces of two": dataclasses.replace(ALL, pieces=2),
     "all shown, in pieces, twice as wide": dataclasses.replace(ALL, pieces=4, d_model=192),
-    "all shown, in pieces, item head 1": dataclasses.replace(ALL, pieces=4, item_weight=1.0),
-    "all shown, in pieces, item head 3": dataclasses.replace(ALL, pieces=4, item_weight=3.0),
-    "all shown, in pieces, item head 1, 30 passes": dataclasses.replace(ALL, pieces=4, item_weight=1.0, epochs=30),
+    "all shown, in pieces, item head 1": HEAD,
+    "all shown, in pieces, item head 3": dataclasses.replace(HEAD, item_weight=3.0),
+    "all shown, in pieces, item head 1, 30 passes": dataclasses.replace(HEAD, epochs=30),
+    "forgets .2 of events": dataclasses.replace(HEAD, drop_events=0.2),
+    "forgets .3 of events, .5 of traits": dataclasses.replace(HEAD, drop_events=0.3, drop_static=0.5),
+    "forgets .4 of events, 30 passes": dataclasses.replace(HEAD, drop_events=0.4, epochs=30),
+    "forgets .3 of events, .3 of traits, dropout .4, 30 passes": dataclasses.replace(
+        HEAD, drop_events=0.3, drop_static=0.3, dropout=0.4, epochs=30
+    ),
 }
 
 

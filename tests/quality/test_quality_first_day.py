@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality.first_day import Recipe, first_day, loss_of, on_device, plan
+from benchmarks.quality.first_day import Recipe, first_day, forgetful, loss_of, on_device, plan
 from models.onerec.config import OneRecConfig
 from models.onerec.model import OneRec
 from models.training.checkpoint import Tokenizer, load_model, load_optimizer
@@ -43,6 +43,23 @@ def test_the_loss_is_pretrainings(set_up) -> None:
         expected, _ = loss(own, own["target_mask"].sum())
         torch.testing.assert_close(loss_of(model, batch, recipe), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(loss_of(model, padding, recipe), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_forgotten_is_a_share_and_nothing_is_made_up(set_up) -> None:
+    _, data = set_up
+    rows = on_device(data, np.arange(len(data)), np.ones(len(data)), PretrainConfig())
+    assert forgetful(rows, Recipe()) is rows
+    torch.manual_seed(0)
+    less = forgetful(rows, Recipe(drop_events=0.4, drop_static=0.25))
+    for name in ("short_mask", "positive_mask", "lifelong_mask"):
+        assert not (less[name] & ~rows[name]).any()
+    kept = sum(int(less[n].sum()) for n in ("short_mask", "lifelong_mask"))
+    before = sum(int(rows[n].sum()) for n in ("short_mask", "lifelong_mask"))
+    assert before > 500 and abs(kept / before - 0.6) < 0.08
+    known = rows["static"] != 0
+    assert abs(float((less["static"][known] != 0).float().mean()) - 0.75) < 0.08
+    assert (less["static"][less["static"] != 0] == rows["static"][less["static"] != 0]).all()
+    assert less["targets"] is rows["targets"]
 
 
 def test_every_pass_holds_every_row_once_and_the_last_goes_by_day() -> None:
