@@ -115,10 +115,8 @@ def rank(day: Day, score_of_rows, chunk: int = 512) -> np.ndarray:
         score = np.array(score_of_rows(day.rows[start : start + chunk]), np.float32)
         for line, seen in zip(score, day.seen[start : start + chunk]):
             line[seen] = -np.inf
-        k = out.shape[1]
-        top = np.argpartition(-score, k - 1, axis=1)[:, :k] if k < score.shape[1] else np.argsort(-score, axis=1)
-        order = np.argsort(-np.take_along_axis(score, top, 1), axis=1, kind="stable")
-        out[start : start + chunk] = np.take_along_axis(top, order, 1)
+        # Ties go by item, whatever the processor: a partition leaves them in another order on another one.
+        out[start : start + chunk] = np.argsort(-score, axis=1, kind="stable")[:, : out.shape[1]]
     return out
 
 
