@@ -17,8 +17,8 @@ VARIANTS: dict[str, tuple[float, float]] = {
     "no balancing": (0.0, 0.0),
     "auxiliary loss, weight 0.01": (0.0, 0.01),
     "auxiliary loss, weight 0.1": (0.0, 0.1),
-    "loss-free, gamma 0.001 (default)": (0.001, 0.0),
-    "loss-free, gamma 0.01": (0.01, 0.0),
+    "loss-free, gamma 0.001 (published sizes)": (0.001, 0.0),
+    "loss-free, gamma 0.01 (default)": (0.01, 0.0),
 }
 
 

@@ -57,7 +57,7 @@ class OneRecConfig:
     expert_dim: int = 128
     shared_expert_dim: int = 0  # width of the expert that sees every token; 0: none
     affinity: str = "sigmoid"  # of DeepSeek-V3, normalised over the chosen; or V1's softmax, as it is
-    balance_rate: float = 0.001  # gamma of loss-free balancing (DeepSeek-V3's value; OneRec publishes none)
+    balance_rate: float = 0.01  # gamma of loss-free balancing: docs/decisions/model.md (OneRec publishes none)
     short_len: int = 20
     positive_len: int = 64
     lifelong_len: int = 64

@@ -48,6 +48,7 @@ def _published(codebook_size: int, items: int, static_features: int, **sizes: An
         static_dim=64,
         author_dim=512,
         feature_dim=128,
+        balance_rate=0.001,  # DeepSeek-V3's, for long trainings; small ones are measured (docs/decisions/model.md)
         **sizes,
     )
 
