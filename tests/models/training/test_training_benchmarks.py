@@ -65,7 +65,9 @@ def _command(name: str, data: Path, out: Path, *words: str) -> tuple[str, dict]:
     return done.stdout, json.loads((out / f"{name}_{data.name}.json").read_text())
 
 
-@pytest.mark.parametrize("name, variant", [("balance", "loss-free, gamma 0.01 (default)"), ("pathways_ablation", "positive")])
+@pytest.mark.parametrize(
+    "name, variant", [("balance", "loss-free, gamma 0.01 (default)"), ("pathways_ablation", "positive")]
+)
 def test_the_command_trains_by_its_workers(data, tmp_path, name, variant):
     words = ["--variants", variant, "--seeds", "1", "--steps", "4", "--users", "8", "--device", "cpu"]
     page, saved = _command(name, data, tmp_path, *words)
