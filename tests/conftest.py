@@ -10,8 +10,8 @@ import os
 # Before torch is imported: two workers and their child processes share two cores; OpenMP threads would fight over them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Before gRPC is imported: its fork handlers killed a child that PySpark forks to start Java, where a test with a client
-# had run before in the same worker.
+# Before gRPC is imported: where a test with a client had run before in the same worker, PySpark's forked child did not
+# start Java, beside an epoll error of gRPC's fork handlers.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 if not os.path.exists("/dev/nvidiactl"):  # no card: Triton's kernels, where Triton is installed, run in its interpreter
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -206,10 +206,11 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS))
     p.add_argument("--chains", nargs="+", default=CHAINS, choices=CHAINS, help="without alignment, with it, or both")
-    p.add_argument("--recipe", choices=list(RECIPES), help="of a first day (default: the best on 2022-05-05)")
+    known = {"choices": list(RECIPES), "metavar": "RECIPE"}
+    p.add_argument("--recipe", **known, help="of a first day, see recipes.py (default: the best on 2022-05-05)")
     p.add_argument("--weights", type=float, nargs=2, default=(1.0, 12.0), help="of the joint score, with --recipe")
     p.add_argument("--own-weight", type=float, default=1.0, help="of the item head beside the codes, with --recipe")
-    p.add_argument("--try", dest="names", nargs="+", choices=list(RECIPES), help="choose of these recipes (all)")
+    p.add_argument("--try", dest="names", nargs="+", **known, help="try these recipes where none is given (all)")
     p.add_argument("--choose-only", action="store_true", help="end when a recipe is chosen")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--jobs", type=int, default=1, help="trainings side by side (1)")
