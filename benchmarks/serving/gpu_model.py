@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import locale
 from argparse import Namespace
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from serving.export.graphs import CudaRecorder, Graphs
 from serving.export.package import signature
 from serving.export.program import Program
 from serving.repository import TEMPLATES
+
+locale.setlocale(locale.LC_CTYPE, "C.UTF-8")  # the backend starts in C's, and the compiler's own files are UTF-8
 
 _spec = importlib.util.spec_from_file_location("onerec_model", TEMPLATES / "onerec" / "1" / "model.py")
 assert _spec is not None and _spec.loader is not None
@@ -43,7 +46,7 @@ class TritonPythonModel(_served.TritonPythonModel):  # type: ignore[name-defined
     def _load(self, folder: Path, device: str) -> Program:
         """The program that `settings.json` describes: compiled here, or the package that it names."""
         settings = json.loads((folder / "settings.json").read_text())
-        args = Namespace(**settings | {"device": torch.device(device).type})
+        args = Namespace(**settings | {"device": torch.device(device).type, "kernels": True})
         made = build(args)
         sid_NL = made.model.sid_NL[:-1].cpu().numpy()
         trie = Trie.build(sid_NL, made.codebook_size)

@@ -27,6 +27,7 @@ from torch import Tensor
 from benchmarks.machine import commit, hardware
 from models.onerec.config import OneRecConfig
 from models.onerec.flops import forward_flops
+from models.onerec.kernels import Kernels, use_kernels
 from models.onerec.model import OneRec
 from models.onerec.program import INPUTS, ServingProgram, input_shapes
 from models.onerec.sizes import SIZES
@@ -50,6 +51,7 @@ def build(args: argparse.Namespace) -> ServingProgram:
     torch.manual_seed(0)
     with torch.device(args.device):
         model = OneRec(config, torch.from_numpy(sid).to(args.device))
+    use_kernels(model, Kernels(inference=args.kernels))
     trie = Trie.build(sid, K).to(args.device)
     return ServingProgram(model, trie, torch.arange(args.items, device=args.device), args.beam, half=True)
 
@@ -272,7 +274,8 @@ def page(results: list[dict[str, Any]], args: argparse.Namespace) -> str:
         "",
         f"{hardware(args.device)}; torch {torch.__version__}; commit {commit()}; {datetime.now(UTC):%Y-%m-%d}.",
         f"`python -m benchmarks.serving.gpu_program --size {args.size} --items {args.items} --beam {args.beam}`"
-        f" ({args.device}), bfloat16, beam = K = {args.beam}, full histories, random weights and trie.",
+        f" ({args.device}), bfloat16, beam = K = {args.beam}, full histories, random weights and trie;"
+        f" attention by {'our kernels' if args.kernels else 'PyTorch'}.",
         "A request from pinned host memory to pinned host memory, one CUDA graph replay; median of three rounds of"
         f" {args.repeats} requests.",
         f"MFU: counted FLOPs over p50 over {PEAK / 1e12:.0f} TFLOP/s.",
@@ -316,6 +319,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="write the kernels and their times, a file a batch")
     parser.add_argument("--keep", action="store_true", help="leave the package in --out (for gpu_server)")
     parser.add_argument("--no-compile", dest="compiled", action="store_false")
+    parser.add_argument("--no-kernels", dest="kernels", action="store_false", help="attention as PyTorch has it")
     args = parser.parse_args()
     begun, results = time.monotonic(), []
     args.out.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,13 @@ from torch import nn
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """All in training only. `few_queries` is faster alone, but hardly in a whole step, so it is off."""
+    """In training only, but for `inference`. `few_queries` is faster alone, but hardly in a whole step: it is off."""
 
     sorted_gradient: bool = True  # of looked-up rows, on CUDA: a sum over sorted indices, no atomics (embedding.py)
     event_lookups: bool = True  # all features of an event in one kernel a column, on CUDA (event_kernels.py)
     few_queries: bool = False  # a few queries over long keys, on CUDA in half precision (attention_kernels.py)
     output_kept: bool = True  # LeakyReLU keeps its output for the backward, and not its input (layers.py)
+    inference: bool = True  # attention without gradient, on CUDA in half precision (inference_kernels.py)
 
 
 class UsesKernels:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.onerec.config import OneRecConfig
 from models.onerec.kernels import UsesKernels
 from models.onerec.moe import MoE
-from models.onerec.rows import Layout, attend, read_few, reads_few
+from models.onerec.rows import Layout, attend, infers, read_few, reads_few
 
 Cache = list[tuple[Tensor, Tensor]]  # keys and values of a layer's prefix, place by place
 
@@ -59,6 +59,11 @@ class Attention(UsesKernels, nn.Module):
         if self.heads != G:  # the heads of a group as more queries of one head: no copy of keys, and any mask kernel
             assert not causal
             q = q.reshape(B, G, self.heads // G * T, D // self.heads)
+        if mask is not None and mask.shape[1:3] == (1, 1) and not causal and self.kernels.inference and infers(q):
+            from models.onerec import inference_kernels  # needs Triton, which comes with PyTorch for CUDA
+
+            y = inference_kernels.attend_masked(q, *kv, mask[:, 0, 0]).transpose(1, 2)
+            return self.out(y.reshape(B, self.heads, T, D // self.heads).transpose(1, 2).reshape(B, T, D))
         y = F.scaled_dot_product_attention(
             q, *kv, attn_mask=mask, is_causal=causal, dropout_p=self.dropout if self.training else 0.0
         )
@@ -69,7 +74,12 @@ class Attention(UsesKernels, nn.Module):
 
         So few keys are read once by plain arithmetic; an attention kernel works in blocks of 64.
         """
-        q_BMHd = self.q(x_BMD).unflatten(-1, (self.heads, x_BMD.shape[-1] // self.heads)).float()
+        q_BMHd = self.q(x_BMD).unflatten(-1, (self.heads, x_BMD.shape[-1] // self.heads))
+        if self.kernels.inference and len(kv) <= 3 and infers(q_BMHd):
+            from models.onerec import inference_kernels
+
+            return self.out(inference_kernels.attend_few(q_BMHd, *(list(x) for x in zip(*kv))).flatten(2))
+        q_BMHd = q_BMHd.float()
         score_PBMH = torch.stack([(q_BMHd * k).sum(-1) for k, _ in kv]) * q_BMHd.shape[-1] ** -0.5
         p_PBMH = torch.softmax(score_PBMH, 0)
         y_BMHd = sum(p[..., None] * v for p, (_, v) in zip(p_PBMH, kv))
@@ -94,7 +104,8 @@ class Attention(UsesKernels, nn.Module):
     def packed(self, x_ND: Tensor, y_SD: Tensor, of: Layout, to: Layout) -> Tensor:
         """Attend from packed rows x (laid out by `of`) to packed rows y (by `to`): [N, D]."""
         q = self.q(x_ND).unflatten(-1, (self.heads, x_ND.shape[-1] // self.heads))
-        return self.out(attend(q, *self.split_kv(y_SD), of, to, self.dropout if self.training else 0.0).flatten(1))
+        dropout = self.dropout if self.training else 0.0
+        return self.out(attend(q, *self.split_kv(y_SD), of, to, dropout, self.kernels.inference).flatten(1))
 
 
 class FeedForward(UsesKernels, nn.Module):

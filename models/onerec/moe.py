@@ -78,8 +78,9 @@ class MoE(nn.Module):
         """[..., D] -> [..., D]. In training the tokens each expert received are added to `load_E`."""
         x_ND = x.reshape(-1, x.shape[-1])
         gate_NK, chosen_NK = self.route(x_ND)
-        expert, order = chosen_NK.flatten().sort(stable=True)
-        ends = torch.searchsorted(expert, torch.arange(len(self.bias_E), device=x.device), right=True, out_int32=True)
+        expert, order = chosen_NK.flatten().short().sort(stable=True)  # a radix sort takes a pass a byte
+        experts = torch.arange(len(self.bias_E), dtype=torch.int16, device=x.device)
+        ends = torch.searchsorted(expert, experts, right=True, out_int32=True)
         if self.training:
             self.load_E += ends.diff(prepend=ends.new_zeros(1))
         place = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=x.device))
@@ -98,10 +99,14 @@ class MoE(nn.Module):
 
     def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """Gates and chosen experts, each [N, K]; in float32, whose steps are finer than the bias's."""
+        half = x_ND.is_cuda and x_ND.dtype == self.router.weight.dtype == torch.bfloat16
         with torch.autocast(x_ND.device.type, enabled=False):
-            logits_NE = F.linear(x_ND.float(), self.router.weight.float())
+            if half and not torch.is_grad_enabled():  # the same products, which float32 holds exactly, summed in it
+                logits_NE = torch.mm(x_ND, self.router.weight.t(), out_dtype=torch.float32)
+            else:
+                logits_NE = F.linear(x_ND.float(), self.router.weight.float())
         affinity_NE = torch.sigmoid(logits_NE) if self.affinity == "sigmoid" else torch.softmax(logits_NE, -1)
-        chosen_NK = torch.topk(affinity_NE.detach() + self.bias_E, self.k, dim=-1).indices
+        chosen_NK = _largest(affinity_NE.detach() + self.bias_E, self.k)
         gate_NK = affinity_NE.gather(1, chosen_NK)
         if self.affinity == "sigmoid":
             gate_NK = gate_NK / gate_NK.sum(-1, keepdim=True)
@@ -128,6 +133,21 @@ def expert_report(model: nn.Module) -> list[dict[str, Any]]:
             numbers = {"load": load, "bias": moe.bias_E.tolist(), "imbalance": imbalance, "dropped": 0}
             report.append({"layer": name, **numbers})
     return report
+
+
+def _largest(x_NE: Tensor, k: int) -> Tensor:
+    """The places [N, k] of the k largest, best first.
+
+    Compiled without gradient on CUDA one after the other: each is fused with what made x, where topk of few columns and
+    many rows is a kernel of its own, three times as long as reading them.
+    """
+    if not (x_NE.is_cuda and torch.compiler.is_compiling() and not torch.is_grad_enabled()):
+        return torch.topk(x_NE, k, dim=-1).indices
+    column, chosen = torch.arange(x_NE.shape[1], device=x_NE.device), []
+    for _ in range(k):
+        chosen.append(x_NE.argmax(-1))
+        x_NE = x_NE.masked_fill(column == chosen[-1][:, None], float("-inf"))
+    return torch.stack(chosen, -1)
 
 
 @torch.library.custom_op("onerec::grouped_mm", mutates_args=())

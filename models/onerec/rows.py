@@ -53,11 +53,20 @@ class Layout:
         return F.pad(self.mask_BT.sum(1).cumsum(0), (1, 0)).int()
 
 
-def attend(q_NHd: Tensor, k_SHd: Tensor, v_SHd: Tensor, of: Layout, to: Layout, dropout: float = 0.0) -> Tensor:
-    """Each user's queries (laid out by `of`) attend to that user's keys (by `to`): [N, H, d]."""
+def attend(
+    q_NHd: Tensor, k_SHd: Tensor, v_SHd: Tensor, of: Layout, to: Layout, dropout: float = 0.0, kernel: bool = True
+) -> Tensor:
+    """Each user's queries (laid out by `of`) attend to that user's keys (by `to`): [N, H, d].
+
+    kernel: `attend_masked` may take the place of general attention.
+    """
     if to.index_N is not None and not dropout and varlen_runs(q_NHd):
         return _varlen(q_NHd, k_SHd, v_SHd, of, to)
     q, k, v = of.pad(q_NHd).transpose(1, 2), to.pad(k_SHd).transpose(1, 2), to.pad(v_SHd).transpose(1, 2)
+    if to.mask_BT is not None and kernel and infers(q):
+        from models.onerec import inference_kernels  # needs Triton, which comes with PyTorch for CUDA
+
+        return of.pack(inference_kernels.attend_masked(q, k, v, to.mask_BT))
     mask = None if to.mask_BT is None else to.mask_BT[:, None, None]
     y_BHTd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return of.pack(y_BHTd.transpose(1, 2))
@@ -71,6 +80,16 @@ def reads_few(y: Tensor, width: int, queries: int) -> bool:
         and width in (16, 32, 64, 128)
         and queries <= 128
         and torch.is_grad_enabled()
+    )
+
+
+def infers(x: Tensor) -> bool:
+    """Whether the kernels of a request without gradient take such a tensor, heads along its last dimension."""
+    return (
+        x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+        and x.shape[-1] in (16, 32, 64, 128)
+        and not torch.is_grad_enabled()
     )
 
 
