@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.quality.pieces import SHORT, in_pieces, regroup
+from benchmarks.quality.pieces import in_pieces
 from benchmarks.quality.protocol import autocast
 from benchmarks.quality.steps import Steps
 from models.onerec.config import OneRecConfig, onerec_laptop
@@ -35,7 +35,6 @@ from models.training.pretrain import PretrainConfig, static_features
 from models.training.stream import COLUMNS, DAY_S, Index, Recency
 
 Rows = dict[str, Tensor]
-MOST_POSITIONS = 96  # of short and positive history together: what a longer short history leaves of the other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,10 +49,7 @@ class Recipe:
     item_weight: float = 1.0
     shown_weight: float = 0.0  # of what was shown and not liked; then rows without a positive are trained on too
     history: str = "sid"
-    item_dropout: float = 0.0  # of the item head's table
-    codes_of_shown: bool = False  # the codes too learn from what was shown and not liked, as the item head does
     pieces: int = 0  # impressions of a row (benchmarks.quality.pieces); 0: whole days
-    short: int = SHORT  # length of the short history; a longer one takes events from the lifelong one (pieces.py)
     least: float = 0.15  # weight of the oldest rows; 1: all weigh the same
     drop_events: float = 0.0  # share of a history's events that a step does not see
     drop_static: float = 0.0  # share of the static codes that a step takes as unknown
@@ -75,8 +71,7 @@ def first_day(
     config = config_of(recipe, tok, static_features(training_sets[0]))
     model = OneRec(config, torch.from_numpy(tok.sid_NL)).to(device).train()
     table = pa.concat_tables([pq.read_table(path, columns=COLUMNS) for path in sorted(training_sets)])
-    table = in_pieces(table, recipe.pieces, recipe.short) if recipe.pieces else regroup(table, recipe.short)
-    data = UserDays(table, tok.catalogue, config)
+    data = UserDays(in_pieces(table, recipe.pieces) if recipe.pieces else table, tok.catalogue, config)
     weight = Recency(half_life_days=daily.half_life_days, least=recipe.least).weight(
         data.now_s, Index.scan(training_sets, tok.catalogue)
     )
@@ -114,9 +109,6 @@ def config_of(recipe: Recipe, tok: Tokenizer, static: int) -> OneRecConfig:
         d_model=recipe.d_model,
         ffn_dim=2 * recipe.d_model,
         history=recipe.history,
-        item_dropout=recipe.item_dropout,
-        short_len=recipe.short,
-        positive_len=min(config.positive_len, MOST_POSITIONS - recipe.short),
     )
 
 
@@ -124,10 +116,7 @@ def on_device(data: UserDays, used: np.ndarray, weight: np.ndarray, daily: Pretr
     """All used rows at full length, smallest integers; behind them one row that is all padding."""
     parts = []
     limit = {name: getattr(data.config, f"{name}_len") for name in PATHWAYS}
-    limit |= {
-        "targets": min(daily.max_targets, int(data.targets.lengths.max())),
-        "others": min(daily.max_others, int(data.others.lengths.max())),
-    }
+    limit |= {"targets": daily.max_targets, "others": daily.max_others}
     mask_of = {name: f"{name}_mask" for name in PATHWAYS} | {"targets": "target_mask", "others": "other_mask"}
     for start in range(0, len(used), 4096):
         chunk = used[start : start + 4096]
@@ -157,8 +146,8 @@ def plan(rows: int, now_s: np.ndarray, recipe: Recipe, seed: int) -> list[np.nda
 
 def loss_of(model: OneRec, batch: Rows, recipe: Recipe) -> Tensor:
     """`models.training.losses.PretrainLoss` with shapes that do not depend on the data."""
-    targets_BM, weight_BM = item_targets(batch, recipe.shown_weight if recipe.codes_of_shown else 0.0)
-    total = batch["target_mask"].sum()
+    weight_BM = batch["target_mask"] * batch["weight"][:, None]
+    targets_BM, total = batch["targets"], batch["target_mask"].sum()
     z_BTD, mask_BT = model.encode(batch, packs=False)
     codes_BML, nll = model.sid_NL[targets_BM], torch.zeros((), device=z_BTD.device)
     for level, logits in enumerate(model.code_logits(codes_BML, z_BTD, mask_BT)):

@@ -36,10 +36,8 @@ from benchmarks.machine import commit, hardware
 from benchmarks.quality import lists
 from benchmarks.quality.first_day import first_day
 from benchmarks.quality.kuairand_prepare import DAYS, LAST, features, prepare
-from benchmarks.quality.pieces import regrouped
 from benchmarks.quality.recipes import RECIPES, Chosen, best_recipe, ranked, scores, up_to
 from models.evaluation.metrics import ranking_metrics
-from models.onerec.config import OneRecConfig
 from models.reward.measure import calibrate
 from models.reward.pscore import PScore
 from models.reward.train import (
@@ -80,7 +78,6 @@ def aligned(
     for name in ("reward", "aligned"):
         (out / name).mkdir()
     sets = up_to(prepared, day)
-    short = OneRecConfig.load(out / "pretrained" / "config.json").short_len
     rewarded(
         sets if previous is None else sets[-1:],
         tokenizer,
@@ -91,7 +88,7 @@ def aligned(
         device=device,
     )
     return align(
-        training_sets=[regrouped(sets[-1], short)],
+        training_sets=sets[-1:],
         tokenizer=tokenizer,
         model=out / "pretrained",
         reward=out / "reward",
@@ -176,9 +173,8 @@ def one(
                 tokenizer, out = prepared / "tokenizer" / f"daily_{seed}" / day, Path(scratch) / chain / day
                 (out / "pretrained").mkdir(parents=True)
                 if before is not None:
-                    short = OneRecConfig.load(before / chain / "config.json").short_len
                     pretrain(
-                        training_sets=[regrouped(up_to(prepared, day)[-1], short)],
+                        training_sets=up_to(prepared, day)[-1:],
                         tokenizer=tokenizer,
                         previous=before / chain,
                         out=out / "pretrained",

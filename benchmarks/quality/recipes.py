@@ -21,10 +21,8 @@ import torch
 from benchmarks.machine import commit
 from benchmarks.quality.first_day import Recipe, first_day
 from benchmarks.quality.joint import OWN, Scored, candidates, shown_weights
-from benchmarks.quality.pieces import regrouped
 from models.evaluation.evaluate import Ranker, held_out
 from models.evaluation.metrics import ranking_metrics
-from models.onerec.config import OneRecConfig
 from models.training.checkpoint import Tokenizer
 
 CHOOSE = "2022-05-04"  # the last day of training while choosing
@@ -32,8 +30,6 @@ BEST = Recipe(epochs=16, dropout=0.2)  # of eight without what follows, .3246 on
 # Every impression is a target of the item head, as in EASE of everything shown.
 ALL = Recipe(epochs=20, batch=2048, rate=1.5, dropout=0.3, shown_weight=1.0, item_weight=0.3)
 HEAD = dataclasses.replace(ALL, pieces=4, item_weight=1.0)  # "all shown, in pieces, item head 1"
-FORGETS = dataclasses.replace(HEAD, drop_events=0.2)
-LONGER = dataclasses.replace(FORGETS, short=64)
 RECIPES = {
     "16 epochs, dropout .2": BEST,
     "shown .3": dataclasses.replace(BEST, shown_weight=0.3),
@@ -47,25 +43,12 @@ RECIPES = {
     "all shown, in pieces, item head 1": HEAD,
     "all shown, in pieces, item head 3": dataclasses.replace(HEAD, item_weight=3.0),
     "all shown, in pieces, item head 1, 30 passes": dataclasses.replace(HEAD, epochs=30),
-    "forgets .2 of events": FORGETS,
+    "forgets .2 of events": dataclasses.replace(HEAD, drop_events=0.2),
     "forgets .3 of events, .5 of traits": dataclasses.replace(HEAD, drop_events=0.3, drop_static=0.5),
     "forgets .4 of events, 30 passes": dataclasses.replace(HEAD, drop_events=0.4, epochs=30),
     "forgets .3 of events, .3 of traits, dropout .4, 30 passes": dataclasses.replace(
         HEAD, drop_events=0.3, drop_static=0.3, dropout=0.4, epochs=30
     ),
-    "codes of all shown": dataclasses.replace(FORGETS, codes_of_shown=True),
-    "tied items": dataclasses.replace(FORGETS, history="tied"),
-    "short 64": LONGER,
-    "short 64, codes of all shown": dataclasses.replace(LONGER, codes_of_shown=True),
-    "short 64, tied items": dataclasses.replace(LONGER, history="tied"),
-    "short 64, tied items, codes of all shown": dataclasses.replace(LONGER, history="tied", codes_of_shown=True),
-    "item dropout .3": dataclasses.replace(FORGETS, item_dropout=0.3),
-    "short 64, item dropout .3": dataclasses.replace(LONGER, item_dropout=0.3),
-    "short 64, item dropout .5": dataclasses.replace(LONGER, item_dropout=0.5),
-    "short 64, tied items, item dropout .3": dataclasses.replace(LONGER, history="tied", item_dropout=0.3),
-    "short 64, batches of 512": dataclasses.replace(LONGER, batch=512, rate=0.75),
-    "short 64, batches of 512, old as new": dataclasses.replace(LONGER, batch=512, rate=0.75, least=1.0),
-    "short 64, old weigh .4": dataclasses.replace(LONGER, least=0.4),
 }
 
 
@@ -87,30 +70,24 @@ def up_to(prepared: Path, day: str) -> list[Path]:
     return found
 
 
-def ranker_of(
-    prepared: Path, day: str, tokenizer: Path, model: Path, device: str
-) -> tuple[Ranker, list[np.ndarray], list[np.ndarray]]:
-    """The model over the users of the day after `day`, with what each wants and has seen."""
-    short = OneRecConfig.load(model / "config.json").short_len
-    rows_of = regrouped(prepared / "evaluation" / f"dt={day}.parquet", short)
-    rows, wanted, seen = held_out(rows_of)
-    return Ranker(rows_of, Tokenizer.load(tokenizer), model, rows, device), wanted, seen
-
-
 def ranked(prepared: Path, day: str, tokenizer: Path, model: Path, device: str) -> tuple[np.ndarray, np.ndarray, float]:
     """(user ids, lists, recall@50) on the day after `day`."""
-    ranker, wanted, seen = ranker_of(prepared, day, tokenizer, model, device)
+    rows_of = prepared / "evaluation" / f"dt={day}.parquet"
+    rows, wanted, seen = held_out(rows_of)
+    ranker = Ranker(rows_of, Tokenizer.load(tokenizer), model, rows, device)
     found, _ = ranker.rank(seen)
-    return ranker.data.user_id[ranker.rows], found, float(ranking_metrics(found, wanted)["recall@50"].mean())
+    return ranker.data.user_id[rows], found, float(ranking_metrics(found, wanted)["recall@50"].mean())
 
 
 def scores(
     prepared: Path, day: str, tokenizer: Path, model: Path, device: str
 ) -> tuple[np.ndarray, Scored, list[np.ndarray]]:
     """User ids, scored candidates and what is wanted, on the day after `day`."""
-    ranker, wanted, seen = ranker_of(prepared, day, tokenizer, model, device)
+    rows_of = prepared / "evaluation" / f"dt={day}.parquet"
+    rows, wanted, seen = held_out(rows_of)
+    ranker = Ranker(rows_of, Tokenizer.load(tokenizer), model, rows, device)
     weights = shown_weights(up_to(prepared, day), ranker.tok.catalogue)
-    return ranker.data.user_id[ranker.rows], candidates(ranker, seen, weights), wanted
+    return ranker.data.user_id[rows], candidates(ranker, seen, weights), wanted
 
 
 def choose(recipe: str, seed: int, prepared: Path, device: str, jobs: int) -> dict[str, Any]:

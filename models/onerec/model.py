@@ -87,21 +87,13 @@ class OneRec(UsesKernels, nn.Module):
         return lookup_sum(codes, list(self.code))
 
     def history_vector(self, index: Tensor) -> Tensor:
-        """An item of a history, [...] -> [..., D]: its semantic ID, also with its row of the item head, or hashed.
-
-        A tied row is dropped out as the model's other inputs are: it would learn its item's few events by heart.
-        """
+        """An item of a history, [...] -> [..., D]: its semantic ID, or its hashed row."""
         if self.hashed_items is not None:
             return self.hashed_items(index, self.config.items)
-        if self.config.history == "tied":
-            row = F.dropout(self.item_residual(index), self.config.dropout, self.training)
-            return self.item_vector(index) + row
         return self.item_vector(index)
 
-    def history_lookups(self) -> ItemLookups | None:
-        """The same as a sum of table rows; None where it is no plain sum."""
-        if self.config.history == "tied":
-            return None
+    def history_lookups(self) -> ItemLookups:
+        """The same as a sum of table rows."""
         if (hashed := self.hashed_items) is not None:
             return ItemLookups([hashed.table], lambda index: hashed.bucket(index, self.config.items)[..., None])
         return ItemLookups([cast(Table, table) for table in self.code], lambda index: self.sid_NL[index])
@@ -249,7 +241,6 @@ class OneRec(UsesKernels, nn.Module):
         query = self.item_query(z_BTD[:, 0])
         index = torch.arange(self.config.items, device=query.device)
         table = self._code_sum(self.sid_NL[:-1]) + self.item_residual(index)
-        table = F.dropout(table, self.config.item_dropout, self.training)
         return F.linear(query, table, self.item_bias_N)
 
 

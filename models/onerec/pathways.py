@@ -48,11 +48,11 @@ class EventEmbedding(nn.Module):
         self.label = Table(LABEL_STATES, f)
         self.width = config.d_model + config.author_dim + 5 * f
 
-    def forward(self, events_E7: Tensor, item_vector: ItemVector, item_lookups: ItemLookups | None) -> Tensor:
-        """[E, 7] integers of `features.encode_events` -> [E, F]; both item arguments, if given, give the same vector."""
+    def forward(self, events_E7: Tensor, item_vector: ItemVector, item_lookups: ItemLookups) -> Tensor:
+        """[E, 7] integers of `features.encode_events` -> [E, F]; both item arguments give the same vector."""
         item, *rest = events_E7.unbind(-1)
         tables = [self.author, self.tag, self.gap, self.play, self.duration, self.label]
-        if item_lookups is not None and event_kernels_run([*item_lookups.tables, *tables]):
+        if event_kernels_run([*item_lookups.tables, *tables]):
             columns = [0] * len(item_lookups.tables)
             for table in [item_lookups.tables[0], *tables[:-1]]:
                 columns.append(columns[-1] + table.embedding_dim)
@@ -90,7 +90,7 @@ class Pathways(nn.Module):
             self.no_life_D = nn.Parameter(torch.zeros(d))
 
     def forward(
-        self, batch: dict[str, Tensor], item_vector: ItemVector, item_lookups: ItemLookups | None, packs: bool = True
+        self, batch: dict[str, Tensor], item_vector: ItemVector, item_lookups: ItemLookups, packs: bool = True
     ) -> tuple[Tensor, Layout]:
         """batch: static [B, S]; short, positive, lifelong [B, L, 7], `*_mask` [B, L].
 
