@@ -1,6 +1,6 @@
 """The request on a GPU end to end: gRPC client, Triton, `onerec` with its graphs, and back; latency and MFU.
 
-    python -m benchmarks.serving.gpu_server --out benchmarks/serving --package program.pt2
+    python -m benchmarks.serving.gpu_server --out benchmarks/serving --mps
     python -m benchmarks.serving.gpu_server --out /tmp/x --size tiny --items 5000 --device cpu --beam 16 --loads 1x1,0.7
 
 A load `UxC` keeps C requests of U users each under way; `0.7` and `0.7even` are requests of one user, at random or at
@@ -13,10 +13,14 @@ feature store.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +42,7 @@ from serving.repository import render_onerec
 from serving.triton_server import TritonServer
 
 STATIC_FEATURES, PROCESSES = 26, 8
+MPS = "nvidia-cuda-mps-control"
 PEAK = 989e12
 
 
@@ -89,11 +94,33 @@ def queueing(row: dict[str, Any], rows: list[dict[str, Any]], args: argparse.Nam
     return f"{floor_ratio(share * service.peak(args.max_batch), service, args.max_batch, 1, even):.2f}"
 
 
+@contextlib.contextmanager
+def side_by_side(wanted: bool) -> Iterator[None]:
+    """CUDA's MPS daemon for what is started inside: processes of one card compute at the same time, not in turns.
+
+    RuntimeError where the driver's program for it is missing.
+    """
+    if not wanted:
+        yield
+        return
+    with TemporaryDirectory(prefix="mps-") as folder:
+        os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        try:
+            subprocess.run([MPS, "-d"], check=True)
+        except FileNotFoundError:
+            raise RuntimeError(f"{MPS} is not in PATH; it comes with the driver, or leave --mps out") from None
+        try:
+            yield
+        finally:
+            subprocess.run([MPS], input="quit\n", text=True, check=False)
+
+
 def page(rows: list[dict[str, Any]], args: argparse.Namespace, gflop: float) -> str:
     on = "cuda" if args.device == "gpu" else "cpu"
     how = "one AOTInductor package" if args.package else "torch.compile" if args.compiled else "eager"
     sizes = ", ".join(map(str, sorted({*args.sizes, args.max_batch})))
     how += f", CUDA graphs of {sizes} users" if on == "cuda" else ""
+    how += ", MPS" if args.mps else ""
     lines = [
         f"# The request on a {args.device.upper()}, through Triton",
         "",
@@ -128,6 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--package", default="", help="AOTInductor package of the same program (gpu_program --package)")
     parser.add_argument("--no-compile", dest="compiled", action="store_false")
     parser.add_argument("--instances", type=int, default=2)
+    parser.add_argument("--mps", action="store_true", help="instances share the card at once")
     parser.add_argument("--max-batch", type=int, default=64)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1], help="graphs of these batches and the largest (1)")
     parser.add_argument("--queue-delay-us", type=int, default=1000)
@@ -159,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         server = ModelServer(
             release=release, features=release, feature_store=release, log=args.out / "gpu_server.log", config=settings
         )
-        with server:
+        with side_by_side(args.mps), server:
             print(f"ready after {time.monotonic() - begun:.0f} s", flush=True)
             for load in args.loads.split(","):
                 peak = max((row["rate"] for row in rows), default=0.0)
