@@ -218,6 +218,9 @@ def load_package(path: Path) -> Callable[..., tuple[Tensor, ...]]:
 
     One thread runs it, and without the locks between threads a CUDA graph can capture it.
     """
+    if torch.cuda.is_available():
+        import models.onerec.inference_kernels  # noqa: F401  (operators that a package for CUDA calls)
+
     return torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
 
 
