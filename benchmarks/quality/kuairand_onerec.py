@@ -217,7 +217,7 @@ def main() -> None:
     p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
     args = p.parse_args()
     if args.data:
-        prepare(features(args.data.resolve(), args.prepared / "var"), args.prepared, args.seeds)
+        prepare(features(args.data.resolve(), args.prepared / "var"), args.prepared, args.seeds, args.data)
         return
     with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
         if args.recipe is not None:

@@ -2,14 +2,17 @@
 
     python -m benchmarks.quality.kuairand_onerec --data LOGS/kuairand-pure --prepared build/quality/kuairand_onerec
 
-prepare(features(Path("LOGS/kuairand-pure"), Path("var")), Path("prepared"), seeds=[1, 2, 3])
+prepare(features(Path("LOGS/kuairand-pure"), Path("var")), Path("prepared"), [1, 2, 3], Path("LOGS/kuairand-pure"))
 """
 
 from __future__ import annotations
 
+import datetime
 import shutil
 from pathlib import Path
 
+from benchmarks.quality.kuairand import read_day
+from benchmarks.quality.kuairand_absent import complete
 from benchmarks.quality.recipes import CHOOSE, up_to
 
 DAYS = ("2022-04-28", "2022-04-29", "2022-04-30", *(f"2022-05-0{d}" for d in range(1, 6)))
@@ -32,14 +35,22 @@ def features(data: Path, root: Path) -> Path:
     return workspace.base
 
 
-def prepare(workspace: Path, out: Path, seeds: list[int]) -> None:
-    """Copy the partitions that training reads, and make the tokenizers of every seed, once and day by day."""
+def prepare(workspace: Path, out: Path, seeds: list[int], data: Path | None = None) -> None:
+    """Copy the partitions that training reads, and make the tokenizers of every seed, once and day by day.
+
+    With the log's folder `data`, the users whom the evaluation rows leave out get theirs (kuairand_absent.py).
+    """
     from models.tokenizer.refresh import refresh_tokenizer
 
     for table, under in (("training", "features"), ("evaluation", "features"), ("items", "lake")):
         (out / table).mkdir(parents=True, exist_ok=True)
         for folder in sorted((workspace / under / table).glob("dt=*")):
             shutil.copyfile(folder / "part-0.parquet", out / table / f"{folder.name}.parquet")
+
+    for day in (CHOOSE, LAST) if data else ():
+        after = datetime.date.fromisoformat(day) + datetime.timedelta(days=1)
+        asked, rows = read_day(data, int(f"{after:%Y%m%d}")), out / "evaluation" / f"dt={day}.parquet"
+        print(f"{after}: {complete(rows, asked, workspace / 'features', day)} users of the log get rows", flush=True)
 
     def fit(day: str, seed: int, to: Path, previous: Path | None) -> Path:
         if not (to / "trie.safetensors").exists():
