@@ -12,8 +12,10 @@ from models.onerec import inference_kernels, layers, rows
 from models.onerec.beam_search import beam_search
 from models.onerec.kernels import Kernels, use_kernels
 from models.onerec.model import OneRec
+from models.onerec.program import ServingProgram, input_shapes
 from models.onerec.sizes import lazy, onerec_tiny
 from models.tokenizer.trie import Trie
+from serving.export.package import compile_package, load_package
 from tests.models.conftest import random_batch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,3 +84,22 @@ def test_a_search_finds_the_same_with_and_without(form, monkeypatch):
         called.clear()
     assert (found[0][0] == found[1][0]).float().mean() > (0.98 if DEVICE == "cuda" else 0.999)
     torch.testing.assert_close(found[0][1], found[1][1], **NEAR)
+
+
+def test_a_compiled_package_calls_them(tmp_path, monkeypatch):
+    """On a CPU as operators of the interpreter; a package for CUDA reaches them the same way, by their names."""
+    torch.manual_seed(0)
+    config = onerec_tiny(codebook_size=8, items=60, static_features=3)
+    sid = torch.stack([torch.arange(60) // 16, torch.arange(60) // 4 % 4, torch.arange(60) % 4], 1)
+    model, trie = OneRec(config, sid).to(DEVICE), Trie.build(sid.numpy(), 8).to(DEVICE)
+    program = ServingProgram(model, trie, torch.arange(60, device=DEVICE), 8, half=DEVICE == "cuda")
+    shapes = {name: shape for name, shape in input_shapes(config).items() if name != "beam"}
+    users = {name: torch.randint(3, (3, *shape), dtype=torch.int32, device=DEVICE) for name, shape in shapes.items()}
+    for module in (layers, rows):
+        monkeypatch.setattr(module, "infers", lambda x: not torch.is_grad_enabled())
+    compile_package(program, users, tmp_path / "program.pt2", max_batch=4)
+    inputs = [*users.values(), torch.full((3,), 8, dtype=torch.int32, device=DEVICE)]
+    with torch.no_grad():
+        expected, found = program(*inputs), load_package(tmp_path / "program.pt2")(*inputs)
+    assert (found[0] == expected[0]).float().mean() > (0.98 if DEVICE == "cuda" else 0.999)
+    torch.testing.assert_close(found[1], expected[1], **NEAR)
