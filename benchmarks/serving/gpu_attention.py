@@ -20,28 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.machine import commit, hardware
+from benchmarks.serving.gpu_program import ROUNDS, milliseconds
 from models.onerec import inference_kernels
 
-USERS, HEADS, WIDTH, ROUNDS, CALLS = 64, 8, 128, 3, 20
+USERS, HEADS, WIDTH, CALLS = 64, 8, 128, 20
 SHAPES = {"decoder's beams": (512, 405), "encoder": (405, 405), "lifelong queries": (128, 2001)}
 BLOCKS = [(64, 32, 4, 3), (64, 64, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4), (64, 128, 4, 2), (64, 128, 4, 3)]
 BLOCKS += [(128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (128, 128, 8, 3)]
-
-
-def milliseconds(run: Callable[[], Tensor]) -> float:
-    """Of one call."""
-    for _ in range(3):
-        run()
-    rounds = []
-    for _ in range(ROUNDS):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(CALLS):
-            run()
-        end.record()
-        end.synchronize()
-        rounds.append(begin.elapsed_time(end) / CALLS)
-    return statistics.median(rounds)
 
 
 def column(T: int, S: int) -> dict[str, str]:
@@ -52,7 +37,7 @@ def column(T: int, S: int) -> dict[str, str]:
     want = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
 
     def cell(run: Callable[[], Tensor]) -> str:
-        took = milliseconds(run)
+        took = statistics.median(milliseconds(run, CALLS) for _ in range(ROUNDS))
         return f"{took:.3f} ({4 * USERS * HEADS * T * S * WIDTH / took / 1e9:.0f})"
 
     found = {
