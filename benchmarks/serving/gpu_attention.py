@@ -21,7 +21,6 @@ from torch import Tensor
 
 from benchmarks.machine import commit, hardware
 from benchmarks.serving.gpu_program import ROUNDS, milliseconds
-from models.onerec import inference_kernels
 
 USERS, HEADS, WIDTH, CALLS = 64, 8, 128, 20
 SHAPES = {"decoder's beams": (512, 405), "encoder": (405, 405), "lifelong queries": (128, 2001)}
@@ -31,6 +30,8 @@ BLOCKS += [(128, 64, 8, 2), (128, 64, 8, 3), (128, 128, 8, 2), (128, 128, 8, 3)]
 
 def column(T: int, S: int) -> dict[str, str]:
     """What each way of `T` queries over `S` keys takes."""
+    from models.onerec import inference_kernels  # needs Triton, which comes with PyTorch for CUDA
+
     q, k, v = (torch.randn(USERS, n, HEADS, WIDTH, device="cuda").bfloat16().transpose(1, 2) for n in (T, S, S))
     mask = torch.rand(USERS, S, device="cuda") < 0.9
     bias = mask[:, None, None]
