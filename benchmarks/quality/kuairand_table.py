@@ -4,12 +4,15 @@
 
 Floors and EASE are computed here (a minute or two on one CPU core); trained models come as lists, which
 `benchmarks.quality.kuairand_trained`, `..._onerec` and `cascade` wrote. A model's number is the mean over its seeds;
-the interval is over users, of each user's mean over seeds. Writes kuairand.md, and kuairand.json for the plots.
+the interval is over users, of each user's mean over seeds. Writes kuairand.md, kuairand.json for the plots, and each
+user's recall@50 by every row (kuairand_users.npz). Rows of the page that `--lists` holds nothing of stay as they are,
+and new ones are compared with them, so that one model can be trained anew without the others; `--anew` drops them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -63,9 +66,31 @@ def models(day: Day, trained: list[lists.Lists]) -> list[Model]:
     return out
 
 
-def summary(rows: list[Model], wanted: list[np.ndarray]) -> list[dict]:
-    """Each model's means, deviations over seeds, interval, and paired differences of recall@50 to the bars."""
-    bars = {m.name: m.values(wanted)["recall@50"].mean(0) for m in rows if m.name in BARS}
+def earlier(page: Path, users: np.ndarray, made: set[str]) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """The page's rows, as summary() gave them, not made now and every user's recall@50 by each, where kept."""
+    told, kept = page.with_suffix(".json"), users_of(page)
+    old = json.loads(told.read_text()) if told.exists() else {"users": 0, "models": []}
+    if old["users"] != len(users):
+        return [], {}
+    lines = [line for line in old["models"] if line["model"] not in made]
+    with np.load(kept, allow_pickle=False) if kept.exists() else contextlib.nullcontext({}) as file:
+        if not np.array_equal(file.get("user_id"), users):
+            return lines, {}
+        return lines, {line["model"]: file[line["model"]] for line in lines if line["model"] in file}
+
+
+def users_of(page: Path) -> Path:
+    """Where each user's recall@50 by every row of the page lies."""
+    return page.with_name(f"{page.stem}_users.npz")
+
+
+def summary(rows: list[Model], wanted: list[np.ndarray], known: dict[str, np.ndarray] | None = None) -> list[dict]:
+    """Each model's means, deviations over seeds, interval, and paired differences of recall@50 to the bars.
+
+    known: every user's recall@50 by bars that are not among the rows.
+    """
+    bars = {name: recall for name, recall in (known or {}).items() if name in BARS}
+    bars |= {m.name: m.values(wanted)["recall@50"].mean(0) for m in rows if m.name in BARS}
     out = []
     for model in rows:
         values = model.values(wanted)
@@ -91,6 +116,7 @@ def main() -> None:
     p.add_argument("--lists", type=Path, help="lists of trained models (default: floors and EASE alone)")
     p.add_argument("--day", type=int, default=20220506)
     p.add_argument("--out", type=Path, default=HERE / "kuairand.md")
+    p.add_argument("--anew", action="store_true", help="leave out rows of the page that no list is given for")
     args = p.parse_args()
     day = read_day(args.data, args.day)
     trained = lists.read(args.lists) if args.lists else []
@@ -100,22 +126,24 @@ def main() -> None:
     order = np.argsort(-count, kind="stable")
     order = order[count[order] > 0]
     parts = slices(wanted, [day.items[s] for s in day.seen], (day.items[order], count[order]))
-    lines = summary(rows, wanted)
-    body, bars = [], [m.name for m in rows if m.name in BARS]
+    before, known = ([], {}) if args.anew else earlier(args.out, day.user_id, {m.name for m in rows})
+    lines = summary(rows, wanted, known)
+    for model, line in zip(rows, lines):
+        line["slices"] = {name: float(model.values(w, u)["recall@50"].mean()) for name, u, w in parts}
+    lines += before
+    body, bars = [], [line["model"] for line in lines if line["model"] in BARS]
     for line in lines:
         differences = [line["minus"].get(bar) for bar in bars]
         cells = [str(line["seeds"]), *(number(line[c], line[f"{c}_sd"]) for c in COLUMNS)]
         cells += ["{:.4f} to {:.4f}".format(*line["interval"])]
         body.append([line["model"], *cells, *("{:+.4f} to {:+.4f}".format(*d) if d else "-" for d in differences)])
-    by_slice = []
-    for model, line in zip(rows, lines):
-        cells = [model.values(w, u)["recall@50"].mean() for _, u, w in parts]
-        line["slices"] = {name: float(cell) for (name, _, _), cell in zip(parts, cells)}
-        by_slice.append([model.name, *(f"{cell:.4f}" for cell in cells)])
+    by_slice = [[line["model"], *(f"{line['slices'][name]:.4f}" for name, _, _ in parts)] for line in lines]
     head = ["model", "seeds", *COLUMNS, "95 % of recall@50", *(f"recall@50 minus {bar}" for bar in bars)]
     slice_head = ["recall@50", *(f"{name} ({len(users):,})" for name, users, _ in parts)]
     made = sorted({f"{t.about['device']}, commit {t.about['commit']}" for t in trained})
-    said = [f"{m.name}: " + ", ".join(f"{k} {v}" for k, v in m.about.items()) for m in rows if m.about]
+    said = [f"{x['model']}: " + ", ".join(f"{k} {v}" for k, v in x["about"].items()) for x in lines if x["about"]]
+    trained_on = f"Trained on: {'; '.join(made)}. " if made else ""
+    trained_on += f"Kept from the page before: {', '.join(x['model'] for x in before)}. " if before else ""
     args.out.write_text(
         f"# KuaiRand-Pure, unseen positives of {args.day}: {len(wanted):,} users, {len(day.items):,} items\n\n"
         f"{table(head, body)}\nMean ± standard deviation over seeds; 95 % intervals by bootstrap over users. Users "
@@ -123,10 +151,12 @@ def main() -> None:
         f"{max((len(wanted) - len(t.user_id) for t in trained), default=0)} (docs/decisions/quality.md).\n\n"
         f"By slice (users in brackets):\n\n{table(slice_head, by_slice)}\n"
         + (f"Chosen on the day before: {'; '.join(said)}.\n\n" if said else "")
-        + (f"Trained on: {'; '.join(made)}. Floors and this page:\n" if made else "")
+        + (f"{trained_on}Floors and this page:\n" if trained_on else "")
         + footer([], "kuairand_table")
     )
     args.out.with_suffix(".json").write_text(json.dumps({"users": len(wanted), "models": lines}, indent=1) + "\n")
+    recall = known | {m.name: m.values(wanted)["recall@50"].mean(0).astype(np.float32) for m in rows}
+    np.savez_compressed(users_of(args.out), user_id=day.user_id, **recall)
     print(args.out)
 
 

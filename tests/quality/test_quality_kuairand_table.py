@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.quality import lists
-from benchmarks.quality.kuairand_table import BARS, Model, summary
+from benchmarks.quality.kuairand_table import BARS, Model, main, summary
 from benchmarks.quality.lists import Lists
+from tests.quality.test_quality_kuairand import write_logs
 
 
 def some(model: str, seed: int, users: list[int], ranked: list[list[int]]) -> Lists:
@@ -46,3 +49,30 @@ def test_means_over_seeds_and_differences_to_the_bar() -> None:
     assert model["recall@50_sd"] == pytest.approx(np.std([1, 0.5], ddof=1))
     assert bar["minus"] == {} and model["minus"] == {BARS[0]: model["interval"]}  # the bar's recall is 0 for every user
     assert 0.5 <= model["interval"][0] <= model["interval"][1] <= 1
+
+
+def test_a_row_without_lists_stays_and_new_ones_are_compared_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users 1 and 3 want items 12 and 10; SASRec, a bar, finds the first, OneRec then both."""
+    write_logs(tmp_path)
+
+    def rows(model: str, ranked: list[list[int]], *more: str) -> dict[str, dict]:
+        folder = tmp_path / model
+        found = Lists(model=model, seed=1, user_id=np.array([1, 3]), ranked=np.array(ranked), about={"epochs": 3})
+        lists.save(folder, Lists(**{**vars(found), "about": {"device": "CPU", "commit": "0", **found.about}}))
+        out = tmp_path / "page.md"
+        monkeypatch.setattr(
+            sys, "argv", ["table", "--data", str(tmp_path), "--lists", str(folder), "--out", str(out), *more]
+        )
+        main()
+        return {line["model"]: line for line in json.loads(out.with_suffix(".json").read_text())["models"]}
+
+    first = rows("SASRec", [[12, -1], [11, -1]])["SASRec"]
+    assert first["recall@50"] == 0.5
+    both = rows("OneRec", [[12, -1], [10, -1]])
+    assert both["SASRec"] == first and both["OneRec"]["recall@50"] == 1
+    assert "SASRec" in both["OneRec"]["minus"] and both["OneRec"]["minus"]["SASRec"][1] == 1.0
+    page = (tmp_path / "page.md").read_text()
+    assert "Kept from the page before: SASRec." in page and page.count("| SASRec |") == 2
+    assert "SASRec" not in rows("OneRec", [[12, -1], [10, -1]], "--anew")
