@@ -50,7 +50,7 @@ RECIPES = {
     "forgets .3 of events, .3 of traits, dropout .4, 30 passes": dataclasses.replace(
         HEAD, drop_events=0.3, drop_static=0.3, dropout=0.4, epochs=30
     ),
-    # Not tried yet. With 20 passes both heads had the most of all recipes (docs/decisions/quality.md, at a short history of 64):
+    # Not tried yet. With 20 passes both heads had the most of all recipes (docs/decisions/quality.md):
     # four fifths of the rows are old, and where they weigh as much as new ones more passes may pay.
     "old as new, 60 passes of batches of 512": MORE,
     "old as new, 60 passes of batches of 512, twice as wide": dataclasses.replace(MORE, d_model=192),
