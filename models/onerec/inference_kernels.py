@@ -21,12 +21,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.onerec.kernels import MOST_PAIRS
+
 # The fastest blocks of benchmarks/serving/gpu_attention.md, and those of up to 128 queries.
 MANY = {"QUERIES": 64, "KEYS": 64, "num_warps": 4, "num_stages": 3}
 FEW = {"QUERIES": 128, "KEYS": 64, "num_warps": 8, "num_stages": 3}
 ROWS = 16  # of queries with their pairs, and one head, in one program
-MOST_PAIRS = 3
-LONGEST_ROW = 16384  # that one program holds
 LOG2_E = 1.4426950408889634
 NEVER = -1e30  # a masked key's score: finite, so that a block of masked keys alone stays defined; later ones undo it
 
@@ -68,7 +68,7 @@ def attend_masked(q_BHTd: Tensor, k_BHSd: Tensor, v_BHSd: Tensor, mask_BS: Tenso
 
     Of a user without any such key the result is the mean of all values, and means nothing.
     """
-    # As numbers: a tile of single bytes is too narrow to be loaded ahead. All layers share them, once compiled.
+    # As numbers, one addition a score (single bytes were as fast); all layers share them, once compiled.
     bias_BS = torch.zeros(mask_BS.shape, device=mask_BS.device).masked_fill(~mask_BS, NEVER)
     return attend_biased(q_BHTd, k_BHSd, v_BHSd, bias_BS)
 

@@ -12,6 +12,9 @@ import dataclasses
 
 from torch import nn
 
+MOST_PAIRS = 3  # of keys and values that `attend_few` takes
+LONGEST_ROW = 16384  # that `row_log_sum_exp` takes, a power of two
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kernels:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
-from models.onerec.kernels import UsesKernels
+from models.onerec.kernels import MOST_PAIRS, UsesKernels
 from models.onerec.moe import MoE
 from models.onerec.rows import Layout, attend, infers, read_few, reads_few
 
@@ -63,10 +63,10 @@ class Attention(UsesKernels, nn.Module):
             from models.onerec import inference_kernels  # needs Triton, which comes with PyTorch for CUDA
 
             y = inference_kernels.attend_masked(q, *kv, mask[:, 0, 0]).transpose(1, 2)
-            return self.out(y.reshape(B, self.heads, T, D // self.heads).transpose(1, 2).reshape(B, T, D))
-        y = F.scaled_dot_product_attention(
-            q, *kv, attn_mask=mask, is_causal=causal, dropout_p=self.dropout if self.training else 0.0
-        )
+        else:
+            y = F.scaled_dot_product_attention(
+                q, *kv, attn_mask=mask, is_causal=causal, dropout_p=self.dropout if self.training else 0.0
+            )
         return self.out(y.reshape(B, self.heads, T, D // self.heads).transpose(1, 2).reshape(B, T, D))
 
     def few(self, x_BMD: Tensor, kv: Cache) -> Tensor:
@@ -75,7 +75,7 @@ class Attention(UsesKernels, nn.Module):
         So few keys are read once by plain arithmetic; an attention kernel works in blocks of 64.
         """
         q_BMHd = self.q(x_BMD).unflatten(-1, (self.heads, x_BMD.shape[-1] // self.heads))
-        if self.kernels.inference and len(kv) <= 3 and infers(q_BMHd):
+        if self.kernels.inference and len(kv) <= MOST_PAIRS and infers(q_BMHd):
             from models.onerec import inference_kernels
 
             return self.out(inference_kernels.attend_few(q_BMHd, *(list(x) for x in zip(*kv))).flatten(2))

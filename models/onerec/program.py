@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from models.onerec.beam_search import ILLEGAL, follow_cache
 from models.onerec.config import OneRecConfig
 from models.onerec.features import NUM_FIELDS
+from models.onerec.kernels import LONGEST_ROW
 from models.onerec.layers import Cache
 from models.onerec.model import OneRec
 from models.onerec.moe import MoE
@@ -162,7 +163,7 @@ def log_sum_exp(x: Tensor) -> Tensor:
     """[..., K] -> [...] in float32. Spelled out: a compiler reads x twice, torch.logsumexp it calls as it is, which
     writes three float32 copies of all logits (3 of 54 ms at 64 users and 512 beams)."""
     K = x.shape[-1]
-    if x.is_cuda and not torch.is_grad_enabled() and K & (K - 1) == 0 and K <= 16384:
+    if x.is_cuda and not torch.is_grad_enabled() and K & (K - 1) == 0 and K <= LONGEST_ROW:
         from models.onerec import inference_kernels  # needs Triton, which comes with PyTorch for CUDA
 
         return inference_kernels.row_log_sum_exp(x.flatten(0, -2)).view(x.shape[:-1])
