@@ -22,7 +22,7 @@ from models.evaluation.evaluate import held_out
 from models.onerec.features import POSITIVE_MASK
 
 VIEWS = ("user_static", "user_short", "user_positive", "user_lifelong", "user_seen")
-ALL_POSITIVE = POSITIVE_MASK & -POSITIVE_MASK  # one bit of them
+POSITIVE = POSITIVE_MASK & -POSITIVE_MASK  # one of its bits
 
 
 def complete(file: Path, day: Day, features: Path, last: str) -> int:
@@ -33,13 +33,15 @@ def complete(file: Path, day: Day, features: Path, last: str) -> int:
     rows = pq.read_table(file)
     named = rows["user_id"].to_numpy()
     missing = np.setdiff1d(day.user_id, named[held_out(file)[0]])
+    if not len(missing):
+        return 0
     newest = {view: _newest(features / view, missing, last) for view in VIEWS}
     known = np.array([u for u in missing if all(u in found for found in newest.values())], np.int64)
     if not len(known):
         return 0
     wanted = [day.items[day.wanted[i]].tolist() for i in np.searchsorted(day.user_id, known)]
     columns: dict[str, list] = {"user_id": known.tolist(), "item_id": wanted}
-    columns["label"] = [[ALL_POSITIVE] * len(items) for items in wanted]
+    columns["label"] = [[POSITIVE] * len(items) for items in wanted]
     for name in ("label_known", "play_ms", "duration_ms"):  # of the day itself: nothing ranks by them
         columns[name] = [[0] * len(items) for items in wanted]
     for found in newest.values():

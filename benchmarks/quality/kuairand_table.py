@@ -79,6 +79,11 @@ def earlier(page: Path, users: np.ndarray, made: set[str]) -> tuple[list[dict], 
         return lines, {line["model"]: file[line["model"]] for line in lines if line["model"] in file}
 
 
+def made_by(found: lists.Lists) -> str:
+    """Hardware and commit of a training."""
+    return f"{found.about['device']}, commit {found.about['commit']}"
+
+
 def users_of(page: Path) -> Path:
     """Where each user's recall@50 by every row of the page lies."""
     return page.with_name(f"{page.stem}_users.npz")
@@ -129,6 +134,7 @@ def main() -> None:
     before, known = ([], {}) if args.anew else earlier(args.out, day.user_id, {m.name for m in rows})
     lines = summary(rows, wanted, known)
     for model, line in zip(rows, lines):
+        line["trained_on"] = sorted({made_by(t) for t in trained if t.model == model.name})
         line["slices"] = {name: float(model.values(w, u)["recall@50"].mean()) for name, u, w in parts}
     lines += before
     body, bars = [], [line["model"] for line in lines if line["model"] in BARS]
@@ -140,7 +146,7 @@ def main() -> None:
     by_slice = [[line["model"], *(f"{line['slices'][name]:.4f}" for name, _, _ in parts)] for line in lines]
     head = ["model", "seeds", *COLUMNS, "95 % of recall@50", *(f"recall@50 minus {bar}" for bar in bars)]
     slice_head = ["recall@50", *(f"{name} ({len(users):,})" for name, users, _ in parts)]
-    made = sorted({f"{t.about['device']}, commit {t.about['commit']}" for t in trained})
+    made = sorted({by for line in lines for by in line.get("trained_on", [])})
     said = [f"{x['model']}: " + ", ".join(f"{k} {v}" for k, v in x["about"].items()) for x in lines if x["about"]]
     trained_on = f"Trained on: {'; '.join(made)}. " if made else ""
     trained_on += f"Kept from the page before: {', '.join(x['model'] for x in before)}. " if before else ""

@@ -51,7 +51,7 @@ RECIPES = {
         HEAD, drop_events=0.3, drop_static=0.3, dropout=0.4, epochs=30
     ),
     # Not tried yet. With 20 passes both heads had the most of all recipes (docs/decisions/quality.md):
-    # four fifths of the rows are old, and where they weigh as much as new ones more passes may pay.
+    # two thirds of the rows are old, and where they weigh as much as new ones more passes may pay.
     "old as new, 60 passes of batches of 512": MORE,
     "old as new, 60 passes of batches of 512, twice as wide": dataclasses.replace(MORE, d_model=192),
 }

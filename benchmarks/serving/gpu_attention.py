@@ -58,6 +58,8 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True)
     args = p.parse_args()
+    if not torch.cuda.is_available():
+        p.error("there is no CUDA device; this benchmark measures nothing else")
     torch.manual_seed(0)
     columns = [column(T, S) for T, S in SHAPES.values()]
     lines = ["# Attention under a mask over keys", ""]

@@ -96,19 +96,13 @@ def queueing(row: dict[str, Any], rows: list[dict[str, Any]], args: argparse.Nam
 
 @contextlib.contextmanager
 def side_by_side(wanted: bool) -> Iterator[None]:
-    """CUDA's MPS daemon for what is started inside: processes of one card compute at the same time, not in turns.
-
-    RuntimeError where the driver's program for it is missing.
-    """
+    """CUDA's MPS daemon for what is started inside: processes of one card compute at the same time, not in turns."""
     if not wanted:
         yield
         return
     with TemporaryDirectory(prefix="mps-") as folder:
         os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        try:
-            subprocess.run([MPS, "-d"], check=True)
-        except FileNotFoundError:
-            raise RuntimeError(f"{MPS} is not in PATH; it comes with the driver, or leave --mps out") from None
+        subprocess.run([MPS, "-d"], check=True)
         try:
             yield
         finally:
@@ -163,6 +157,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--processes", type=int, default=PROCESSES)
     args = parser.parse_args(argv)
+    if args.mps and shutil.which(MPS) is None:
+        parser.error(f"{MPS} is not in PATH; it comes with the driver, or leave --mps out")
     args.out.mkdir(parents=True, exist_ok=True)
     config = SIZES[args.size](items=args.items, static_features=STATIC_FEATURES, codebook_size=8192)
     settings = ServingConfig(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models.onerec.kernels import MOST_PAIRS
 
-# The fastest blocks of benchmarks/serving/gpu_attention.md, and those of up to 128 queries.
+# Of the fastest on two cards (benchmarks/serving/gpu_attention.md), for more than 128 queries and for up to 128.
 MANY = {"QUERIES": 64, "KEYS": 64, "num_warps": 4, "num_stages": 3}
 FEW = {"QUERIES": 128, "KEYS": 64, "num_warps": 8, "num_stages": 3}
 ROWS = 16  # of queries with their pairs, and one head, in one program

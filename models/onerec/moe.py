@@ -138,8 +138,8 @@ def expert_report(model: nn.Module) -> list[dict[str, Any]]:
 def _largest(x_NE: Tensor, k: int) -> Tensor:
     """The places [N, k] of the k largest, best first.
 
-    Compiled without gradient on CUDA one after the other: each is fused with what made x, where topk of few columns and
-    many rows is a kernel of its own, three times as long as reading them.
+    Compiled without gradient on CUDA one after the other: each is fused with what made x, where topk is a kernel of its
+    own (.5 ms of a request of 64 users and 512 beams).
     """
     if not (x_NE.is_cuda and torch.compiler.is_compiling() and not torch.is_grad_enabled()):
         return torch.topk(x_NE, k, dim=-1).indices
