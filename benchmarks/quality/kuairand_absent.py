@@ -2,9 +2,10 @@
 
     complete(Path("prepared/evaluation/dt=2022-05-05.parquet"), read_day(logs, 20220506), features, "2022-05-05")
 
-The table's day is the log's `date`; the pipeline sets an impression aside whose clock lies before that day's midnight,
-and a user who has no other is in no row (20 of 3,214 on 2022-05-06). A server answers them as anybody else, from the
-newest features that it has of them, and so does the row made here: those features, and the items that are wanted.
+The table's day is the log's `date`; the pipeline's rows of a day leave out an impression whose clock lies before that
+day's midnight, and so a user who has no other unseen positive (20 of 3,214 on 2022-05-06). A server answers them as
+anybody else, from the newest features it has of them, and so does the row made here. What is wanted is not among these
+features: else `held_out` would count it as seen, and no such user is lost (3,214 rows with one).
 """
 
 from __future__ import annotations
