@@ -16,7 +16,8 @@ from typing import Any
 WIDTH_STEP = 8  # 16 bytes of bfloat16: the alignment of rows that grouped matrix products want
 ARCHITECTURES = ("encoder_decoder", "lazy_decoder")
 AFFINITIES = ("sigmoid", "softmax")
-ADDED = {"history_bag": False}  # fields that releases made before them lack, and what those models are
+# Fields that releases made before them lack, and what those models are.
+ADDED = {"history_bag": False, "event_head": False}
 HISTORIES = ("sid", "hashed")
 
 
@@ -43,6 +44,7 @@ class OneRecConfig:
     item_head: bool = True  # item-level softmax on the encoder; its cost grows with the catalogue
     history: str = "sid"  # a history's item: its code embeddings, shared with the output, or a hashed row of its own
     history_bag: bool = False  # the context's first vector also holds a sum of rows, one an item of the histories
+    event_head: bool = False  # short events see older short ones alone, and each predicts the next by the item head
     item_buckets: int = 65_536  # rows of the hashed table
     d_model: int = 96
     encoder_layers: int = 2
@@ -85,6 +87,8 @@ class OneRecConfig:
                 raise ValueError(f"{name} is {chosen!r}; choose one of {', '.join(among)}")
         if self.history_bag and not self.item_head:
             raise ValueError("history_bag holds a row an item for the item head: set item_head=True, or leave it out")
+        if self.event_head and not self.item_head:  # which only an encoder carries
+            raise ValueError("event_head predicts by the item head: set item_head=True, or leave it out")
         for name in ("d_model", "expert_dim", "shared_expert_dim"):
             width = getattr(self, name)
             if width % WIDTH_STEP:

@@ -69,6 +69,8 @@ class OneRec(UsesKernels, nn.Module):
         if config.item_head:
             self.item_query = nn.Linear(d, d)
             self.item_bias_N = nn.Parameter(torch.zeros(config.items))
+        if config.event_head:
+            self.event_query = nn.Linear(d, d)
 
     def _code(self, level: int) -> nn.Embedding:
         return cast(nn.Embedding, self.code[level])
@@ -117,13 +119,18 @@ class OneRec(UsesKernels, nn.Module):
         """Context of each user: z [B, T, C] and its mask [B, T], None if the batch has full histories only.
 
         Without `packs` padding is computed too, so that no shape depends on the data; z is then arbitrary there.
+        With an event head, what the newest short event predicts by joins the first vector.
         """
         z_NC, layout = self.pathways(batch, self.history_vector, self.history_lookups(), packs)
         for layer in self.encoder:
             z_NC = layer(z_NC, layout)
         z_BTC = layout.pad(self.norm_context(z_NC))
-        if self.config.history_bag:  # joins the first vector, which the item head reads
-            z_BTC = z_BTC + F.pad(self.bag_vector(batch)[:, None], (0, 0, 0, z_BTC.shape[1] - 1))
+        if layout.causal is not None:
+            newest = layout.causal[1] - 1
+            query_BC = self.event_query(z_BTC[:, newest])
+            z_BTC = _joined(z_BTC, query_BC if layout.mask_BT is None else query_BC * layout.mask_BT[:, newest, None])
+        if self.config.history_bag:
+            z_BTC = _joined(z_BTC, self.bag_vector(batch))
         return z_BTC, layout.mask_BT
 
     def context_kv(self, z_BTC: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -238,10 +245,22 @@ class OneRec(UsesKernels, nn.Module):
     def item_logits(self, z_BTD: Tensor) -> Tensor:
         """[B, N] item-level logits from the static position, which has read the whole context."""
         assert self.config.item_head, "the configuration has no item head"
-        query = self.item_query(z_BTD[:, 0])
-        index = torch.arange(self.config.items, device=query.device)
-        table = self._code_sum(self.sid_NL[:-1]) + self.item_residual(index)
-        return F.linear(query, table, self.item_bias_N)
+        return F.linear(self.item_query(z_BTD[:, 0]), self.item_table(), self.item_bias_N)
+
+    def event_logits(self, z: Tensor) -> Tensor:
+        """Encoded short events [..., D] -> [..., N]: item-level logits of what came after each."""
+        assert self.config.event_head, "the configuration has no event head"
+        return F.linear(self.item_query(self.event_query(z)), self.item_table(), self.item_bias_N)
+
+    def item_table(self) -> Tensor:
+        """[N, D]: the item head's row of each item, its codes and a residual of its own."""
+        index = torch.arange(self.config.items, device=self.sid_NL.device)
+        return self._code_sum(self.sid_NL[:-1]) + self.item_residual(index)
+
+
+def _joined(z_BTC: Tensor, x_BC: Tensor) -> Tensor:
+    """The context with x added to its first vector, which the item head reads."""
+    return z_BTC + F.pad(x_BC[:, None], (0, 0, 0, z_BTC.shape[1] - 1))
 
 
 def _as_keys(mask_BT: Tensor | None) -> Tensor | None:
