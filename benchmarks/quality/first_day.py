@@ -4,8 +4,8 @@
 
 Model, losses, recency weights, two learning rates with warm-up and cosine, clipping and the experts' balance are those
 of `models.training.pretrain`; a last epoch goes by day, as there. What differs: padding is computed and masked
-(`packs=False`), so that a step has one shape and is replayed as a CUDA graph; batches are larger and of fixed size;
-and the numbers of a `Recipe`, which are chosen on validation. Writes what `pretrain` writes, without metrics.
+(`packs=False`), so that a step has one shape, is compiled and replayed as a CUDA graph; batches are larger and of fixed
+size; and the numbers of a `Recipe`, which are chosen on validation. Writes what `pretrain` writes, without metrics.
 
 Legend: R rows, B rows of a batch, M targets a row.
 """
@@ -13,6 +13,8 @@ Legend: R rows, B rows of a batch, M targets a row.
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from benchmarks.quality.pieces import in_pieces
+from benchmarks.quality.pieces import SHORT, in_pieces, regroup
 from benchmarks.quality.protocol import autocast
 from benchmarks.quality.steps import Steps
 from models.onerec.config import OneRecConfig, onerec_laptop
@@ -29,12 +31,13 @@ from models.onerec.model import OneRec
 from models.onerec.moe import MoE
 from models.training.checkpoint import Tokenizer, save_model, save_optimizer, start_optimizer
 from models.training.data import PATHWAYS, UserDays
-from models.training.losses import item_loss, item_targets
+from models.training.losses import event_loss, item_loss, item_targets
 from models.training.optimizer import learning_rate, make_optimizer
 from models.training.pretrain import PretrainConfig, static_features
 from models.training.stream import COLUMNS, DAY_S, Index, Recency
 
 Rows = dict[str, Tensor]
+MOST_POSITIONS = 96  # of short and positive history together: what a longer short history leaves of the other
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ class Recipe:
     shown_weight: float = 0.0  # of what was shown and not liked; then rows without a positive are trained on too
     history: str = "sid"
     pieces: int = 0  # impressions of a row (benchmarks.quality.pieces); 0: whole days
+    short: int = SHORT  # length of the short history; a longer one takes events from the lifelong one (pieces.py)
+    event_weight: float = 0.0  # of the loss of each short event's next item
     least: float = 0.15  # weight of the oldest rows; 1: all weigh the same
     drop_events: float = 0.0  # share of a history's events that a step does not see
     drop_static: float = 0.0  # share of the static codes that a step takes as unknown
@@ -64,6 +69,7 @@ def first_day(
     seed: int,
     device: str,
     graphs: bool = True,
+    progress: Callable[[str], None] = print,
 ) -> OneRec:
     """Train on all rows with something to learn, write the model into `out`, and return it. `graphs`: on CUDA."""
     torch.manual_seed(seed)
@@ -71,7 +77,8 @@ def first_day(
     config = config_of(recipe, tok, static_features(training_sets[0]))
     model = OneRec(config, torch.from_numpy(tok.sid_NL)).to(device).train()
     table = pa.concat_tables([pq.read_table(path, columns=COLUMNS) for path in sorted(training_sets)])
-    data = UserDays(in_pieces(table, recipe.pieces) if recipe.pieces else table, tok.catalogue, config)
+    table = in_pieces(table, recipe.pieces, recipe.short) if recipe.pieces else regroup(table, recipe.short)
+    data = UserDays(table, tok.catalogue, config)
     weight = Recency(half_life_days=daily.half_life_days, least=recipe.least).weight(
         data.now_s, Index.scan(training_sets, tok.catalogue)
     )
@@ -90,7 +97,10 @@ def first_day(
     batches = plan(len(used), data.now_s[used], recipe, seed)
     run, steps = Steps(step, torch.device(device)) if graphs else step, len(batches)
     batches_CB = torch.from_numpy(np.stack(batches)).to(device)
+    begun = time.monotonic()
     for number, rows_B in enumerate(batches_CB):
+        if number in (9, 999) or (number + 1) % 4000 == 0:
+            progress(f"{number + 1} of {steps} steps after {time.monotonic() - begun:.0f} s")
         for group in optimizer.param_groups:
             group["lr"].fill_(group["base_lr"] * learning_rate(number, steps, daily.warmup_share))
         run(rows_B)
@@ -109,6 +119,9 @@ def config_of(recipe: Recipe, tok: Tokenizer, static: int) -> OneRecConfig:
         d_model=recipe.d_model,
         ffn_dim=2 * recipe.d_model,
         history=recipe.history,
+        event_head=recipe.event_weight > 0,
+        short_len=recipe.short,
+        positive_len=min(config.positive_len, MOST_POSITIONS - recipe.short),
     )
 
 
@@ -116,7 +129,10 @@ def on_device(data: UserDays, used: np.ndarray, weight: np.ndarray, daily: Pretr
     """All used rows at full length, smallest integers; behind them one row that is all padding."""
     parts = []
     limit = {name: getattr(data.config, f"{name}_len") for name in PATHWAYS}
-    limit |= {"targets": daily.max_targets, "others": daily.max_others}
+    limit |= {
+        "targets": min(daily.max_targets, int(data.targets.lengths.max())),
+        "others": min(daily.max_others, int(data.others.lengths.max())),
+    }
     mask_of = {name: f"{name}_mask" for name in PATHWAYS} | {"targets": "target_mask", "others": "other_mask"}
     for start in range(0, len(used), 4096):
         chunk = used[start : start + 4096]
@@ -156,16 +172,18 @@ def loss_of(model: OneRec, batch: Rows, recipe: Recipe) -> Tensor:
         )
         nll = nll + (each.view_as(weight_BM) * weight_BM).sum()
     items = item_loss(model, *item_targets(batch, recipe.shown_weight), z_BTD, total)
-    return nll / total.clamp_min(1) + recipe.item_weight * items
+    loss = nll / total.clamp_min(1) + recipe.item_weight * items
+    if recipe.event_weight:
+        loss = loss + recipe.event_weight * event_loss(model, batch, z_BTD, total, batch.get("next_mask"))
+    return loss
 
 
 def forgetful(batch: Rows, recipe: Recipe) -> Rows:
     """The batch without some events and static codes, others at each step: a row that comes back is another context."""
     if recipe.drop_events:
         masks = {f"{name}_mask": batch[f"{name}_mask"] for name in PATHWAYS}
-        batch = batch | {
-            name: m & (torch.rand(m.shape, device=m.device) >= recipe.drop_events) for name, m in masks.items()
-        }
+        kept = {name: m & (torch.rand(m.shape, device=m.device) >= recipe.drop_events) for name, m in masks.items()}
+        batch = batch | kept | {"next_mask": batch["short_mask"]}  # what is forgotten may still be foretold
     if recipe.drop_static:
         kept = torch.rand(batch["static"].shape, device=batch["static"].device) >= recipe.drop_static
         batch = batch | {"static": batch["static"] * kept}
@@ -175,13 +193,14 @@ def forgetful(batch: Rows, recipe: Recipe) -> Rows:
 def make_step(model: OneRec, optimizer: torch.optim.Optimizer, rows: Rows, recipe: Recipe, clip: float):
     """step(rows_B): gather the rows, one update."""
     parameters, moes = list(model.parameters()), [m for m in model.modules() if isinstance(m, MoE)]
+    loss_fn = torch.compile(loss_of) if rows["static"].is_cuda else loss_of
 
     def step(rows_B: Tensor) -> None:
         batch = {k: v.index_select(0, rows_B) for k, v in rows.items()}
         batch = forgetful({k: v.long() if v.dtype == torch.int32 else v for k, v in batch.items()}, recipe)
         optimizer.zero_grad(set_to_none=True)
         with autocast(rows_B.device):
-            loss = loss_of(model, batch, recipe)
+            loss = loss_fn(model, batch, recipe)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()

@@ -36,8 +36,10 @@ from benchmarks.machine import commit, hardware
 from benchmarks.quality import lists
 from benchmarks.quality.first_day import first_day
 from benchmarks.quality.kuairand_prepare import DAYS, LAST, features, prepare
+from benchmarks.quality.pieces import regrouped
 from benchmarks.quality.recipes import RECIPES, Chosen, best_recipe, ranked, scores, up_to
 from models.evaluation.metrics import ranking_metrics
+from models.onerec.config import OneRecConfig
 from models.reward.measure import calibrate
 from models.reward.pscore import PScore
 from models.reward.train import (
@@ -78,6 +80,7 @@ def aligned(
     for name in ("reward", "aligned"):
         (out / name).mkdir()
     sets = up_to(prepared, day)
+    short = OneRecConfig.load(out / "pretrained" / "config.json").short_len
     rewarded(
         sets if previous is None else sets[-1:],
         tokenizer,
@@ -88,7 +91,7 @@ def aligned(
         device=device,
     )
     return align(
-        training_sets=sets[-1:],
+        training_sets=[regrouped(sets[-1], short)],
         tokenizer=tokenizer,
         model=out / "pretrained",
         reward=out / "reward",
@@ -173,8 +176,9 @@ def one(
                 tokenizer, out = prepared / "tokenizer" / f"daily_{seed}" / day, Path(scratch) / chain / day
                 (out / "pretrained").mkdir(parents=True)
                 if before is not None:
+                    short = OneRecConfig.load(before / chain / "config.json").short_len
                     pretrain(
-                        training_sets=up_to(prepared, day)[-1:],
+                        training_sets=[regrouped(up_to(prepared, day)[-1], short)],
                         tokenizer=tokenizer,
                         previous=before / chain,
                         out=out / "pretrained",

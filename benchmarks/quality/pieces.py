@@ -10,8 +10,12 @@ hold of these items, and with the clock and play time unknown, as they are there
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from models.onerec.features import EVENT_FIELDS, NUM_FIELDS, POSITIVE_MASK
 from models.training.data import PATHWAYS, read_ragged
@@ -19,9 +23,10 @@ from models.training.data import PATHWAYS, read_ragged
 FIELD = {name: i for i, name in enumerate(EVENT_FIELDS)}
 TRAITS = ("author_id", "tag", "duration_ms")  # of an item, whoever was shown it
 UNKNOWN = -1
+SHORT = 20  # events of the short history as the features step makes it
 
 
-def in_pieces(table: pa.Table, size: int, short: int = 20, longest: int = 256) -> pa.Table:
+def in_pieces(table: pa.Table, size: int, short: int = SHORT, longest: int = 256) -> pa.Table:
     """The rows of a training set with days of more than `size` impressions cut into pieces of about that many.
 
     short: length of the short history; older events move on to the lifelong one. Of that and of the positive history
@@ -50,6 +55,37 @@ def in_pieces(table: pa.Table, size: int, short: int = 20, longest: int = 256) -
     for name in PATHWAYS:
         columns |= {f"{name}_{field}": c for field, c in zip(EVENT_FIELDS, _lists(parts[name]))}
     return pa.table(columns | dict(zip(("item_id", "label"), _lists(parts["shown"]))))
+
+
+def regroup(table: pa.Table, short: int) -> pa.Table:
+    """The rows with a short history of up to `short` events: what it lacks are the newest of the lifelong one."""
+    if short == SHORT:
+        return table
+    names = {name: [f"{name}_{field}" for field in EVENT_FIELDS] for name in ("lifelong", "short")}
+    events = {name: read_ragged(table, columns) for name, columns in names.items()}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in events}
+    for row in range(len(table)):
+        line = np.concatenate([events["lifelong"].row(row), events["short"].row(row)])
+        middle = max(0, len(line) - short)
+        parts["lifelong"].append(line[:middle])
+        parts["short"].append(line[middle:])
+    for name, columns in names.items():
+        for column, values in zip(columns, _lists(parts[name])):
+            at = table.column_names.index(column)
+            table = table.set_column(at, column, values.cast(table.schema.field(column).type))
+    return table
+
+
+def regrouped(path: Path, short: int) -> Path:
+    """A Parquet file of rows after `regroup`, in a folder beside them; what is there is not made again."""
+    made = path.parent / f"short_{short}" / path.name
+    if short == SHORT or made.exists():
+        return path if short == SHORT else made
+    made.parent.mkdir(exist_ok=True)
+    staged = made.with_suffix(f".part{os.getpid()}")
+    pq.write_table(regroup(pq.read_table(path), short), staged)
+    os.replace(staged, made)
+    return made
 
 
 def _as_events(shown_N2: np.ndarray, known_M7: np.ndarray) -> np.ndarray:

@@ -21,8 +21,10 @@ import torch
 from benchmarks.machine import commit
 from benchmarks.quality.first_day import Recipe, first_day
 from benchmarks.quality.joint import OWN, Scored, candidates, shown_weights
+from benchmarks.quality.pieces import regrouped
 from models.evaluation.evaluate import Ranker, held_out
 from models.evaluation.metrics import ranking_metrics
+from models.onerec.config import OneRecConfig
 from models.training.checkpoint import Tokenizer
 
 CHOOSE = "2022-05-04"  # the last day of training while choosing
@@ -30,7 +32,9 @@ BEST = Recipe(epochs=16, dropout=0.2)  # of eight without what follows, .3246 on
 # Every impression is a target of the item head, as in EASE of everything shown.
 ALL = Recipe(epochs=20, batch=2048, rate=1.5, dropout=0.3, shown_weight=1.0, item_weight=0.3)
 HEAD = dataclasses.replace(ALL, pieces=4, item_weight=1.0)  # "all shown, in pieces, item head 1"
-MORE = dataclasses.replace(HEAD, drop_events=0.2, least=1.0, batch=512, rate=0.75, epochs=60)
+# Every event of a short history is an example too: docs/decisions/quality.md, the largest gain of all.
+EVENTS = dataclasses.replace(HEAD, drop_events=0.2, least=1.0, batch=512, rate=0.75, short=64, event_weight=0.25)
+WIDE = dataclasses.replace(EVENTS, d_model=192)
 RECIPES = {
     "16 epochs, dropout .2": BEST,
     "shown .3": dataclasses.replace(BEST, shown_weight=0.3),
@@ -50,10 +54,13 @@ RECIPES = {
     "forgets .3 of events, .3 of traits, dropout .4, 30 passes": dataclasses.replace(
         HEAD, drop_events=0.3, drop_static=0.3, dropout=0.4, epochs=30
     ),
-    # Not tried yet. With 20 passes both heads had the most of all recipes (docs/decisions/quality.md):
-    # two thirds of the rows are old, and where they weigh as much as new ones more passes may pay.
-    "old as new, 60 passes of batches of 512": MORE,
-    "old as new, 60 passes of batches of 512, twice as wide": dataclasses.replace(MORE, d_model=192),
+    "short 64, batches of 512, old as new": dataclasses.replace(EVENTS, event_weight=0.0),
+    "events of 64": EVENTS,
+    "events of 64, weigh 1": dataclasses.replace(EVENTS, event_weight=1.0),
+    "events of 64, twice as wide": WIDE,
+    # Not tried yet.
+    "events of 64, 256 wide": dataclasses.replace(EVENTS, d_model=256),
+    "events of 64, twice as wide, 30 passes": dataclasses.replace(WIDE, epochs=30),
 }
 
 
@@ -75,24 +82,30 @@ def up_to(prepared: Path, day: str) -> list[Path]:
     return found
 
 
+def ranker_of(
+    prepared: Path, day: str, tokenizer: Path, model: Path, device: str
+) -> tuple[Ranker, list[np.ndarray], list[np.ndarray]]:
+    """The model over the users of the day after `day`, with what each wants and has seen."""
+    short = OneRecConfig.load(model / "config.json").short_len
+    rows_of = regrouped(prepared / "evaluation" / f"dt={day}.parquet", short)
+    rows, wanted, seen = held_out(rows_of)
+    return Ranker(rows_of, Tokenizer.load(tokenizer), model, rows, device), wanted, seen
+
+
 def ranked(prepared: Path, day: str, tokenizer: Path, model: Path, device: str) -> tuple[np.ndarray, np.ndarray, float]:
     """(user ids, lists, recall@50) on the day after `day`."""
-    rows_of = prepared / "evaluation" / f"dt={day}.parquet"
-    rows, wanted, seen = held_out(rows_of)
-    ranker = Ranker(rows_of, Tokenizer.load(tokenizer), model, rows, device)
+    ranker, wanted, seen = ranker_of(prepared, day, tokenizer, model, device)
     found, _ = ranker.rank(seen)
-    return ranker.data.user_id[rows], found, float(ranking_metrics(found, wanted)["recall@50"].mean())
+    return ranker.data.user_id[ranker.rows], found, float(ranking_metrics(found, wanted)["recall@50"].mean())
 
 
 def scores(
     prepared: Path, day: str, tokenizer: Path, model: Path, device: str
 ) -> tuple[np.ndarray, Scored, list[np.ndarray]]:
     """User ids, scored candidates and what is wanted, on the day after `day`."""
-    rows_of = prepared / "evaluation" / f"dt={day}.parquet"
-    rows, wanted, seen = held_out(rows_of)
-    ranker = Ranker(rows_of, Tokenizer.load(tokenizer), model, rows, device)
+    ranker, wanted, seen = ranker_of(prepared, day, tokenizer, model, device)
     weights = shown_weights(up_to(prepared, day), ranker.tok.catalogue)
-    return ranker.data.user_id[rows], candidates(ranker, seen, weights), wanted
+    return ranker.data.user_id[ranker.rows], candidates(ranker, seen, weights), wanted
 
 
 def choose(recipe: str, seed: int, prepared: Path, device: str, jobs: int) -> dict[str, Any]:

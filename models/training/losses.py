@@ -54,17 +54,25 @@ def item_loss(
     return -(logp.gather(1, targets_BM) * weight_BM).sum() / total
 
 
-def event_loss(model: OneRec, batch: dict[str, Tensor], z_BTD: Tensor, total: Tensor) -> Tensor:
+def event_loss(
+    model: OneRec,
+    batch: dict[str, Tensor],
+    z_BTD: Tensor,
+    total: Tensor,
+    next_mask_BL: Tensor | None = None,
+) -> Tensor:
     """Full-softmax cross-entropy of each short event against the item of the next one, weighted as its row is.
 
     A causal model over events learns so (SASRec): every place of a history is an example, not its end alone. Only pairs
     of real events count, and a next item that the catalogue knows. Their sum is divided by `total`, the number of
-    targets, as `item_loss` is: a row counts for as many pairs as it has.
+    targets, as `item_loss` is: a row counts for as many pairs as it has. next_mask_BL: which short events are real as
+    a next one, where that is not `short_mask` (events that this step's encoder was not shown).
     """
     next_BP, L = batch["short"][:, 1:, 0], batch["short"].shape[1]
     count_BP = next_BP < model.config.items
     if (mask_BL := batch.get("short_mask")) is not None:
-        count_BP = count_BP & mask_BL[:, 1:] & mask_BL[:, :-1]
+        after_BL = mask_BL if next_mask_BL is None else next_mask_BL
+        count_BP = count_BP & after_BL[:, 1:] & mask_BL[:, :-1]
     # A compiled step, whose shapes are better fixed, computes the other pairs too, with weight 0.
     pairs = Layout.of(len(count_BP), L - 1, count_BP, packs=not torch.compiler.is_compiling())
     logits = model.event_logits(pairs.pack(z_BTD[:, 1:L]))  # short events stand behind the static position
