@@ -91,7 +91,7 @@ def attend(
 def _allowed(of: Layout, causal: tuple[int, int], device: torch.device) -> Tensor:
     """Who may look at whom under a causal range, True = may: [B, 1, T, T], or [T, T] where all positions are valid.
 
-    Every position sees itself, padding too: a row without any key would be nan.
+    Every position sees itself, padding too: some kernels make nan of a row without any key.
     """
     at_T = torch.arange(of.length, device=device)
     inside_T = (at_T >= causal[0]) & (at_T < causal[1])

@@ -55,7 +55,8 @@ def test_a_causal_range_by_a_loop(mask, packs):
     q, k, v = (torch.randn(3, 4, 2, 8) for _ in "qkv")
     got = layout.pad(attend(*(layout.pack(x) for x in (q, k, v)), layout, layout))
     assert got.isfinite().all()
-    assert rows._allowed(layout, (1, 3), q.device).any(-1).all()  # not every attention kernel gives 0 to a row without keys
+    # Padding sees itself: not every attention kernel gives 0 to a row without any key.
+    assert rows._allowed(layout, (1, 3), q.device).any(-1).all()
     keys_of = {0: [0, 1, 2, 3], 1: [1], 2: [1, 2], 3: [0, 1, 2, 3]}
     valid = torch.ones(3, 4, dtype=torch.bool) if mask is None else mask
     for user, place in valid.nonzero().tolist():
