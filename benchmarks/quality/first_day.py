@@ -13,6 +13,8 @@ Legend: R rows, B rows of a batch, M targets a row.
 from __future__ import annotations
 
 import dataclasses
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +49,7 @@ class Recipe:
     rate: float = 1.0
     dropout: float = 0.0
     d_model: int = 96
+    layers: int = 2  # of the encoder
     item_weight: float = 1.0
     shown_weight: float = 0.0  # of what was shown and not liked; then rows without a positive are trained on too
     history: str = "sid"
@@ -96,7 +99,10 @@ def first_day(
     batches = plan(len(used), data.now_s[used], recipe, seed)
     run, steps = Steps(step, torch.device(device)) if graphs else step, len(batches)
     batches_CB = torch.from_numpy(np.stack(batches)).to(device)
+    begun = time.monotonic()
     for number, rows_B in enumerate(batches_CB):
+        if number in (10, 500, 2000) or number % 5000 == 4999:
+            print(f"{number} of {steps} steps after {time.monotonic() - begun:.0f} s", flush=True)
         for group in optimizer.param_groups:
             group["lr"].fill_(group["base_lr"] * learning_rate(number, steps, daily.warmup_share))
         run(rows_B)
@@ -113,6 +119,7 @@ def config_of(recipe: Recipe, tok: Tokenizer, static: int) -> OneRecConfig:
         config,
         dropout=recipe.dropout,
         d_model=recipe.d_model,
+        encoder_layers=recipe.layers,
         ffn_dim=2 * recipe.d_model,
         history=recipe.history,
         item_dropout=recipe.item_dropout,
@@ -202,13 +209,15 @@ def forgetful(batch: Rows, recipe: Recipe) -> Rows:
 def make_step(model: OneRec, optimizer: torch.optim.Optimizer, rows: Rows, recipe: Recipe, clip: float):
     """step(rows_B): gather the rows, one update."""
     parameters, moes = list(model.parameters()), [m for m in model.modules() if isinstance(m, MoE)]
+    torch._dynamo.config.suppress_errors = True
+    compiled = torch.compile(loss_of) if rows["static"].is_cuda and os.environ.get("ONEREC_COMPILE") else loss_of
 
     def step(rows_B: Tensor) -> None:
         batch = {k: v.index_select(0, rows_B) for k, v in rows.items()}
         batch = forgetful({k: v.long() if v.dtype == torch.int32 else v for k, v in batch.items()}, recipe)
         optimizer.zero_grad(set_to_none=True)
         with autocast(rows_B.device):
-            loss = loss_of(model, batch, recipe)
+            loss = compiled(model, batch, recipe)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()

@@ -34,7 +34,6 @@ ALL = Recipe(epochs=20, batch=2048, rate=1.5, dropout=0.3, shown_weight=1.0, ite
 HEAD = dataclasses.replace(ALL, pieces=4, item_weight=1.0)  # "all shown, in pieces, item head 1"
 MORE = dataclasses.replace(HEAD, drop_events=0.2, least=1.0, batch=512, rate=0.75, epochs=60)
 EVENTS = dataclasses.replace(MORE, epochs=20, short=64, event_weight=0.25)
-TIED = dataclasses.replace(EVENTS, history="tied", item_dropout=0.3)
 RECIPES = {
     "16 epochs, dropout .2": BEST,
     "shown .3": dataclasses.replace(BEST, shown_weight=0.3),
@@ -58,12 +57,12 @@ RECIPES = {
     # two thirds of the rows are old, and where they weigh as much as new ones more passes may pay.
     "old as new, 60 passes of batches of 512": MORE,
     "old as new, 60 passes of batches of 512, twice as wide": dataclasses.replace(MORE, d_model=192),
-    "events": dataclasses.replace(EVENTS, short=20),
     "events of 64": EVENTS,
-    "events of 64, tied": TIED,
-    "events of 64, tied, 40 passes": dataclasses.replace(TIED, epochs=40),
-    "events of 64, tied, weigh 1, width 128": dataclasses.replace(TIED, event_weight=1.0, d_model=128),
-    "events of 64, tied, width 128, 10 passes": dataclasses.replace(TIED, d_model=128, epochs=10),
+    "events of 64, weigh 1": dataclasses.replace(EVENTS, event_weight=1.0),
+    "events of 64, twice as wide": dataclasses.replace(EVENTS, d_model=192),
+    "events of 64, 40 passes": dataclasses.replace(EVENTS, epochs=40),
+    "events of 64, 4 layers": dataclasses.replace(EVENTS, layers=4),
+    "events of 64, items of their own": dataclasses.replace(EVENTS, history="tied"),
 }
 
 
