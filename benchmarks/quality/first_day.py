@@ -4,8 +4,8 @@
 
 Model, losses, recency weights, two learning rates with warm-up and cosine, clipping and the experts' balance are those
 of `models.training.pretrain`; a last epoch goes by day, as there. What differs: padding is computed and masked
-(`packs=False`), so that a step has one shape and is replayed as a CUDA graph; batches are larger and of fixed size;
-and the numbers of a `Recipe`, which are chosen on validation. Writes what `pretrain` writes, without metrics.
+(`packs=False`), so that a step has one shape, is compiled and replayed as a CUDA graph; batches are larger and of fixed
+size; and the numbers of a `Recipe`, which are chosen on validation. Writes what `pretrain` writes, without metrics.
 
 Legend: R rows, B rows of a batch, M targets a row.
 """
@@ -13,8 +13,8 @@ Legend: R rows, B rows of a batch, M targets a row.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ from models.onerec.model import OneRec
 from models.onerec.moe import MoE
 from models.training.checkpoint import Tokenizer, save_model, save_optimizer, start_optimizer
 from models.training.data import PATHWAYS, UserDays
-from models.training.losses import item_loss, item_targets
+from models.training.losses import event_loss, item_loss, item_targets
 from models.training.optimizer import learning_rate, make_optimizer
 from models.training.pretrain import PretrainConfig, static_features
 from models.training.stream import COLUMNS, DAY_S, Index, Recency
@@ -49,12 +49,9 @@ class Recipe:
     rate: float = 1.0
     dropout: float = 0.0
     d_model: int = 96
-    layers: int = 2  # of the encoder
     item_weight: float = 1.0
     shown_weight: float = 0.0  # of what was shown and not liked; then rows without a positive are trained on too
     history: str = "sid"
-    item_dropout: float = 0.0  # of the item head's table
-    codes_of_shown: bool = False  # the codes too learn from what was shown and not liked, as the item head does
     pieces: int = 0  # impressions of a row (benchmarks.quality.pieces); 0: whole days
     short: int = SHORT  # length of the short history; a longer one takes events from the lifelong one (pieces.py)
     event_weight: float = 0.0  # of the loss of each short event's next item
@@ -72,6 +69,7 @@ def first_day(
     seed: int,
     device: str,
     graphs: bool = True,
+    progress: Callable[[str], None] = print,
 ) -> OneRec:
     """Train on all rows with something to learn, write the model into `out`, and return it. `graphs`: on CUDA."""
     torch.manual_seed(seed)
@@ -101,8 +99,8 @@ def first_day(
     batches_CB = torch.from_numpy(np.stack(batches)).to(device)
     begun = time.monotonic()
     for number, rows_B in enumerate(batches_CB):
-        if number in (10, 500, 2000) or number % 5000 == 4999:
-            print(f"{number} of {steps} steps after {time.monotonic() - begun:.0f} s", flush=True)
+        if number in (9, 999) or (number + 1) % 4000 == 0:
+            progress(f"{number + 1} of {steps} steps after {time.monotonic() - begun:.0f} s")
         for group in optimizer.param_groups:
             group["lr"].fill_(group["base_lr"] * learning_rate(number, steps, daily.warmup_share))
         run(rows_B)
@@ -119,10 +117,8 @@ def config_of(recipe: Recipe, tok: Tokenizer, static: int) -> OneRecConfig:
         config,
         dropout=recipe.dropout,
         d_model=recipe.d_model,
-        encoder_layers=recipe.layers,
         ffn_dim=2 * recipe.d_model,
         history=recipe.history,
-        item_dropout=recipe.item_dropout,
         event_head=recipe.event_weight > 0,
         short_len=recipe.short,
         positive_len=min(config.positive_len, MOST_POSITIONS - recipe.short),
@@ -166,8 +162,8 @@ def plan(rows: int, now_s: np.ndarray, recipe: Recipe, seed: int) -> list[np.nda
 
 def loss_of(model: OneRec, batch: Rows, recipe: Recipe) -> Tensor:
     """`models.training.losses.PretrainLoss` with shapes that do not depend on the data."""
-    targets_BM, weight_BM = item_targets(batch, recipe.shown_weight if recipe.codes_of_shown else 0.0)
-    total = batch["target_mask"].sum()
+    weight_BM = batch["target_mask"] * batch["weight"][:, None]
+    targets_BM, total = batch["targets"], batch["target_mask"].sum()
     z_BTD, mask_BT = model.encode(batch, packs=False)
     codes_BML, nll = model.sid_NL[targets_BM], torch.zeros((), device=z_BTD.device)
     for level, logits in enumerate(model.code_logits(codes_BML, z_BTD, mask_BT)):
@@ -178,28 +174,16 @@ def loss_of(model: OneRec, batch: Rows, recipe: Recipe) -> Tensor:
     items = item_loss(model, *item_targets(batch, recipe.shown_weight), z_BTD, total)
     loss = nll / total.clamp_min(1) + recipe.item_weight * items
     if recipe.event_weight:
-        loss = loss + recipe.event_weight * event_loss(model, batch, z_BTD, total)
+        loss = loss + recipe.event_weight * event_loss(model, batch, z_BTD, total, batch.get("next_mask"))
     return loss
-
-
-def event_loss(model: OneRec, batch: Rows, z_BTD: Tensor, total: Tensor) -> Tensor:
-    L, N = batch["short"].shape[1], model.config.items
-    next_BL = batch["short"][:, 1:, 0]
-    count_BL = batch["short_mask"][:, :-1] & batch["next_mask"][:, 1:] & (next_BL < N)
-    target_P = torch.where(count_BL, next_BL, -100).flatten()
-    logits = model.event_logits(z_BTD[:, 1:L]).flatten(0, 1).float()
-    nll_P = torch.nn.functional.cross_entropy(logits, target_P, reduction="none", ignore_index=-100)
-    return (nll_P.view_as(next_BL) * batch["weight"][:, None]).sum() / total.clamp_min(1)
 
 
 def forgetful(batch: Rows, recipe: Recipe) -> Rows:
     """The batch without some events and static codes, others at each step: a row that comes back is another context."""
-    batch = batch | {"next_mask": batch["short_mask"]}
     if recipe.drop_events:
         masks = {f"{name}_mask": batch[f"{name}_mask"] for name in PATHWAYS}
-        batch = batch | {
-            name: m & (torch.rand(m.shape, device=m.device) >= recipe.drop_events) for name, m in masks.items()
-        }
+        kept = {name: m & (torch.rand(m.shape, device=m.device) >= recipe.drop_events) for name, m in masks.items()}
+        batch = batch | kept | {"next_mask": batch["short_mask"]}  # what is forgotten may still be foretold
     if recipe.drop_static:
         kept = torch.rand(batch["static"].shape, device=batch["static"].device) >= recipe.drop_static
         batch = batch | {"static": batch["static"] * kept}
@@ -209,15 +193,14 @@ def forgetful(batch: Rows, recipe: Recipe) -> Rows:
 def make_step(model: OneRec, optimizer: torch.optim.Optimizer, rows: Rows, recipe: Recipe, clip: float):
     """step(rows_B): gather the rows, one update."""
     parameters, moes = list(model.parameters()), [m for m in model.modules() if isinstance(m, MoE)]
-    torch._dynamo.config.suppress_errors = True
-    compiled = torch.compile(loss_of) if rows["static"].is_cuda and os.environ.get("ONEREC_COMPILE") else loss_of
+    loss_fn = torch.compile(loss_of) if rows["static"].is_cuda else loss_of
 
     def step(rows_B: Tensor) -> None:
         batch = {k: v.index_select(0, rows_B) for k, v in rows.items()}
         batch = forgetful({k: v.long() if v.dtype == torch.int32 else v for k, v in batch.items()}, recipe)
         optimizer.zero_grad(set_to_none=True)
         with autocast(rows_B.device):
-            loss = compiled(model, batch, recipe)
+            loss = loss_fn(model, batch, recipe)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()

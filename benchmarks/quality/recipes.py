@@ -32,8 +32,9 @@ BEST = Recipe(epochs=16, dropout=0.2)  # of eight without what follows, .3246 on
 # Every impression is a target of the item head, as in EASE of everything shown.
 ALL = Recipe(epochs=20, batch=2048, rate=1.5, dropout=0.3, shown_weight=1.0, item_weight=0.3)
 HEAD = dataclasses.replace(ALL, pieces=4, item_weight=1.0)  # "all shown, in pieces, item head 1"
-MORE = dataclasses.replace(HEAD, drop_events=0.2, least=1.0, batch=512, rate=0.75, epochs=60)
-EVENTS = dataclasses.replace(MORE, epochs=20, short=64, event_weight=0.25)
+# Every event of a short history is an example too: docs/decisions/quality.md, the largest gain of all.
+EVENTS = dataclasses.replace(HEAD, drop_events=0.2, least=1.0, batch=512, rate=0.75, short=64, event_weight=0.25)
+WIDE = dataclasses.replace(EVENTS, d_model=192)
 RECIPES = {
     "16 epochs, dropout .2": BEST,
     "shown .3": dataclasses.replace(BEST, shown_weight=0.3),
@@ -53,16 +54,13 @@ RECIPES = {
     "forgets .3 of events, .3 of traits, dropout .4, 30 passes": dataclasses.replace(
         HEAD, drop_events=0.3, drop_static=0.3, dropout=0.4, epochs=30
     ),
-    # Not tried yet. With 20 passes both heads had the most of all recipes (docs/decisions/quality.md):
-    # two thirds of the rows are old, and where they weigh as much as new ones more passes may pay.
-    "old as new, 60 passes of batches of 512": MORE,
-    "old as new, 60 passes of batches of 512, twice as wide": dataclasses.replace(MORE, d_model=192),
+    "short 64, batches of 512, old as new": dataclasses.replace(EVENTS, event_weight=0.0),
     "events of 64": EVENTS,
     "events of 64, weigh 1": dataclasses.replace(EVENTS, event_weight=1.0),
-    "events of 64, twice as wide": dataclasses.replace(EVENTS, d_model=192),
-    "events of 64, 40 passes": dataclasses.replace(EVENTS, epochs=40),
-    "events of 64, 4 layers": dataclasses.replace(EVENTS, layers=4),
-    "events of 64, items of their own": dataclasses.replace(EVENTS, history="tied"),
+    "events of 64, twice as wide": WIDE,
+    # Not tried yet.
+    "events of 64, 256 wide": dataclasses.replace(EVENTS, d_model=256),
+    "events of 64, twice as wide, 30 passes": dataclasses.replace(WIDE, epochs=30),
 }
 
 

@@ -16,12 +16,9 @@ from typing import Any
 WIDTH_STEP = 8  # 16 bytes of bfloat16: the alignment of rows that grouped matrix products want
 ARCHITECTURES = ("encoder_decoder", "lazy_decoder")
 AFFINITIES = ("sigmoid", "softmax")
-ADDED = {
-    "history_bag": False,
-    "item_dropout": 0.0,
-    "event_head": False,
-}  # fields that releases made before them lack, and what those models are
-HISTORIES = ("sid", "hashed", "tied")
+# Fields that releases made before them lack, and what those models are.
+ADDED = {"history_bag": False, "event_head": False}
+HISTORIES = ("sid", "hashed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,11 +42,9 @@ class OneRecConfig:
     architecture: str = "encoder_decoder"
     session_items: int = 1
     item_head: bool = True  # item-level softmax on the encoder; its cost grows with the catalogue
-    # Of a history's item: code embeddings, shared with the output ("sid"), these and its row of the item head ("tied"),
-    # or a hashed row of its own ("hashed").
-    history: str = "sid"
+    history: str = "sid"  # a history's item: its code embeddings, shared with the output, or a hashed row of its own
     history_bag: bool = False  # the context's first vector also holds a sum of rows, one an item of the histories
-    event_head: bool = False  # short events see older short ones alone, and each predicts the next item
+    event_head: bool = False  # short events see older short ones alone, and each predicts the next by the item head
     item_buckets: int = 65_536  # rows of the hashed table
     d_model: int = 96
     encoder_layers: int = 2
@@ -77,7 +72,6 @@ class OneRecConfig:
     tag_buckets: int = 512
     static_buckets: int = 8192
     dropout: float = 0.0
-    item_dropout: float = 0.0  # of the item head's table: one mask a step, which all users of the batch meet
 
     def __post_init__(self) -> None:
         may_be_zero = ("encoder_layers", "encoder_moe_layers", "decoder_dense_layers", "shared_expert_dim")
@@ -93,8 +87,8 @@ class OneRecConfig:
                 raise ValueError(f"{name} is {chosen!r}; choose one of {', '.join(among)}")
         if self.history_bag and not self.item_head:
             raise ValueError("history_bag holds a row an item for the item head: set item_head=True, or leave it out")
-        if self.history == "tied" and not self.item_head:
-            raise ValueError('history "tied" reads the item head\'s rows: set item_head=True, or choose history "sid"')
+        if self.event_head and not self.item_head:  # which only an encoder carries
+            raise ValueError("event_head predicts by the item head: set item_head=True, or leave it out")
         for name in ("d_model", "expert_dim", "shared_expert_dim"):
             width = getattr(self, name)
             if width % WIDTH_STEP:

@@ -4,7 +4,8 @@
 
 A product [n, a] x [a, b] is 2nab. Embedding lookups, norms, activations and softmax are left out. Attention counts
 its two products over the full square, causal or not, as it is computed. Training is three times forward: the gradient
-of a product is two products of the same size. The item-level head and the output heads are counted.
+of a product is two products of the same size. The item-level head and the output heads are counted; an event head's
+prediction at every short event is one of training alone.
 
 Legend: D model width, C context width, T context tokens, M targets a user, P decoder tokens of a list.
 """
@@ -62,12 +63,18 @@ def forward_flops(
     flops["heads"] = targets * c.levels * (_matrices(D, 1) + 2.0 * D * c.codebook_size)
     if c.item_head:
         flops["heads"] += _matrices(D, 1) + 2.0 * D * c.items
+    if c.event_head:
+        flops["heads"] += _matrices(D, 1)
     return flops
 
 
 def train_flops(config: OneRecConfig, targets: float = 1, lengths: tuple[float, float, float] | None = None) -> float:
     """FLOPs of one user's forward and backward pass: what MFU divides by the time and the device's peak."""
-    return (1 + BACKWARD) * sum(forward_flops(config, targets, lengths).values())
+    forward = sum(forward_flops(config, targets, lengths).values())
+    if config.event_head:
+        pairs = max((lengths[0] if lengths else config.short_len) - 1, 0)
+        forward += pairs * (_matrices(config.d_model, 2) + 2.0 * config.d_model * config.items)
+    return (1 + BACKWARD) * forward
 
 
 def _matrices(width: int, count: int) -> float:
@@ -89,7 +96,8 @@ def count_parameters(config: OneRecConfig) -> dict[str, int]:
     """Parameters by part; nothing is allocated.
 
     codes (the SID tables), layers (encoder and decoder), features (tables of static and event features, hashed items),
-    pathways (projections, QFormer, positions), heads (output projections, BOS and places), items (item head, bag).
+    pathways (projections, QFormer, positions), heads (output projections, BOS and places), items (item and event head,
+    bag).
     """
     with torch.device("meta"):
         model = OneRec(config, torch.zeros(config.items, config.levels, dtype=torch.int64))
@@ -99,7 +107,7 @@ def count_parameters(config: OneRecConfig) -> dict[str, int]:
         part = name.split(".")[0]
         if part == "code":
             group = "codes"
-        elif part in ("item_residual", "item_query", "item_bias_N", "bag"):
+        elif part in ("item_residual", "item_query", "item_bias_N", "event_query", "bag"):
             group = "items"
         elif id(p) in tables:
             group = "features"

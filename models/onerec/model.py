@@ -11,7 +11,6 @@ C context width, N items, S lists, m items a list.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import cast
 
@@ -72,7 +71,6 @@ class OneRec(UsesKernels, nn.Module):
             self.item_bias_N = nn.Parameter(torch.zeros(config.items))
         if config.event_head:
             self.event_query = nn.Linear(d, d)
-        self._table: Tensor | None = None
 
     def _code(self, level: int) -> nn.Embedding:
         return cast(nn.Embedding, self.code[level])
@@ -91,21 +89,13 @@ class OneRec(UsesKernels, nn.Module):
         return lookup_sum(codes, list(self.code))
 
     def history_vector(self, index: Tensor) -> Tensor:
-        """An item of a history, [...] -> [..., D]: its semantic ID, also with its row of the item head, or hashed.
-
-        A tied row is dropped out as the model's other inputs are: it would learn its item's few events by heart.
-        """
+        """An item of a history, [...] -> [..., D]: its semantic ID, or its hashed row."""
         if self.hashed_items is not None:
             return self.hashed_items(index, self.config.items)
-        if self.config.history == "tied":
-            assert self._table is not None
-            return lookup(self._table, index, self.kernels)
         return self.item_vector(index)
 
-    def history_lookups(self) -> ItemLookups | None:
-        """The same as a sum of table rows; None where it is no plain sum."""
-        if self.config.history == "tied":
-            return None
+    def history_lookups(self) -> ItemLookups:
+        """The same as a sum of table rows."""
         if (hashed := self.hashed_items) is not None:
             return ItemLookups([hashed.table], lambda index: hashed.bucket(index, self.config.items)[..., None])
         return ItemLookups([cast(Table, table) for table in self.code], lambda index: self.sid_NL[index])
@@ -129,21 +119,18 @@ class OneRec(UsesKernels, nn.Module):
         """Context of each user: z [B, T, C] and its mask [B, T], None if the batch has full histories only.
 
         Without `packs` padding is computed too, so that no shape depends on the data; z is then arbitrary there.
+        With an event head, what the newest short event predicts by joins the first vector.
         """
-        self._table = self.item_table() if self.config.item_head else None
         z_NC, layout = self.pathways(batch, self.history_vector, self.history_lookups(), packs)
-        L = batch["short"].shape[1]
-        if self.config.event_head:
-            layout = dataclasses.replace(layout, causal=(1, 1 + L))
         for layer in self.encoder:
             z_NC = layer(z_NC, layout)
         z_BTC = layout.pad(self.norm_context(z_NC))
-        if self.config.event_head and L:
-            newest_B1 = batch["short_mask"][:, -1:] if "short_mask" in batch else batch["short"][:, -1:, 0] >= 0
-            joined_BC = self.event_query(z_BTC[:, L]) * newest_B1
-            z_BTC = z_BTC + F.pad(joined_BC[:, None], (0, 0, 0, z_BTC.shape[1] - 1))
-        if self.config.history_bag:  # joins the first vector, which the item head reads
-            z_BTC = z_BTC + F.pad(self.bag_vector(batch)[:, None], (0, 0, 0, z_BTC.shape[1] - 1))
+        if layout.causal is not None:
+            newest = layout.causal[1] - 1
+            query_BC = self.event_query(z_BTC[:, newest])
+            z_BTC = _joined(z_BTC, query_BC if layout.mask_BT is None else query_BC * layout.mask_BT[:, newest, None])
+        if self.config.history_bag:
+            z_BTC = _joined(z_BTC, self.bag_vector(batch))
         return z_BTC, layout.mask_BT
 
     def context_kv(self, z_BTC: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -258,18 +245,22 @@ class OneRec(UsesKernels, nn.Module):
     def item_logits(self, z_BTD: Tensor) -> Tensor:
         """[B, N] item-level logits from the static position, which has read the whole context."""
         assert self.config.item_head, "the configuration has no item head"
-        query = self.item_query(z_BTD[:, 0])
-        assert self._table is not None
-        return F.linear(query, self._table[:-1], self.item_bias_N)
+        return F.linear(self.item_query(z_BTD[:, 0]), self.item_table(), self.item_bias_N)
+
+    def event_logits(self, z: Tensor) -> Tensor:
+        """Encoded short events [..., D] -> [..., N]: item-level logits of what came after each."""
+        assert self.config.event_head, "the configuration has no event head"
+        return F.linear(self.item_query(self.event_query(z)), self.item_table(), self.item_bias_N)
 
     def item_table(self) -> Tensor:
-        index = torch.arange(self.config.items + 1, device=self.bos_D.device)
-        table = self._code_sum(self.sid_NL) + self.item_residual(index)
-        return F.dropout(table, self.config.item_dropout, self.training)
+        """[N, D]: the item head's row of each item, its codes and a residual of its own."""
+        index = torch.arange(self.config.items, device=self.sid_NL.device)
+        return self._code_sum(self.sid_NL[:-1]) + self.item_residual(index)
 
-    def event_logits(self, z_BLD: Tensor) -> Tensor:
-        assert self._table is not None
-        return F.linear(self.item_query(self.event_query(z_BLD)), self._table[:-1], self.item_bias_N)
+
+def _joined(z_BTC: Tensor, x_BC: Tensor) -> Tensor:
+    """The context with x added to its first vector, which the item head reads."""
+    return z_BTC + F.pad(x_BC[:, None], (0, 0, 0, z_BTC.shape[1] - 1))
 
 
 def _as_keys(mask_BT: Tensor | None) -> Tensor | None:

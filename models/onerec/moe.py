@@ -163,11 +163,10 @@ def _(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
 
 def _grouped(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
     """Each run of rows times its expert's matrix; in bfloat16 on CUDA, whose kernel takes nothing else."""
-    traced = torch.compiler.is_exporting() if x_ND.is_cuda else torch.compiler.is_compiling()
-    if traced and not torch.is_grad_enabled():
-        half = x_ND.is_cuda
-        y = grouped_mm(x_ND.bfloat16() if half else x_ND, w_EDF.bfloat16() if half else w_EDF, ends)
-        return y.to(x_ND.dtype)
     if not x_ND.is_cuda:
-        return F.grouped_mm(x_ND, w_EDF, offs=ends)
+        return (
+            grouped_mm(x_ND, w_EDF, ends)
+            if torch.compiler.is_compiling() and not torch.is_grad_enabled()
+            else F.grouped_mm(x_ND, w_EDF, offs=ends)
+        )
     return F.grouped_mm(x_ND.bfloat16(), w_EDF.bfloat16(), offs=ends).to(x_ND.dtype)

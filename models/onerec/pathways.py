@@ -48,11 +48,11 @@ class EventEmbedding(nn.Module):
         self.label = Table(LABEL_STATES, f)
         self.width = config.d_model + config.author_dim + 5 * f
 
-    def forward(self, events_E7: Tensor, item_vector: ItemVector, item_lookups: ItemLookups | None) -> Tensor:
-        """[E, 7] integers of `features.encode_events` -> [E, F]; both item arguments, if given, give the same vector."""
+    def forward(self, events_E7: Tensor, item_vector: ItemVector, item_lookups: ItemLookups) -> Tensor:
+        """[E, 7] integers of `features.encode_events` -> [E, F]; both item arguments give the same vector."""
         item, *rest = events_E7.unbind(-1)
         tables = [self.author, self.tag, self.gap, self.play, self.duration, self.label]
-        if item_lookups is not None and event_kernels_run([*item_lookups.tables, *tables]):
+        if event_kernels_run([*item_lookups.tables, *tables]):
             columns = [0] * len(item_lookups.tables)
             for table in [item_lookups.tables[0], *tables[:-1]]:
                 columns.append(columns[-1] + table.embedding_dim)
@@ -90,12 +90,13 @@ class Pathways(nn.Module):
             self.no_life_D = nn.Parameter(torch.zeros(d))
 
     def forward(
-        self, batch: dict[str, Tensor], item_vector: ItemVector, item_lookups: ItemLookups | None, packs: bool = True
+        self, batch: dict[str, Tensor], item_vector: ItemVector, item_lookups: ItemLookups, packs: bool = True
     ) -> tuple[Tensor, Layout]:
         """batch: static [B, S]; short, positive, lifelong [B, L, 7], `*_mask` [B, L].
 
         A batch without any mask has full histories only; then nothing is masked. Returns packed rows [N, C] and the
-        layout of the grid [B, T] that they stand in; without `packs` all rows of the grid.
+        layout of the grid [B, T] that they stand in; without `packs` all rows of the grid. With an event head the short
+        events, behind the static position, are the layout's causal range.
         """
         c, B = self.config, batch["static"].shape[0]
         events_BL7 = [batch[name] for name in HISTORIES]
@@ -124,7 +125,9 @@ class Pathways(nn.Module):
             queries = always.expand(B, c.lifelong_queries)
             tail = [masks_BL[0], masks_BL[1], masks_BL[2] if c.lazy else queries]
             mask_BT = torch.cat([always, *(cast(Tensor, mask) for mask in tail)], 1)
-        layout = Layout.of(B, sum(part.shape[1] for part in parts), mask_BT, packs)
+        short_len = parts[1].shape[1]
+        causal = (1, 1 + short_len) if c.event_head and short_len else None
+        layout = Layout.of(B, sum(part.shape[1] for part in parts), mask_BT, packs, causal)
         return layout.pack(torch.cat(placed, 1)), layout
 
     def _lifelong(self, to: Layout, rows_SD: Tensor) -> tuple[Layout, Tensor]:

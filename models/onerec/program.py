@@ -73,8 +73,7 @@ class ServingProgram(nn.Module):
         self.register_buffer("id_N", item_ids[trie.item.long()])
         with torch.no_grad():
             if c.item_head:
-                every = torch.arange(c.items, device=model.sid_NL.device)
-                self.register_buffer("table_ND", model.item_vector(every) + model.item_residual(every))
+                self.register_buffer("table_ND", model.item_table())
             if half:
                 biases = [(m, m.bias_E) for m in model.modules() if isinstance(m, MoE)]
                 self.bfloat16()

@@ -22,18 +22,27 @@ class Layout:
     """The grid [B, T] and its valid positions. `mask_BT` None: all are valid, and packing is only a view.
 
     `index_N` None beside a mask: all rows are kept, and only attention leaves out the invalid ones.
+    `causal` names positions first..end - 1 that attend to themselves and the older of their own range alone; all others
+    attend to everything.
     """
 
     batch: int
     length: int
     mask_BT: Tensor | None = None
     index_N: Tensor | None = None  # of the flattened grid
-    causal: tuple[int, int] | None = None  # these positions see older ones of themselves alone
+    causal: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, batch: int, length: int, mask_BT: Tensor | None, packs: bool = True) -> Layout:
+    def of(
+        cls,
+        batch: int,
+        length: int,
+        mask_BT: Tensor | None,
+        packs: bool = True,
+        causal: tuple[int, int] | None = None,
+    ) -> Layout:
         index = None if mask_BT is None or not packs else mask_BT.flatten().nonzero()[:, 0]
-        return cls(batch, length, mask_BT, index)
+        return cls(batch, length, mask_BT, index, causal)
 
     def pack(self, x_BT: Tensor) -> Tensor:
         """[B, T, ...] -> [N, ...], the users' rows in order."""
@@ -59,21 +68,14 @@ def attend(
 ) -> Tensor:
     """Each user's queries (laid out by `of`) attend to that user's keys (by `to`): [N, H, d].
 
-    kernel: `attend_masked` may take the place of general attention.
+    kernel: `attend_masked` may take the place of general attention. A layout with a causal range attends to itself, by
+    general attention: the other kernels take no such mask.
     """
     if of.causal is not None:
-        first, last = of.causal
-        q, k, v = of.pad(q_NHd).transpose(1, 2), to.pad(k_SHd).transpose(1, 2), to.pad(v_SHd).transpose(1, 2)
-        allowed_TT = torch.ones(of.length, of.length, dtype=torch.bool, device=q.device)
-        allowed_TT[first:last] = False
-        allowed_TT[first:last, first:last] = True
-        allowed_TT[first:last, first:last] = allowed_TT[first:last, first:last].tril()
-        mask = allowed_TT[None, None]
-        if to.mask_BT is not None:
-            own_TT = torch.eye(of.length, dtype=torch.bool, device=q.device)
-            mask = (mask & to.mask_BT[:, None, None]) | own_TT
-        y_BHTd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return of.pack(y_BHTd.transpose(1, 2))
+        assert of is to, "a causal range is one of self-attention"
+        q, k, v = (of.pad(x).transpose(1, 2) for x in (q_NHd, k_SHd, v_SHd))
+        allowed = _allowed(of, of.causal, q.device)
+        return of.pack(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, dropout_p=dropout).transpose(1, 2))
     if to.index_N is not None and not dropout and varlen_runs(q_NHd):
         return _varlen(q_NHd, k_SHd, v_SHd, of, to)
     q, k, v = of.pad(q_NHd).transpose(1, 2), to.pad(k_SHd).transpose(1, 2), to.pad(v_SHd).transpose(1, 2)
@@ -84,6 +86,21 @@ def attend(
     mask = None if to.mask_BT is None else to.mask_BT[:, None, None]
     y_BHTd = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return of.pack(y_BHTd.transpose(1, 2))
+
+
+def _allowed(of: Layout, causal: tuple[int, int], device: torch.device) -> Tensor:
+    """Who may look at whom under a causal range, True = may: [B, 1, T, T], or [T, T] where all positions are valid.
+
+    Every position sees itself, padding too: some kernels make nan of a row without any key.
+    """
+    at_T = torch.arange(of.length, device=device)
+    inside_T = (at_T >= causal[0]) & (at_T < causal[1])
+    older_TT = inside_T & (at_T <= at_T[:, None])
+    allowed_TT = older_TT | ~inside_T[:, None]
+    if of.mask_BT is None:
+        return allowed_TT
+    own_TT = at_T == at_T[:, None]
+    return (allowed_TT & (of.mask_BT[:, None] | own_TT))[:, None]
 
 
 def reads_few(y: Tensor, width: int, queries: int) -> bool:

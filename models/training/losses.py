@@ -1,6 +1,7 @@
-"""Losses of pre-training: next-token prediction over the three codes, and the item-level softmax.
+"""Losses of pre-training: next-token prediction over the three codes, the item-level softmax, and that of each event.
 
-Legend: B users, M targets a user, K codebook size, T context tokens, D model width, N items.
+Legend: B users, M targets a user, L short events, P pairs of events, K codebook size, T context tokens, D model width,
+N items.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from models.onerec.model import OneRec
 from models.onerec.moe import MoE
+from models.onerec.rows import Layout
 
 
 def ntp_loss(
@@ -52,27 +54,62 @@ def item_loss(
     return -(logp.gather(1, targets_BM) * weight_BM).sum() / total
 
 
+def event_loss(
+    model: OneRec,
+    batch: dict[str, Tensor],
+    z_BTD: Tensor,
+    total: Tensor,
+    next_mask_BL: Tensor | None = None,
+) -> Tensor:
+    """Full-softmax cross-entropy of each short event against the item of the next one, weighted as its row is.
+
+    A causal model over events learns so (SASRec): every place of a history is an example, not its end alone. Only pairs
+    of real events count, and a next item that the catalogue knows. Their sum is divided by `total`, the number of
+    targets, as `item_loss` is: a row counts for as many pairs as it has. next_mask_BL: which short events are real as
+    a next one, where that is not `short_mask` (events that this step's encoder was not shown).
+    """
+    next_BP, L = batch["short"][:, 1:, 0], batch["short"].shape[1]
+    count_BP = next_BP < model.config.items
+    if (mask_BL := batch.get("short_mask")) is not None:
+        after_BL = mask_BL if next_mask_BL is None else next_mask_BL
+        count_BP = count_BP & after_BL[:, 1:] & mask_BL[:, :-1]
+    # A compiled step, whose shapes are better fixed, computes the other pairs too, with weight 0.
+    pairs = Layout.of(len(count_BP), L - 1, count_BP, packs=not torch.compiler.is_compiling())
+    logits = model.event_logits(pairs.pack(z_BTD[:, 1:L]))  # short events stand behind the static position
+    target = pairs.pack(torch.where(count_BP, next_BP, 0))
+    nll = F.cross_entropy(logits.float(), target, reduction="none")
+    return (nll * pairs.pack(count_BP * batch["weight"][:, None])).sum() / total.clamp_min(1)
+
+
 class PretrainLoss(nn.Module):
     """The whole of pre-training's mathematics as one forward: what is sharded, compiled and run under autocast.
 
     `balance_weight` adds `balance_loss` of every MoE layer: the scheme that loss-free balancing replaces.
     `shown_weight`: what an item that was shown and not liked (`others` of the batch) weighs as a target of the item
     head, beside 1 of a positive. A user likes tomorrow what they are shown, and there is more of that to learn from.
+    `event_weight`: of `event_loss`, which a model without an event head has none of.
     """
 
     def __init__(
-        self, model: OneRec, item_weight: float, balance_weight: float = 0.0, shown_weight: float = 0.0
+        self,
+        model: OneRec,
+        item_weight: float,
+        balance_weight: float = 0.0,
+        shown_weight: float = 0.0,
+        event_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.model, self.item_weight, self.balance_weight = model, item_weight, balance_weight
         self.shown_weight = shown_weight
+        self.event_weight = event_weight if model.config.event_head else 0.0
         self._routed: list[Tensor] = []
         if balance_weight:
             for layer in (m for m in model.modules() if isinstance(m, MoE)):
                 layer.register_forward_hook(lambda moe, args, out: self._routed.append(balance_loss(moe, args[0])))
 
     def forward(self, batch: dict[str, Tensor], total: Tensor) -> tuple[Tensor, Tensor]:
-        """NTP loss + `item_weight` times the item loss, and each level's plain mean [3], both as shares of `total`.
+        """NTP loss + `item_weight` times the item loss + `event_weight` times the event loss, and each level's plain
+        mean [3], all as shares of `total`.
 
         batch: as `models.training.stream.Stream` yields it; total: number of targets of the global batch.
         """
@@ -81,6 +118,8 @@ class PretrainLoss(nn.Module):
         z_BTD, mask_BT = self.model.encode(batch)
         loss, levels = ntp_loss(self.model, batch["targets"], weight_BM, z_BTD, mask_BT, total)
         loss = loss + self.item_weight * item_loss(self.model, *item_targets(batch, self.shown_weight), z_BTD, total)
+        if self.event_weight:
+            loss = loss + self.event_weight * event_loss(self.model, batch, z_BTD, total)
         if self._routed:
             share = batch["target_mask"].sum() / total.clamp_min(1)
             loss = loss + self.balance_weight * share * torch.stack(self._routed).sum()

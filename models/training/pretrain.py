@@ -102,7 +102,9 @@ def pretrain(
     ]
     steps = own[0].steps()
     bf16 = config.precision == "bf16" or (config.precision == "auto" and device.startswith("cuda"))
-    loss = PretrainLoss(model, config.item_loss_weight, config.balance_loss, config.shown_loss_weight)
+    loss = PretrainLoss(
+        model, config.item_loss_weight, config.balance_loss, config.shown_loss_weight, config.event_loss_weight
+    )
     if config.recompute:
         checkpoint_activations(model)
     parallelize(loss, processes, bf16=bf16)

@@ -28,6 +28,7 @@ class PretrainConfig:
     item_loss_weight: float = 1.0
     shown_loss_weight: float = 0.3  # of an item that was shown and not liked, in the item head's loss; a positive has 1
     max_others: int = 16  # such items of a row, the newest
+    event_loss_weight: float = 0.25  # of each short event's next item; for a model with an event head
     balance_loss: float = 0.0  # weight of an auxiliary loss, for comparison: experts are balanced without one
     half_life_days: float = 4.0
     min_weight: float = 0.15

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,24 @@ def test_the_loss_is_pretrainings(set_up) -> None:
         expected, _ = loss(own, own["target_mask"].sum())
         torch.testing.assert_close(loss_of(model, batch, recipe), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(loss_of(model, padding, recipe), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_short_events_foretell_the_next_as_in_pretraining_and_what_is_forgotten_too(set_up) -> None:
+    model, data = set_up
+    torch.manual_seed(0)
+    model = OneRec(dataclasses.replace(model.config, event_head=True), model.sid_NL[:-1])
+    used = np.flatnonzero(data.targets.lengths * (data.pathway["short"].lengths > 3))[:12]
+    rows = on_device(data, used, np.ones(len(data)), PretrainConfig())
+    batch = {k: v[:12].long() if v.dtype == torch.int32 else v[:12] for k, v in rows.items()}
+    own = data.batch(used, 8, 16) | {"weight": torch.ones(12)}
+    recipe = Recipe(event_weight=0.5)
+    expected, _ = PretrainLoss(model, 1.0, event_weight=0.5)(own, own["target_mask"].sum())
+    torch.testing.assert_close(loss_of(model, batch, recipe), expected, rtol=1e-5, atol=1e-5)
+    assert loss_of(model, batch, Recipe()) < expected - 1
+    less = forgetful(batch, Recipe(drop_events=0.4))
+    assert less["next_mask"] is batch["short_mask"]
+    alone = loss_of(model, less | {"next_mask": less["short_mask"]}, recipe)  # of pairs of which both are left
+    assert loss_of(model, less, recipe) > alone + 0.1
 
 
 def test_what_is_forgotten_is_a_share_and_nothing_is_made_up(set_up) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from benchmarks.quality.pieces import in_pieces
+from benchmarks.quality.pieces import SHORT, in_pieces, regroup, regrouped
 from models.onerec.features import EVENT_FIELDS, POSITIVE_MASK
 from models.training.data import PATHWAYS, read_ragged
 
 LONG_VIEW = 2
 assert LONG_VIEW & POSITIVE_MASK
+CHANGED = [f"{name}_{field}" for name in ("lifelong", "short") for field in EVENT_FIELDS]  # by a longer short history
 
 
 def _table(days: list[list[tuple[int, int]]], past: int) -> pa.Table:
@@ -60,3 +64,24 @@ def test_all_impressions_are_there_once_and_the_newest_events_are_kept() -> None
     assert kept == [item for day in days for item, _ in day]
     lengths = [max(len(x) for x in made[f"{name}_item_id"].to_pylist()) for name in ("short", "lifelong")]
     assert lengths == [20, 16]
+
+
+def test_a_longer_short_history_takes_the_newest_of_the_lifelong_one(tmp_path: Path) -> None:
+    table = _table([[(7, 0)], [(8, 0)]], past=0)
+    order = {"lifelong": [[1, 2, 3, 4], []], "short": [[5, 6], [9]]}
+    for name, values in order.items():
+        for field in EVENT_FIELDS:
+            at = table.column_names.index(f"{name}_{field}")
+            table = table.set_column(at, f"{name}_{field}", pa.array(values, pa.list_(pa.int64())))
+    made = regroup(table, 4)
+    assert made["short_item_id"].to_pylist() == [[3, 4, 5, 6], [9]]
+    assert made["lifelong_label"].to_pylist() == [[1, 2], []]
+    assert made.column_names == table.column_names
+    assert made.drop_columns(CHANGED).equals(table.drop_columns(CHANGED))
+    assert regroup(table, SHORT) is table
+    path = tmp_path / "dt=2022-05-05.parquet"
+    pq.write_table(table, path)
+    assert regrouped(path, SHORT) == path
+    first, again = regrouped(path, 4), regrouped(path, 4)
+    assert first == again != path and list(tmp_path.rglob("*.part*")) == []
+    assert pq.read_table(first)["short_item_id"].to_pylist() == made["short_item_id"].to_pylist()

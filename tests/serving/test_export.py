@@ -59,6 +59,7 @@ LAZY = {"architecture": "lazy_decoder", "encoder_layers": 0, "item_head": False}
         {"item_head": False},
         LAZY,
         {"history_bag": True},
+        {"event_head": True, "encoder_layers": 2},
         {"history": "hashed", "decoder_layers": 3},
     ],
 )
@@ -74,6 +75,23 @@ def test_the_program_is_the_eager_ranking_at_any_beam_under_its_width(changes, w
     assert (items[:, n:] == NOTHING).all() and (scores[:, n:] == -torch.inf).all() and (sids[:, n:] == NOTHING).all()
     known = items >= 0
     np.testing.assert_array_equal(sids[known].numpy(), tokenizer.sid_NL[items[known].numpy() // 10])
+
+
+def test_a_model_with_an_event_head_is_traced_whole_and_answers_as_the_eager_ranking() -> None:
+    model, tokenizer = small_model(items=60, codebook_size=6, event_head=True, encoder_layers=2)
+    users, program = random_users(model), eager(model, tokenizer, 16)
+    example = users | {"beam": torch.full((len(LENGTHS),), 16, dtype=torch.int32)}
+    shapes = {name: {0: torch.export.Dim("batch", min=1, max=8)} for name in INPUTS}
+    with torch.no_grad():
+        traced = torch.export.export(program, tuple(example[name] for name in INPUTS), dynamic_shapes=shapes).module()
+    for size in (5, 2):
+        some = {name: t[:size] for name, t in random_users(model, seed=3).items()}
+        beam = torch.full((size,), 16, dtype=torch.int32)
+        with torch.no_grad():
+            items, scores, _ = traced(*((some | {"beam": beam})[name] for name in INPUTS))
+        want_ids, want_scores = reference(model, tokenizer, some, 16)
+        np.testing.assert_array_equal(items.numpy(), want_ids)
+        np.testing.assert_allclose(scores.numpy(), want_scores, atol=1e-5)
 
 
 def test_each_request_of_a_batch_has_its_own_beam() -> None:

@@ -28,6 +28,7 @@ from models.onerec.config import OneRecConfig, onerec_laptop
         ({"architecture": "lazy_decoder"}, "has no encoder: set encoder_layers=0 and item_head=False"),
         ({"affinity": "relu"}, "affinity is 'relu'"),
         ({"history_bag": True, "item_head": False}, "set item_head=True"),
+        ({"event_head": True, "item_head": False}, "event_head predicts by the item head: set item_head=True"),
         ({"history": "vid"}, "history is 'vid'; choose one of sid, hashed"),
         ({"kv_heads": 3}, "heads 4 is not a multiple of kv_heads 3"),
         ({"encoder_moe_layers": 3}, "encoder_moe_layers is 3, but there are 2"),
@@ -67,10 +68,11 @@ def test_a_missing_field_is_named(tmp_path, field):
         OneRecConfig.load(tmp_path / "config.json")
 
 
-def test_a_file_from_before_a_setting_is_the_model_it_was(tmp_path):
+@pytest.mark.parametrize("field", ["history_bag", "event_head"])
+def test_a_file_from_before_a_setting_is_the_model_it_was(tmp_path, field):
     made = onerec_laptop(codebook_size=64, items=5, static_features=3)
     made.save(tmp_path / "config.json")
     raw = json.loads((tmp_path / "config.json").read_text())
-    del raw["history_bag"]
+    del raw[field]
     (tmp_path / "config.json").write_text(json.dumps(raw))
     assert OneRecConfig.load(tmp_path / "config.json") == made

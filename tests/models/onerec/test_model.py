@@ -142,6 +142,63 @@ def test_items_of_the_bag_are_left_out_with_the_dropout_and_the_others_weigh_mor
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("packs", [True, False])
+def test_with_an_event_head_a_short_event_sees_itself_and_older_ones_alone(packs):
+    model, _ = small_model(event_head=True, encoder_layers=2)
+    batch, other = random_batch(model, [(5, 6, 7), (3, 1, 0)]), random_batch(model, [(5, 6, 7), (3, 1, 0)], seed=9)
+    z, _ = model.encode(batch, packs=packs)
+    for place in range(5):
+        changed = {**batch, "short": batch["short"].clone()}
+        changed["short"][:, place] = other["short"][:, place]
+        new, _ = model.encode(changed, packs=packs)
+        same = [torch.allclose(new[0, 1 + at], z[0, 1 + at], atol=1e-6) for at in range(5)]
+        assert same == [at < place for at in range(5)], place
+        assert not torch.allclose(new[0, 0], z[0, 0], atol=1e-4)  # which sees all
+        assert not torch.allclose(new[0, 6:], z[0, 6:], atol=1e-4)
+    for name in ("static", "positive", "lifelong"):
+        new, _ = model.encode({**batch, name: other[name]}, packs=packs)
+        torch.testing.assert_close(new[0, 1:6], z[0, 1:6], rtol=0, atol=1e-6)
+        assert not torch.allclose(new[0, 0], z[0, 0], atol=1e-4), name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packs", [True, False])
+def test_what_the_newest_short_event_predicts_by_joins_the_first_vector(packs):
+    model, _ = small_model(event_head=True)
+    batch = random_batch(model, LENGTHS)
+    z, mask = model.encode(batch, packs=packs)
+    query = model.event_query(z[:, 5])
+    model.event_query.weight.zero_(), model.event_query.bias.zero_()
+    without, _ = model.encode(batch, packs=packs)
+    for user, (short, *_) in enumerate(LENGTHS):
+        torch.testing.assert_close(z[user, 0], without[user, 0] + (query[user] if short else 0.0))
+        assert torch.equal(z[user, 1:][mask[user, 1:]], without[user, 1:][mask[user, 1:]])
+
+
+@torch.no_grad()
+def test_without_a_short_pathway_an_event_head_adds_nothing():
+    """As a model is trained that is shown other pathways alone."""
+    model, _ = small_model(event_head=True)
+    batch = random_batch(model, [(0, 6, 7), (0, 1, 0)])
+    assert batch["short"].shape[1] == 0
+    z, mask = model.encode(batch)
+    assert z.shape == (2, 1 + 6 + 2, 16) and mask.shape == (2, 9)
+    padded = {**batch, "short": torch.zeros(2, 1, 7).long(), "short_mask": torch.zeros(2, 1, dtype=torch.bool)}
+    torch.testing.assert_close(model.encode(padded)[0][:, 0], z[:, 0])
+
+
+@torch.no_grad()
+def test_event_logits_by_hand():
+    model, _ = small_model(event_head=True)
+    z, _ = model.encode(random_batch(model, LENGTHS))
+    query, item = model.event_query, model.item_query
+    joined = z[:, 1:6].double() @ query.weight.double().T + query.bias.double()
+    table = (model.item_vector(torch.arange(20)) + model.item_residual.weight[:20]).double()
+    expected = (joined @ item.weight.double().T + item.bias.double()) @ table.T + model.item_bias_N.double()
+    torch.testing.assert_close(model.event_logits(z[:, 1:6]).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_item_logits_by_hand():
     model, _ = small_model()
     z, _ = model.encode(random_batch(model, LENGTHS))

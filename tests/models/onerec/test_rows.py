@@ -47,6 +47,56 @@ def test_attention_reads_only_the_users_own_rows():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize("mask", [MASK, None])
+def test_a_causal_range_by_a_loop(mask, packs):
+    """Positions 1 and 2 see themselves and the older of the two alone, 0 and 3 see all that is valid."""
+    layout = Layout.of(3, 4, mask, packs, causal=(1, 3))
+    q, k, v = (torch.randn(3, 4, 2, 8) for _ in "qkv")
+    got = layout.pad(attend(*(layout.pack(x) for x in (q, k, v)), layout, layout))
+    assert got.isfinite().all()
+    # Padding sees itself: not every attention kernel gives 0 to a row without any key.
+    assert rows._allowed(layout, (1, 3), q.device).any(-1).all()
+    keys_of = {0: [0, 1, 2, 3], 1: [1], 2: [1, 2], 3: [0, 1, 2, 3]}
+    valid = torch.ones(3, 4, dtype=torch.bool) if mask is None else mask
+    for user, place in valid.nonzero().tolist():
+        keys = [at for at in keys_of[place] if valid[user, at]]
+        score = torch.einsum("hd,shd->sh", q[user, place].double(), k[user, keys].double()) / 8**0.5
+        expected = torch.einsum("sh,shd->hd", score.softmax(0), v[user, keys].double())
+        torch.testing.assert_close(got[user, place].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_padding_beside_a_causal_range_leaves_gradients_finite(packs):
+    """A padded event may see nothing that is valid: it sees itself. With dropout, as in training."""
+    model, _ = small_model(event_head=True, dropout=0.3, encoder_layers=2)
+    z, _ = model.train().encode(random_batch(model, LENGTHS), packs=packs)
+    z[:, 0].square().sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert z.isfinite().all() and all(g.isfinite().all() for g in gradients)
+    assert model.event_query.weight.grad.any()
+
+
+@torch.no_grad()
+def test_a_causal_range_goes_past_the_kernels_that_take_no_such_mask(monkeypatch):
+    model, _ = small_model(event_head=True)
+    batch = random_batch(model, LENGTHS)
+    z, mask = model.encode(batch)
+    lengths = []
+
+    def kernel(q, k, v, of, to):
+        lengths.append(of.length)
+        return _by_user(q, k, v, of.starts(q.device), to.starts(q.device), of.length, to.length)
+
+    monkeypatch.setattr(rows, "varlen_runs", lambda x: True)
+    monkeypatch.setattr(rows, "infers", lambda x: x.shape[2] == mask.shape[1])
+    monkeypatch.setattr(rows, "_varlen", kernel)
+    packed, _ = model.encode(batch)
+    torch.testing.assert_close(packed, z, rtol=1e-4, atol=1e-5)
+    assert lengths == [2, 2], "the QFormer's blocks alone"
+
+
+@torch.no_grad()
 def test_the_model_is_the_same_on_the_variable_length_kernel(monkeypatch):
     """The kernel itself runs on CUDA only; here a loop takes its arguments."""
     model, _ = small_model()
@@ -67,8 +117,9 @@ def test_the_model_is_the_same_on_the_variable_length_kernel(monkeypatch):
 
 
 @torch.no_grad()
-def test_a_batch_without_masks_is_one_with_full_histories():
-    model, _ = small_model()
+@pytest.mark.parametrize("changes", [{}, {"event_head": True}])
+def test_a_batch_without_masks_is_one_with_full_histories(changes):
+    model, _ = small_model(**changes)
     batch = random_batch(model, [(5, 6, 7)] * 3)
     bare = {name: value for name, value in batch.items() if not name.endswith("_mask")}
     (masked_z, mask), (z, nothing) = model.encode(batch), model.encode(bare)

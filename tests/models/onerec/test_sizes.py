@@ -76,10 +76,10 @@ def _small(**changes):
     return dataclasses.replace(config, **(small | changes))
 
 
-@pytest.mark.parametrize("form", ["point-wise", "session-wise", "lazy"])
+@pytest.mark.parametrize("form", ["point-wise", "session-wise", "lazy", "event head"])
 def test_flops_equal_torchs_count(form):
     """Dense layers only: torch counts a grouped product as it likes, ours counts active experts."""
-    config = _small()
+    config = _small(event_head=form == "event head")
     if form == "session-wise":
         config = session(config, 3)
     elif form == "lazy":
@@ -93,7 +93,11 @@ def test_flops_equal_torchs_count(form):
         model.code_logits(torch.zeros(2, 6, 3, dtype=torch.long), z, mask)
         if config.item_head:
             model.item_logits(z)
-    assert counter.get_total_flops() == 2 * sum(forward_flops(config, targets=6).values())
+        served = counter.get_total_flops()
+        if config.event_head:
+            model.event_logits(z[:, 1:5])
+    assert served == 2 * sum(forward_flops(config, targets=6).values())
+    assert 3 * counter.get_total_flops() == 2 * train_flops(config, targets=6)
 
 
 def test_flops_count_active_experts_only():

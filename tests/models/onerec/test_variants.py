@@ -36,6 +36,7 @@ def _alone(batch: dict[str, torch.Tensor], user: int) -> dict[str, torch.Tensor]
         LAZY | {"kv_heads": 2},
         {"history": "hashed"},
         {"history_bag": True},
+        {"event_head": True, "encoder_layers": 2, "history_bag": True},
         {"encoder_moe_layers": 1},
     ],
 )
@@ -181,7 +182,9 @@ def test_a_session_wise_model_ranks_items_by_its_first_place():
     assert torch.equal(item, tokenizer.trie.lookup(codes))
 
 
-@pytest.mark.parametrize("changes", [LAZY, {"session_items": 2}, {"history": "hashed"}, {"shared_expert_dim": 8}])
+@pytest.mark.parametrize(
+    "changes", [LAZY, {"session_items": 2}, {"history": "hashed"}, {"shared_expert_dim": 8}, {"event_head": True}]
+)
 def test_every_parameter_gets_a_gradient(changes):
     model, _ = small_model(experts_per_token=4, **changes)
     batch, codes = random_batch(model, LENGTHS), torch.randint(4, (len(LENGTHS), 4, 3))

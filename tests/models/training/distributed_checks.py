@@ -43,11 +43,11 @@ def tables(processes: Processes) -> None:
     torch.testing.assert_close(whole(sharded.weight.grad), table.weight.grad)
 
 
-def one_step(processes: Processes, folder: Path) -> None:
+def one_step(processes: Processes, folder: Path, **changes: bool) -> None:
     """Gradients, their norm, the clipped step and the experts' bias equal those of one process with the whole batch."""
-    lengths = [(3, 2, 1), (5, 0, 4), (1, 6, 7), (2, 2, 2)]
-    (alone, _), (shared, _) = small_model(), small_model()
-    alone_loss, loss = PretrainLoss(alone.train(), 0.5), PretrainLoss(shared.train(), 0.5)
+    lengths = [(3, 2, 1), (5, 0, 4), (1, 6, 7), (0, 2, 2)]
+    (alone, _), (shared, _) = small_model(**changes), small_model(**changes)
+    alone_loss, loss = (PretrainLoss(model.train(), 0.5, event_weight=0.5) for model in (alone, shared))
     parallelize(loss, processes, bf16=False, table_rows=30)
     assert any(isinstance(m, RowShardedEmbedding) for m in loss.modules())
     batches = []
@@ -110,7 +110,8 @@ def main() -> None:
     torch.set_num_threads(1)
     processes = Processes.join("cpu", replicas=2)
     tables(processes)
-    one_step(processes, Path(sys.argv[1]))
+    one_step(processes, Path(sys.argv[1]) / "plain")
+    one_step(processes, Path(sys.argv[1]) / "events", event_head=True)
     processes.leave()
 
 

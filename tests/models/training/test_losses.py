@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.onerec.moe import MoE
-from models.training.losses import PretrainLoss, balance_loss, item_loss, ntp_loss
+from models.training.losses import PretrainLoss, balance_loss, event_loss, item_loss, ntp_loss
 from tests.models.conftest import random_batch, small_model
 
 LENGTHS = [(5, 6, 7), (2, 0, 3), (0, 0, 0)]
@@ -93,6 +93,87 @@ def test_parts_of_a_batch_add_up_to_the_whole(encoded):
     ):
         parts = loss(slice(0, 1), total) + loss(slice(1, 3), total)
         assert parts.item() == pytest.approx(loss(slice(0, 3), None).item(), rel=1e-5)
+
+
+def _events(model, z: torch.Tensor, batch: dict[str, torch.Tensor], pairs: list[tuple[int, int]]) -> float:
+    """Cross-entropy of these (user, event) against the next event's item, in float64, each by its row's weight."""
+    p = {name: value.detach().double().numpy() for name, value in model.state_dict().items()}
+    codes = model.sid_NL[:-1].numpy()
+    table = sum(p[f"code.{i}.weight"][codes[:, i]] for i in range(3)) + p["item_residual.weight"][:-1]
+    total = 0.0
+    for user, t in pairs:
+        x = z[user, 1 + t].detach().double().numpy()  # behind the static position
+        for name in ("event_query", "item_query"):
+            x = p[f"{name}.weight"] @ x + p[f"{name}.bias"]
+        logp = _log_softmax(table @ x + p["item_bias_N"])
+        total -= float(batch["weight"][user]) * logp[int(batch["short"][user, t + 1, 0])]
+    return total
+
+
+# User 0 has five events and the third's item is unknown, user 1 the newest two, user 2 none.
+PAIRS = [(0, 0), (0, 2), (0, 3), (1, 3)]
+
+
+@pytest.fixture
+def events():
+    model, _ = small_model(event_head=True)
+    batch = random_batch(model, LENGTHS) | {"weight": torch.tensor([0.5, 2.0, 1.0])}
+    batch["short"][..., 0].clamp_(max=19)
+    batch["short"][0, 2, 0] = 20
+    return model, batch, model.encode(batch)[0]
+
+
+def test_event_loss_is_the_next_items_cross_entropy_by_the_rows_weight(events):
+    model, batch, z = events
+    value = event_loss(model, batch, z, torch.tensor(7))
+    assert value.item() == pytest.approx(_events(model, z, batch, PAIRS) / 7, rel=1e-5) and value.requires_grad
+    full = random_batch(model, [(5, 6, 7)] * 2)
+    full["short"][..., 0].clamp_(max=19)
+    bare = {k: v for k, v in full.items() if not k.endswith("_mask")} | {"weight": torch.tensor([1.0, 3.0])}
+    z, _ = model.encode(bare)
+    every = [(user, t) for user in range(2) for t in range(4)]
+    assert event_loss(model, bare, z, torch.tensor(7)).item() == pytest.approx(_events(model, z, bare, every) / 7)
+
+
+def test_neither_padding_nor_an_unknown_next_item_counts(events, monkeypatch):
+    """Nor does it where such pairs are computed, as a compiled step does."""
+    model, batch, z = events
+
+    def gradients(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        model.zero_grad()
+        loss = event_loss(model, batch, z, torch.tensor(7))
+        loss.backward(retain_graph=True)
+        return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    reference = gradients(batch)
+    other = {**batch, "short": torch.where(batch["short_mask"][..., None], batch["short"], 7)}
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for changed in (batch, other):
+        for a, b in zip(gradients(changed), reference, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_a_history_without_a_pair_of_events_has_no_event_loss(length):
+    model, _ = small_model(event_head=True)
+    batch = random_batch(model, [(length, 2, 3)] * 2) | {"weight": torch.ones(2)}
+    value = event_loss(model, batch, model.encode(batch)[0], torch.tensor(0))
+    value.backward()
+    assert value.item() == 0
+    assert (
+        not model.event_query.weight.grad.any()
+    )  # a gradient all the same: processes that share the model wait for it
+
+
+def test_the_event_loss_joins_pretraining_by_its_weight(events):
+    model, batch, z = events
+    batch = batch | {"targets": TARGETS, "target_mask": WEIGHT > 0}
+    total = (WEIGHT > 0).sum()
+    plain, value = (PretrainLoss(model, 1.0, event_weight=w)(batch, total)[0].item() for w in (0.0, 0.5))
+    assert value - plain == pytest.approx(0.5 * _events(model, z, batch, PAIRS) / int(total), rel=1e-4)
+    without, _ = small_model()
+    values = [PretrainLoss(without, 1.0, event_weight=w)(batch, total)[0].item() for w in (0.0, 0.5)]
+    assert values[0] == values[1]
 
 
 def test_balance_loss_is_one_when_even_and_pushes_the_busy_expert_down():

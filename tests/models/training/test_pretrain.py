@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,10 +15,12 @@ from safetensors.torch import load_file
 from models.tokenizer.refresh import refresh_tokenizer
 from models.training import pretrain as pretraining
 from models.training.checkpoint import Tokenizer, load_model
+from models.training.data import TrainingSet
+from models.training.losses import event_loss
 from models.training.pretrain import PretrainConfig, pretrain
 from models.training.pretrain_config import changed_knobs
 from tests.models.conftest import CLICK, Row, World, simulate_days, write_items, write_training_set
-from tests.models.training.tiny import train
+from tests.models.training.tiny import tiny, train, with_event_head
 
 FILES = {"model.safetensors", "config.json", "optimizer.safetensors", "metrics.json"}
 CONFIG = PretrainConfig(min_steps=20, batch_size=16)
@@ -89,6 +92,41 @@ def test_the_day_of_a_refit_trains_at_a_rate_of_its_own(world, tmp_path, monkeyp
     carry = Tokenizer.load(tmp_path / "tokenizer").carry
     assert (carry is not None and carry.refit) == refit
     assert max(rates) == pytest.approx(0.5 if refit else 0.25)
+
+
+def test_a_model_with_an_event_head_learns_from_every_event_and_goes_on_the_next_day(world, tmp_path):
+    def run(name: str, **changes) -> list[float]:
+        arguments = {"config": CONFIG, "build": with_event_head}
+        return [point["loss"] for point in train(world, tmp_path / name, **(arguments | changes))["loss"]]
+
+    @torch.no_grad()
+    def of_events(name: str) -> float:
+        model = load_model(tmp_path / name, tok := Tokenizer.load(world.tokenizer)).eval()
+        batch = TrainingSet(world.training, tok.catalogue, model.config).batch(np.arange(64, 128), 8)
+        weight = {"weight": torch.ones(64)}
+        return event_loss(model, batch | weight, model.encode(batch)[0], batch["short_mask"].sum()).item()
+
+    loss = run("first")
+    run("without", config=dataclasses.replace(CONFIG, event_loss_weight=0.0))
+    assert of_events("first") < of_events("without")
+    items, tokenizer = write_items(tmp_path / "items.parquet", list(range(52))), tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    day = simulate_days(tmp_path / "features", users=32, items=52, days=3, shown=8, seed=2)[2:]
+    refresh_tokenizer(
+        items=items, training_sets=day, previous=world.tokenizer, out=tokenizer, seed=3, progress=lambda _: None
+    )
+    later = run("later", training_sets=day, tokenizer=tokenizer, previous=tmp_path / "first")
+    assert later[0] < loss[0]
+    model = load_model(tmp_path / "later", Tokenizer.load(tokenizer))
+    assert model.config.event_head and model.config.items == 52
+    old = load_file(tmp_path / "first" / "model.safetensors")["event_query.weight"]
+    assert not torch.equal(model.event_query.weight, old)
+
+
+def test_an_event_head_trains_without_a_short_pathway(world, tmp_path):
+    config = PretrainConfig(min_steps=4, batch_size=16, inputs=("static", "positive"))
+    metrics = train(world, tmp_path / "a", config, build=with_event_head)
+    assert metrics["loss"][-1]["loss"] < metrics["loss"][0]["loss"]
 
 
 def test_a_wrong_tokenizer_is_refused(world, tmp_path):
@@ -169,10 +207,11 @@ def test_compile_is_refused_where_it_cannot_trace(world, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_compiled_training_is_the_same_training(world, tmp_path):
+@pytest.mark.parametrize("build", [tiny, with_event_head])
+def test_compiled_training_is_the_same_training(world, tmp_path, build):
     short = {"min_steps": 10, "batch_size": 32}
     plain, other = (
-        train(world, tmp_path / name, PretrainConfig(**short, compile=compiled), device="cuda")
+        train(world, tmp_path / name, PretrainConfig(**short, compile=compiled), device="cuda", build=build)
         for name, compiled in (("a", False), ("b", True))
     )
     assert [p["loss"] for p in other["loss"]] == pytest.approx([p["loss"] for p in plain["loss"]], rel=0.02)
@@ -216,8 +255,8 @@ def test_a_wrong_config_of_the_command_is_refused_in_words(text, said, monkeypat
 
 def test_a_config_of_the_command_changes_the_named_knobs():
     assert changed_knobs("{}") == PretrainConfig()
-    changed = changed_knobs('{"inputs": ["short", "positive"], "lr_dense": 1, "compile": true}')
-    assert changed == PretrainConfig(inputs=("short", "positive"), lr_dense=1.0, compile=True)
+    changed = changed_knobs('{"inputs": ["short", "positive"], "event_loss_weight": 1, "compile": true}')
+    assert changed == PretrainConfig(inputs=("short", "positive"), event_loss_weight=1.0, compile=True)
 
 
 def test_fewer_pathways_train_another_model(world, tmp_path):

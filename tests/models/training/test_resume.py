@@ -13,7 +13,7 @@ import pytest
 
 from models.training.meter import Meter
 from models.training.pretrain import PretrainConfig
-from tests.models.training.tiny import cut, train
+from tests.models.training.tiny import cut, train, with_event_head
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 FILES = ("model.safetensors", "optimizer.safetensors", "config.json", "metrics.json")
@@ -60,6 +60,25 @@ def test_stopped_at_every_step_of_a_run(world, days, unkilled, tmp_path, monkeyp
     train(world, tmp_path / "out", CONFIG, training_sets=days, work=tmp_path / "work", progress=said.append)
     assert any("goes on from step-00000016" in line for line in said)
     _equal(tmp_path / "out", unkilled)
+
+
+def test_a_model_with_an_event_head_goes_on_to_the_same_bytes(world, days, tmp_path, monkeypatch):
+    train(world, tmp_path / "unkilled", CONFIG, training_sets=days, build=with_event_head)
+    original = Meter.step
+
+    def step(self, number, **numbers):
+        original(self, number, **numbers)
+        if number == 9:
+            raise Killed
+
+    again = {"config": CONFIG, "training_sets": days, "work": tmp_path / "work", "build": with_event_head}
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Meter, "step", step)
+        train(world, tmp_path / "out", **again)
+    said: list[str] = []
+    train(world, tmp_path / "out", progress=said.append, **again)
+    assert any("goes on from step-" in line for line in said)
+    _equal(tmp_path / "out", tmp_path / "unkilled")
 
 
 def test_a_broken_newest_checkpoint_only_costs_steps(world, days, unkilled, tmp_path, monkeypatch):

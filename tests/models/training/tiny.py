@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -27,6 +28,10 @@ def tiny(**shape: int) -> OneRecConfig:
         tag_buckets=16,
         **shape,
     )
+
+
+def with_event_head(**shape: int) -> OneRecConfig:
+    return dataclasses.replace(tiny(**shape), event_head=True)
 
 
 def train(world: World, out: Path, config: PretrainConfig | None = None, **changes) -> dict:
