@@ -30,13 +30,7 @@ from models.evaluation.slices import slices
 HERE = Path(__file__).resolve().parent
 # What every model is compared with, user by user: the best closed form, the sequence model on either history, and both.
 BARS = (f"EASE of everything shown, lambda {LAMBDA_SHOWN:g}", "SASRec", SHOWN, SHOWN + CO_OCCURRENCE)
-KEPT_OF_MODEL = (
-    "epochs",
-    "recipe",
-    "candidates",
-    "weight",
-    "weights",
-)  # of what lists say about themselves, in the table
+KEPT_OF_MODEL = ("epochs", "recipe", "candidates", "weight", "weights")  # of what lists say about themselves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,8 +130,9 @@ def main() -> None:
     for model, line in zip(rows, lines):
         line["trained_on"] = sorted({made_by(t) for t in trained if t.model == model.name})
         line["slices"] = {name: float(model.values(w, u)["recall@50"].mean()) for name, u, w in parts}
+    bars = [bar for bar in BARS if any(bar in line["minus"] for line in lines)]  # of which each user's recall is known
     lines += before
-    body, bars = [], [line["model"] for line in lines if line["model"] in BARS]
+    body: list[list[str]] = []
     for line in lines:
         differences = [line["minus"].get(bar) for bar in bars]
         cells = [str(line["seeds"]), *(number(line[c], line[f"{c}_sd"]) for c in COLUMNS)]

@@ -209,7 +209,9 @@ def packaged(program: ServingProgram, batches: Sequence[int], args: argparse.Nam
     path, begun, largest = args.out / "program.pt2", time.monotonic(), max(batches)
     example = dict(zip(INPUTS, requests(program.model.config, 2, args.beam, 0)))
     compile_package(program, {n: t for n, t in example.items() if n != "beam"}, path, largest)
-    seconds, run = time.monotonic() - begun, load_package(path)
+    seconds = time.monotonic() - begun
+    print(f"package compiled after {seconds:.0f} s", flush=True)
+    run = load_package(path)
     lines = ["", f"As one AOTInductor package ({path.stat().st_size / 1e9:.1f} GB, compiled in {seconds:.0f} s):", ""]
     lines += ["| batch | p50 ms | p99 ms | equal to eager bfloat16, place by place |", "|---|---|---|---|"]
     graphs = Graphs(run, CudaRecorder()) if args.device == "cuda" else None

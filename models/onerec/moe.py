@@ -152,7 +152,8 @@ def _largest(x_NE: Tensor, k: int) -> Tensor:
 
 @torch.library.custom_op("onerec::grouped_mm", mutates_args=())
 def grouped_mm(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
-    """F.grouped_mm for tracing on a CPU, where it computes float32 but its shape rule takes nothing but bfloat16."""
+    """F.grouped_mm for a program that is traced: on a CPU its own shape rule takes nothing but bfloat16, and a compiled
+    package for CUDA has no way to call it in PyTorch 2.11."""
     return F.grouped_mm(x_ND, w_EDF, offs=ends)
 
 
@@ -163,10 +164,7 @@ def _(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
 
 def _grouped(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
     """Each run of rows times its expert's matrix; in bfloat16 on CUDA, whose kernel takes nothing else."""
-    if not x_ND.is_cuda:
-        return (
-            grouped_mm(x_ND, w_EDF, ends)
-            if torch.compiler.is_compiling() and not torch.is_grad_enabled()
-            else F.grouped_mm(x_ND, w_EDF, offs=ends)
-        )
-    return F.grouped_mm(x_ND.bfloat16(), w_EDF.bfloat16(), offs=ends).to(x_ND.dtype)
+    traced = torch.compiler.is_exporting() if x_ND.is_cuda else torch.compiler.is_compiling()
+    x, w = (x_ND.bfloat16(), w_EDF.bfloat16()) if x_ND.is_cuda else (x_ND, w_EDF)
+    y = grouped_mm(x, w, ends) if traced and not torch.is_grad_enabled() else F.grouped_mm(x, w, offs=ends)
+    return y.to(x_ND.dtype)

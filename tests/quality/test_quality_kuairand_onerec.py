@@ -28,7 +28,7 @@ def prepared(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  #
         "DAYS": DAYS,
         "CHOOSE": DAYS[0],
         "LAST": DAYS[1],
-        "RECIPES": {"short": Recipe(epochs=2, batch=16, d_model=32)},
+        "RECIPES": {"short": Recipe(epochs=2, batch=16, d_model=32, short=24, event_weight=0.25)},
         "AlignConfig": few,
         "align_later_day": few,
     }.items():
