@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from benchmarks.machine import commit, hardware
 from benchmarks.quality.data import MAX_HISTORY
 from benchmarks.quality.din import Ranker, RankerConfig
-from benchmarks.quality.first_day import Recipe, config_of
+from benchmarks.quality.first_day import config_of
+from benchmarks.quality.first_day_step import Recipe
 from benchmarks.quality.kuairand_prepare import LAST
 from benchmarks.quality.kuairand_trained import WIDTH, TwoTower
 from benchmarks.quality.recipes import RECIPES, up_to

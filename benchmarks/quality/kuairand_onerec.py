@@ -6,14 +6,16 @@
 The first runs the day's own steps (ingest, validate, pathways) for eight days and makes the tokenizers of every seed:
 some minutes on a CPU. The second is for a GPU. "Once" is a first day at 2022-05-05; "day by day" is a first day at
 2022-04-28 and seven later days, each from the model of the day before. A first day's pre-training is `first_day.py`
-with the best of `recipes.py` on 2022-05-05, by a model that has seen the days before it (one seed); a later day's, the
-reward model, RSFT + ECPO and the ranking are what the day calls. "+ item head" ranks by both of the model's heads, "+
-co-occurrence of the shown" by the joint score of `joint.py`. All are measured on the unseen positives of 2022-05-06.
+with the best of `recipes.py` on 2022-05-05, by a model that has seen the days before it (one seed); a later day's is of
+`later_days.py`; the reward model, RSFT + ECPO and the ranking are what the day calls. "+ item head" ranks by both of
+the model's heads, "+ co-occurrence of the shown" by the joint score of `joint.py`. All are measured on the unseen
+positives of 2022-05-06.
 Lists go to `--lists`, for `benchmarks.quality.kuairand_table`, and the trials of recipes to recipes.json
 there, each as its training ends; what is there already is not trained again. In order of worth, where time is short:
 
     ... --kinds once --chains pretrained --jobs 3     # the recipe, then three trainings: the row that must lead
-    ... --kinds daily --chains pretrained --jobs 3    # day by day
+    ... --recipe RECIPE --try-later                   # how a later day is best trained: later.json
+    ... --kinds daily --chains pretrained --jobs 3    # day by day, with --recipe and --later
     ... --jobs 3                                      # with alignment
 """
 
@@ -36,6 +38,7 @@ from benchmarks.machine import commit, hardware
 from benchmarks.quality import lists
 from benchmarks.quality.first_day import first_day
 from benchmarks.quality.kuairand_prepare import DAYS, LAST, features, prepare
+from benchmarks.quality.later_days import LATER, bootstrap, choose_later, train_later
 from benchmarks.quality.pieces import regrouped
 from benchmarks.quality.recipes import RECIPES, Chosen, best_recipe, ranked, scores, up_to
 from models.evaluation.metrics import ranking_metrics
@@ -56,16 +59,14 @@ from models.reward.train import (
 from models.training.align import align
 from models.training.align_config import AlignConfig, align_later_day
 from models.training.checkpoint import Tokenizer
-from models.training.pretrain import pretrain
 
 GRAPHS = not os.environ.get("ONEREC_NO_GRAPHS")  # set it where a first day's step cannot be captured
 KINDS = {
     "once": {"pretrained": "OneRec, once", "aligned": "OneRec, once, RSFT + ECPO"},
     "daily": {"pretrained": "OneRec, day by day", "aligned": "OneRec, day by day, RSFT + ECPO"},
 }
-
-OWN = "OneRec, once + item head"
-JOINT = "OneRec, once + co-occurrence of the shown"
+OWN = {kind: f"{rows['pretrained']} + item head" for kind, rows in KINDS.items()}
+JOINT = {kind: f"{rows['pretrained']} + co-occurrence of the shown" for kind, rows in KINDS.items()}
 CHAINS = ["pretrained", "aligned"]
 
 
@@ -135,6 +136,7 @@ def one(
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     begun, named = time.monotonic(), KINDS[kind]
     about = {"device": hardware(device), "commit": commit(), "recipe": chosen.recipe}
+    about |= {"later": chosen.later} if kind == "daily" else {}
 
     def keep(chain: str, tokenizer: Path, model: Path, **more: Any) -> None:
         users, found, recall = ranked(prepared, LAST, tokenizer, model, device)
@@ -142,7 +144,7 @@ def one(
 
     def keep_joint(tokenizer: Path, model: Path) -> None:
         users, scored, wanted = scores(prepared, LAST, tokenizer, model, device)
-        for title, weights in ((OWN, (chosen.own, 0.0)), (JOINT, chosen.joint)):
+        for title, weights in ((OWN[kind], (chosen.own, 0.0)), (JOINT[kind], chosen.joint)):
             found = scored.rank(weights)
             recall = float(ranking_metrics(found, wanted)["recall@50"].mean())
             save(title, users, found, recall, {"weights": list(weights)})
@@ -152,55 +154,42 @@ def one(
         lists.save(folder, lists.Lists(model=title, seed=seed, user_id=users, ranked=found, about=about | more))
         print(f"{title}, seed {seed}: recall@50 {recall:.4f}, {json.dumps(more)}", flush=True)
 
-    def bootstrap(day: str, tokenizer: Path, out: Path) -> None:
-        sets = up_to(prepared, day)
-        first_day(
-            training_sets=sets, tokenizer=tokenizer, out=out, recipe=RECIPES[chosen.recipe], seed=seed, device=device
-        )
-
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as folder_of_models:
+        scratch = Path(folder_of_models)
         if kind == "once":
-            tokenizer, out = prepared / "tokenizer" / f"once_{seed}", Path(scratch)
-            bootstrap(LAST, tokenizer, out / "pretrained")
+            tokenizer, recipe = prepared / "tokenizer" / f"once_{seed}", RECIPES[chosen.recipe]
+            sets, out = up_to(prepared, LAST), scratch / "pretrained"
+            first_day(training_sets=sets, tokenizer=tokenizer, out=out, recipe=recipe, seed=seed, device=device)
             if "pretrained" in chains:
-                keep("pretrained", tokenizer, out / "pretrained")
-                keep_joint(tokenizer, out / "pretrained")
+                keep("pretrained", tokenizer, out)
+                keep_joint(tokenizer, out)
             if "aligned" in chains:
-                found = aligned(prepared, LAST, tokenizer, out, previous=None, seed=seed, device=device)
-                keep("aligned", tokenizer, out / "aligned", kept=found["kept"])
+                found = aligned(prepared, LAST, tokenizer, scratch, previous=None, seed=seed, device=device)
+                keep("aligned", tokenizer, scratch / "aligned", kept=found["kept"])
             return
+        first = bootstrap(prepared, chosen.recipe, seed, device, scratch / "first")  # both chains start from it
         for chain in chains:
             before: Path | None = None
             kept: list[float] = []
             for day in DAYS:
-                tokenizer, out = prepared / "tokenizer" / f"daily_{seed}" / day, Path(scratch) / chain / day
-                (out / "pretrained").mkdir(parents=True)
-                if before is not None:
-                    short = OneRecConfig.load(before / chain / "config.json").short_len
-                    pretrain(
-                        training_sets=[regrouped(up_to(prepared, day)[-1], short)],
-                        tokenizer=tokenizer,
-                        previous=before / chain,
-                        out=out / "pretrained",
-                        seed=seed,
-                        progress=quiet,
-                        device=device,
-                    )
-                else:  # both chains start from one model
-                    first = Path(scratch) / "first"
-                    if not first.exists():
-                        bootstrap(day, tokenizer, first)
-                    shutil.copytree(first, out / "pretrained", dirs_exist_ok=True)
+                tokenizer, out = prepared / "tokenizer" / f"daily_{seed}" / day, scratch / chain / day
+                if before is None:
+                    shutil.copytree(first, out / "pretrained")
+                else:
+                    how = {"recipe": chosen.recipe, "later": chosen.later, "seed": seed, "device": device}
+                    train_later(prepared, day, before / chain, out / "pretrained", **how)
                 if chain == "aligned":
                     found = aligned(prepared, day, tokenizer, out, previous=before, seed=seed, device=device)
                     kept.append(found["kept"])
                 before = out
             keep(chain, tokenizer, out / chain, **({"kept": kept} if kept else {}))
+            if chain == "pretrained":
+                keep_joint(tokenizer, out / chain)
 
 
 def titles(kind: str, chains: list[str]) -> list[str]:
     """Rows that `one` leaves."""
-    return [KINDS[kind][chain] for chain in chains] + [OWN, JOINT] * (kind == "once" and "pretrained" in chains)
+    return [KINDS[kind][chain] for chain in chains] + [OWN[kind], JOINT[kind]] * ("pretrained" in chains)
 
 
 def main() -> None:
@@ -216,6 +205,10 @@ def main() -> None:
     p.add_argument("--own-weight", type=float, default=1.0, help="of the item head beside the codes, with --recipe")
     p.add_argument("--try", dest="names", nargs="+", **known, help="try these recipes where none is given (all)")
     p.add_argument("--choose-only", action="store_true", help="end when a recipe is chosen")
+    p.add_argument(
+        "--later", default="pretrain", choices=list(LATER), help="how a later day is trained (later_days.py)"
+    )
+    p.add_argument("--try-later", action="store_true", help="with --recipe: try all of them on 2022-05-05, and end")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--jobs", type=int, default=1, help="trainings side by side (1)")
     p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
@@ -223,9 +216,14 @@ def main() -> None:
     if args.data:
         prepare(features(args.data.resolve(), args.prepared / "var"), args.prepared, args.seeds, args.data)
         return
+    if args.try_later:
+        if args.recipe is None:
+            p.error("--try-later trains later days after a first day: name its --recipe")
+        choose_later(args.lists / "later.json", args.recipe, args.seeds[0], args.prepared, args.device)
+        return
     with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
         if args.recipe is not None:
-            chosen = Chosen(recipe=args.recipe, joint=tuple(args.weights), own=args.own_weight)
+            chosen = Chosen(recipe=args.recipe, joint=tuple(args.weights), own=args.own_weight, later=args.later)
         else:
             tried = args.lists / "recipes.json"
             chosen = best_recipe(pool, tried, (args.seeds[0], args.prepared, args.device, args.jobs), args.names)

@@ -6,6 +6,7 @@ best_recipe(pool, Path("build/quality/kuairand_lists/recipes.json"), (1, prepare
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import tempfile
@@ -19,7 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.machine import commit
-from benchmarks.quality.first_day import Recipe, first_day
+from benchmarks.quality.first_day import first_day
+from benchmarks.quality.first_day_step import Recipe
 from benchmarks.quality.joint import OWN, Scored, candidates, shown_weights
 from benchmarks.quality.pieces import regrouped
 from models.evaluation.evaluate import Ranker, held_out
@@ -67,11 +69,12 @@ RECIPES = {
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chosen:
     """What validation chose: a key of RECIPES, the weights of item head and co-occurrence where both join the codes,
-    and of the item head where it joins them alone."""
+    and of the item head where it joins them alone; and how a later day is trained (`later_days.LATER`)."""
 
     recipe: str
     joint: tuple[float, float]
     own: float
+    later: str = "pretrain"
 
 
 def up_to(prepared: Path, day: str) -> list[Path]:
@@ -104,34 +107,34 @@ def scores(
 ) -> tuple[np.ndarray, Scored, list[np.ndarray]]:
     """User ids, scored candidates and what is wanted, on the day after `day`."""
     ranker, wanted, seen = ranker_of(prepared, day, tokenizer, model, device)
-    weights = shown_weights(up_to(prepared, day), ranker.tok.catalogue)
-    return ranker.data.user_id[ranker.rows], candidates(ranker, seen, weights), wanted
+    return ranker.data.user_id[ranker.rows], candidates(ranker, seen, _shown(prepared, day, tokenizer)), wanted
+
+
+@functools.lru_cache(maxsize=1)
+def _shown(prepared: Path, day: str, tokenizer: Path) -> np.ndarray:
+    """`shown_weights`, which several models of one day share."""
+    return shown_weights(up_to(prepared, day), Tokenizer.load(tokenizer).catalogue)
+
+
+def judged(prepared: Path, day: str, tokenizer: Path, model: Path, device: str) -> dict[str, Any]:
+    """recall@50 of the day after `day` by codes, by both heads, and by the joint score, each at its best weights."""
+    recall = ranked(prepared, day, tokenizer, model, device)[2]
+    _, scored, wanted = scores(prepared, day, tokenizer, model, device)
+    weights, joint = scored.best_weights(wanted)
+    (own_weight, _), own = scored.best_weights(wanted, OWN)
+    return {"recall@50": recall, "own": own, "own_weight": own_weight, "joint": joint, "weights": list(weights)}
 
 
 def choose(recipe: str, seed: int, prepared: Path, device: str, jobs: int) -> dict[str, Any]:
-    """recall@50 of 2022-05-05 by a model trained on the days before: by its codes, by codes and item head, and by the
-    joint score, each at its best weights; and the seconds that training took."""
+    """What `judged` finds on 2022-05-05 of a model trained on the days before, and the seconds that training took."""
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     begun, sets = time.monotonic(), up_to(prepared, CHOOSE)
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer, out = prepared / "tokenizer" / f"choose_{seed}", Path(scratch)
         first_day(training_sets=sets, tokenizer=tokenizer, out=out, recipe=RECIPES[recipe], seed=seed, device=device)
-        trained = time.monotonic() - begun
-        recall = ranked(prepared, CHOOSE, tokenizer, out, device)[2]
-        _, scored, wanted = scores(prepared, CHOOSE, tokenizer, out, device)
-    weights, joint = scored.best_weights(wanted)
-    (own_weight, _), own = scored.best_weights(wanted, OWN)
-    return {
-        "recipe": recipe,
-        "seed": seed,
-        "recall@50": recall,
-        "own": own,
-        "own_weight": own_weight,
-        "joint": joint,
-        "weights": list(weights),
-        "seconds": round(trained, 1),
-        "commit": commit(),
-    }
+        seconds = round(time.monotonic() - begun, 1)
+        found = judged(prepared, CHOOSE, tokenizer, out, device)
+    return {"recipe": recipe, "seed": seed, **found, "seconds": seconds, "commit": commit()}
 
 
 def best_recipe(

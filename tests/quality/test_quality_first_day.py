@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.quality.first_day import Recipe, first_day, forgetful, loss_of, on_device, plan
+from benchmarks.quality.first_day import first_day, later_day
+from benchmarks.quality.first_day_step import Recipe, forgetful, loss_of, on_device, plan
 from models.onerec.config import OneRecConfig
 from models.onerec.model import OneRec
 from models.training.checkpoint import Tokenizer, load_model, load_optimizer
@@ -109,3 +110,37 @@ def test_a_first_day_learns_and_can_be_continued(world, tmp_path: Path) -> None:
     model = load_model(tmp_path / "4", tok)
     optimizer, names = make_optimizer(model, lr_sparse=1e-3, lr_dense=1e-3, weight_decay=0)
     load_optimizer(optimizer, names, tmp_path / "4" / "optimizer.safetensors", len(tok.catalogue))
+
+
+def test_a_later_day_goes_on_from_the_one_before(world, tmp_path: Path) -> None:  # noqa: F811
+    first, second = sorted(world.training)[:2]
+    tok, recipe = Tokenizer.load(world.tokenizer), Recipe(epochs=2, batch=16, d_model=32, event_weight=0.25)
+    same = {"tokenizer": world.tokenizer, "recipe": recipe, "seed": 1, "device": "cpu"}
+    before = first_day(training_sets=[first], out=tmp_path / "first", **same)
+    old = {name: p.clone() for name, p in before.named_parameters()}
+
+    def loss(model: OneRec) -> float:
+        data = TrainingSet([second], tok.catalogue, model.config)
+        batch = data.batch(np.flatnonzero(data.targets.lengths), 8)
+        batch["weight"] = torch.ones(len(batch["targets"]))
+        with torch.no_grad():
+            return PretrainLoss(model, 1.0)(batch, batch["target_mask"].sum())[0].item()
+
+    models = {
+        rate: later_day(
+            training_set=second, previous=tmp_path / "first", out=tmp_path / str(rate), passes=4, rate=rate, **same
+        )
+        for rate in (0.1, 0.5)
+    }
+    assert loss(models[0.5]) < loss(models[0.1]) < loss(before)
+    moved = {
+        rate: max(float((p - old[name]).abs().max()) for name, p in model.named_parameters())
+        for rate, model in models.items()
+    }
+    assert 0 < moved[0.1] < moved[0.5]
+    one, two = (load_model(tmp_path / name, tok).config for name in ("first", "0.1"))
+    assert one == two
+    optimizer, names = make_optimizer(models[0.1], lr_sparse=1e-3, lr_dense=1e-3, weight_decay=0)
+    load_optimizer(optimizer, names, tmp_path / "0.1" / "optimizer.safetensors", len(tok.catalogue))
+    steps = {int(optimizer.state[p]["step"]) for p in models[0.1].parameters()}
+    assert min(steps) > 4  # the moments of the day before were carried on

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks.quality import joint
-from benchmarks.quality.first_day import Recipe, first_day
+from benchmarks.quality.first_day import first_day
+from benchmarks.quality.first_day_step import Recipe
 from benchmarks.quality.joint import GRID, Scored, candidates, seen_matrix, shown_weights
 from models.evaluation.evaluate import Ranker, held_out
 from models.onerec.beam_search import beam_search

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.quality import kuairand_onerec, kuairand_prepare, lists, recipes, release_lists
-from benchmarks.quality.first_day import Recipe, first_day
+from benchmarks.quality import kuairand_onerec, kuairand_prepare, later_days, lists, recipes, release_lists
+from benchmarks.quality.first_day import first_day
+from benchmarks.quality.first_day_step import Recipe
 from models.training.align_config import AlignConfig
 from tests.models.conftest import world  # noqa: F401  (the synthetic source of the models' tests)
 
@@ -32,7 +33,7 @@ def prepared(world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  #
         "AlignConfig": few,
         "align_later_day": few,
     }.items():
-        for module in (kuairand_onerec, kuairand_prepare, recipes):
+        for module in (kuairand_onerec, kuairand_prepare, later_days, recipes):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
     workspace = tmp_path / "workspace"
@@ -62,7 +63,10 @@ def test_both_kinds_leave_their_lists(prepared: Path, tmp_path: Path) -> None:
         kuairand_onerec.one(kind, 1, chosen, kuairand_onerec.CHAINS, prepared, tmp_path / "lists", "cpu", 1)
     found = lists.read(tmp_path / "lists")
     both = [t for kind in kuairand_onerec.KINDS for t in kuairand_onerec.titles(kind, kuairand_onerec.CHAINS)]
-    assert {f.model for f in found} == set(both) and {kuairand_onerec.JOINT, kuairand_onerec.OWN} <= set(both)
+    assert {f.model for f in found} == set(both) and {
+        "OneRec, once + item head",
+        "OneRec, day by day + item head",
+    } <= set(both)
     for f in found:
         assert f.seed == 1 and f.about["recipe"] == "short"
         assert ("kept" in f.about) == ("ECPO" in f.model)
@@ -75,6 +79,22 @@ def test_a_recipe_is_judged_on_the_day_that_it_has_not_seen(prepared: Path) -> N
     assert (trial["recipe"], trial["seed"]) == ("short", 1)
     with pytest.raises(ValueError, match="prepare it with --data"):
         recipes.up_to(prepared, "2022-05-01")
+
+
+def test_ways_of_a_later_day_are_judged_from_one_first_day(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firsts: list[Path] = []
+    bootstrap = later_days.bootstrap
+    monkeypatch.setattr(later_days, "bootstrap", lambda *args: firsts.append(bootstrap(*args)) or firsts[-1])
+    monkeypatch.setattr(later_days, "CHOOSE", DAYS[1])
+    monkeypatch.setattr(later_days, "LATER", {"pretrain": None, "2 at .3": later_days.Later(passes=2, rate=0.3)})
+    tried = tmp_path / "lists" / "later.json"
+    found = later_days.choose_later(tried, "short", 1, prepared, "cpu")
+    assert [t["later"] for t in found] == ["none", "pretrain", "2 at .3"] and len(firsts) == 1
+    assert all(0 < t[name] <= 1 for t in found for name in ("recall@50", "own", "joint"))
+    assert json.loads(tried.read_text()) == found
+    assert later_days.choose_later(tried, "short", 1, prepared, "cpu") == found and len(firsts) == 1
 
 
 def test_trials_are_written_as_they_end_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,139 @@
+"""KuaiRand-Pure, day by day: what a later day trains from the model of the day before, and which way is best.
+
+    choose_later(Path("build/quality/kuairand_lists/later.json"), "events of 64, twice as wide", 1, prepared, "cuda")
+
+A later day sees its own rows alone. "pretrain" is the daily recipe: one pass, whole days, a tenth of the learning rate.
+The others train as the first day did (`first_day.later_day`): days in pieces, forgetting, everything shown. Chosen on
+2022-05-05, by the model that the days up to 2022-05-04 have made; the first day is trained once for all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import commit
+from benchmarks.quality.first_day import first_day, later_day
+from benchmarks.quality.kuairand_prepare import DAYS
+from benchmarks.quality.pieces import regrouped
+from benchmarks.quality.recipes import CHOOSE, RECIPES, judged, up_to
+from models.onerec.config import OneRecConfig
+from models.training.pretrain import pretrain
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Later:
+    """Passes over a later day's rows, and the learning rate as a share of the first day's."""
+
+    passes: int
+    rate: float
+
+
+LATER: dict[str, Later | None] = {
+    "pretrain": None,
+    "1 pass at .1": Later(passes=1, rate=0.1),
+    "2 passes at .1": Later(passes=2, rate=0.1),
+    "4 passes at .1": Later(passes=4, rate=0.1),
+    "2 passes at .3": Later(passes=2, rate=0.3),
+    "8 passes at .1": Later(passes=8, rate=0.1),
+}
+
+
+def bootstrap(prepared: Path, recipe: str, seed: int, device: str, out: Path) -> Path:
+    """The first of the days, trained as a first day."""
+    tokenizer = prepared / "tokenizer" / f"daily_{seed}" / DAYS[0]
+    first_day(
+        training_sets=up_to(prepared, DAYS[0]),
+        tokenizer=tokenizer,
+        out=out,
+        recipe=RECIPES[recipe],
+        seed=seed,
+        device=device,
+    )
+    return out
+
+
+def train_later(
+    prepared: Path, day: str, previous: Path, out: Path, *, recipe: str, later: str, seed: int, device: str
+) -> None:
+    """One later day's pre-training into `out`, from the model in `previous`."""
+    tokenizer = prepared / "tokenizer" / f"daily_{seed}" / day
+    (rows_of,) = up_to(prepared, day)[-1:]
+    out.mkdir(parents=True)
+    if (how := LATER[later]) is not None:
+        later_day(
+            training_set=rows_of,
+            tokenizer=tokenizer,
+            previous=previous,
+            out=out,
+            recipe=RECIPES[recipe],
+            passes=how.passes,
+            rate=how.rate,
+            seed=seed,
+            device=device,
+        )
+        return
+    short = OneRecConfig.load(previous / "config.json").short_len
+    pretrain(
+        training_sets=[regrouped(rows_of, short)],
+        tokenizer=tokenizer,
+        previous=previous,
+        out=out,
+        seed=seed,
+        progress=lambda line: None,
+        device=device,
+    )
+
+
+def later_models(
+    prepared: Path, first: Path, scratch: Path, *, recipe: str, later: str, seed: int, device: str, last: str
+) -> Iterator[tuple[str, Path]]:
+    """(day, folder of its model) of the later days up to `last`, each from the one before."""
+    previous = first
+    for day in DAYS[1:]:
+        if day > last:
+            return
+        out = scratch / later / day
+        train_later(prepared, day, previous, out, recipe=recipe, later=later, seed=seed, device=device)
+        yield day, out
+        if previous != first:
+            shutil.rmtree(previous)
+        previous = out
+
+
+def choose_later(tried: Path, recipe: str, seed: int, prepared: Path, device: str) -> list[dict[str, Any]]:
+    """What `recipes.judged` finds on 2022-05-05 of every way that `tried` does not hold, each written as it ends.
+
+    "none" is the first day's own model, which has seen no later day.
+    """
+    found = json.loads(tried.read_text()) if tried.exists() else []
+    known = {(t["later"], t["recipe"], t["seed"]) for t in found}
+    wanted = [name for name in ("none", *LATER) if (name, recipe, seed) not in known]
+    tried.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        first = bootstrap(prepared, recipe, seed, device, scratch / "first") if wanted else scratch
+        for name in wanted:
+            begun, day, model = time.monotonic(), DAYS[0], first
+            if name != "none":
+                *_, (day, model) = later_models(
+                    prepared, first, scratch, recipe=recipe, later=name, seed=seed, device=device, last=CHOOSE
+                )
+            trained = time.monotonic() - begun
+            tokenizer = prepared / "tokenizer" / f"daily_{seed}" / day
+            found.append(
+                {"later": name, "recipe": recipe, "seed": seed, **judged(prepared, CHOOSE, tokenizer, model, device)}
+                | {"seconds": round(trained, 1), "commit": commit()}
+            )
+            print(json.dumps(found[-1]), flush=True)
+            staged = tried.with_suffix(".part")
+            staged.write_text(json.dumps(found, indent=1) + "\n")
+            os.replace(staged, tried)
+    return found
