@@ -60,7 +60,8 @@ RECIPES = {
     "events of 64": EVENTS,
     "events of 64, weigh 1": dataclasses.replace(EVENTS, event_weight=1.0),
     "events of 64, twice as wide": WIDE,
-    # Not tried yet.
+    # Not tried yet. A short history of 20 events is what the pipeline's features hold.
+    "events of 20, twice as wide": dataclasses.replace(WIDE, short=20),
     "events of 64, 256 wide": dataclasses.replace(EVENTS, d_model=256),
     "events of 64, twice as wide, 30 passes": dataclasses.replace(WIDE, epochs=30),
 }
