@@ -2,7 +2,7 @@
 
     choose_later(Path("build/quality/kuairand_lists/later.json"), "events of 64, twice as wide", 1, prepared, "cuda")
 
-A later day sees its own rows alone. "pretrain" is the daily recipe: one pass, whole days, a tenth of the learning rate.
+A later day sees its own rows alone. "pretrain" is the daily recipe: one pass over whole days.
 The others train as the first day did (`first_day.later_day`): days in pieces, forgetting, everything shown. Chosen on
 2022-05-05, by the model that the days up to 2022-05-04 have made; the first day is trained once for all of them.
 """

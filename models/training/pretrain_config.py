@@ -20,8 +20,8 @@ class PretrainConfig:
     max_targets: int = 8
     lr_sparse: float = 3e-3
     lr_dense: float = 1.5e-3
-    lr_daily_scale: float = 0.1  # where bootstrap's cosine ends
-    lr_refit_scale: float = 1.0  # on the day of a refit of the tokenizer: codes have moved, a tenth would not follow
+    lr_daily_scale: float = 0.3  # of a later day's rates; measured over a week: docs/decisions/model.md
+    lr_refit_scale: float = 1.0  # on the day of a refit of the tokenizer: codes have moved, less would not follow
     weight_decay: float = 0.05
     warmup_share: float = 0.05
     clip_norm: float = 1.0

@@ -77,7 +77,7 @@ def test_a_later_day_resumes_model_and_optimiser_and_takes_new_items(world, tmp_
 
 @pytest.mark.parametrize("refit", [True, False])
 def test_the_day_of_a_refit_trains_at_a_rate_of_its_own(world, tmp_path, monkeypatch, refit):
-    """Codes have moved: a later day's tenth of the rate would not follow them."""
+    """Codes have moved: a later day's share of the rate would not follow them."""
     _pretrain(world, tmp_path / "first", training_sets=world.training[:1])
     (tmp_path / "tokenizer").mkdir()
     refresh_tokenizer(
