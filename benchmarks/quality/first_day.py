@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +52,6 @@ def first_day(
     seed: int,
     device: str,
     graphs: bool = True,
-    progress: Callable[[str], None] = print,
 ) -> OneRec:
     """Train on all rows with something to learn, write the model into `out`, and return it.
 
@@ -65,7 +63,7 @@ def first_day(
     model = model.to(device).train()
     optimizer, names = optimizer_of(model, recipe.rate)
     start_optimizer(optimizer)
-    fit(model, optimizer, training_sets, tok, recipe, seed, graphs, progress)
+    fit(model, optimizer, training_sets, tok, recipe, seed, graphs)
     save(model, optimizer, names, out)
     return model.eval()
 
@@ -120,7 +118,6 @@ def fit(
     recipe: Recipe,
     seed: int,
     graphs: bool,
-    progress: Callable[[str], None] = print,
 ) -> None:
     """All passes over the rows of these days."""
     daily, device = PretrainConfig(), model.bos_D.device
@@ -139,7 +136,7 @@ def fit(
     begun = time.monotonic()
     for number, rows_B in enumerate(batches_CB):
         if number in (9, 999) or (number + 1) % 4000 == 0:
-            progress(f"{number + 1} of {steps} steps after {time.monotonic() - begun:.0f} s")
+            print(f"{number + 1} of {steps} steps after {time.monotonic() - begun:.0f} s", flush=True)
         for group in optimizer.param_groups:
             group["lr"].fill_(group["base_lr"] * learning_rate(number, steps, daily.warmup_share))
         run(rows_B)

@@ -149,7 +149,8 @@ def main() -> None:
         f"# KuaiRand-Pure, unseen positives of {args.day}: {len(wanted):,} users, {len(day.items):,} items\n\n"
         f"{table(head, body)}\nMean ± standard deviation over seeds; 95 % intervals by bootstrap over users. Users "
         "whom a model gave no list count as misses: at most "
-        f"{max((len(wanted) - len(t.user_id) for t in trained), default=0)} (docs/decisions/quality.md).\n\n"
+        f"{max((len(wanted) - len(t.user_id) for t in trained), default=0)} in rows that are not kept "
+        "from an older page (docs/decisions/quality.md).\n\n"
         f"By slice (users in brackets):\n\n{table(slice_head, by_slice)}\n"
         + (f"Chosen on the day before: {'; '.join(said)}.\n\n" if said else "")
         + (f"{trained_on}Floors and this page:\n" if trained_on else "")
