@@ -208,7 +208,8 @@ def main() -> None:
     p.add_argument(
         "--later", default="pretrain", choices=list(LATER), help="how a later day is trained (later_days.py)"
     )
-    p.add_argument("--try-later", action="store_true", help="with --recipe: try all of them on 2022-05-05, and end")
+    ways = {"choices": ["none", *LATER], "metavar": "LATER"}
+    p.add_argument("--try-later", nargs="*", **ways, help="with --recipe: try these (all) on 2022-05-05, and end")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--jobs", type=int, default=1, help="trainings side by side (1)")
     p.add_argument("--lists", type=Path, default=Path("build/quality/kuairand_lists"))
@@ -216,17 +217,18 @@ def main() -> None:
     if args.data:
         prepare(features(args.data.resolve(), args.prepared / "var"), args.prepared, args.seeds, args.data)
         return
-    if args.try_later:
-        if args.recipe is None:
-            p.error("--try-later trains later days after a first day: name its --recipe")
-        choose_later(args.lists / "later.json", args.recipe, args.seeds[0], args.prepared, args.device)
-        return
+    if args.try_later is not None and args.recipe is None:
+        p.error("--try-later trains later days after a first day: name its --recipe")
+    of_trials = (args.seeds[0], args.prepared, args.device, args.jobs)
     with multiprocessing.get_context("spawn").Pool(args.jobs, maxtasksperchild=1) as pool:
+        if args.try_later is not None:
+            choose_later(pool, args.lists / "later.json", args.recipe, of_trials, args.try_later)
+            return
         if args.recipe is not None:
             chosen = Chosen(recipe=args.recipe, joint=tuple(args.weights), own=args.own_weight, later=args.later)
         else:
             tried = args.lists / "recipes.json"
-            chosen = best_recipe(pool, tried, (args.seeds[0], args.prepared, args.device, args.jobs), args.names)
+            chosen = best_recipe(pool, tried, of_trials, args.names)
             print(f"chosen: {chosen}", flush=True)
             if args.choose_only:
                 return

@@ -1,6 +1,6 @@
 """KuaiRand-Pure, day by day: what a later day trains from the model of the day before, and which way is best.
 
-    choose_later(Path("build/quality/kuairand_lists/later.json"), "events of 64, twice as wide", 1, prepared, "cuda")
+    choose_later(pool, Path("build/quality/kuairand_lists/later.json"), RECIPE, (1, prepared, "cuda", 3))
 
 A later day sees its own rows alone. "pretrain" is the daily recipe: one pass over whole days.
 The others train as the first day did (`first_day.later_day`): days in pieces, forgetting, everything shown. Chosen on
@@ -15,15 +15,18 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.machine import commit
 from benchmarks.quality.first_day import first_day, later_day
 from benchmarks.quality.kuairand_prepare import DAYS
 from benchmarks.quality.pieces import regrouped
-from benchmarks.quality.recipes import CHOOSE, RECIPES, judged, up_to
+from benchmarks.quality.recipes import CHOOSE, RECIPES, collect, judged, up_to
 from models.onerec.config import OneRecConfig
 from models.training.pretrain import pretrain
 
@@ -108,32 +111,35 @@ def later_models(
         previous = out
 
 
-def choose_later(tried: Path, recipe: str, seed: int, prepared: Path, device: str) -> list[dict[str, Any]]:
-    """What `recipes.judged` finds on 2022-05-05 of every way that `tried` does not hold, each written as it ends.
+def judge_later(
+    first: Path, later: str, recipe: str, seed: int, prepared: Path, device: str, jobs: int
+) -> dict[str, Any]:
+    """What `recipes.judged` finds on 2022-05-05 of the later days trained so from the model in `first`."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    begun, day, model = time.monotonic(), DAYS[0], first
+    with tempfile.TemporaryDirectory() as scratch:
+        if later != "none":
+            days = later_models(
+                prepared, first, Path(scratch), recipe=recipe, later=later, seed=seed, device=device, last=CHOOSE
+            )
+            *_, (day, model) = days
+        seconds = round(time.monotonic() - begun, 1)
+        found = judged(prepared, CHOOSE, prepared / "tokenizer" / f"daily_{seed}" / day, model, device)
+    return {"later": later, "recipe": recipe, "seed": seed, **found, "seconds": seconds, "commit": commit()}
+
+
+def choose_later(
+    pool: Pool, tried: Path, recipe: str, more: tuple[int, Path, str, int], names: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """The trials in `tried` and of the named ways (default: all), each written as it ends, none made twice.
 
     "none" is the first day's own model, which has seen no later day.
     """
     found = json.loads(tried.read_text()) if tried.exists() else []
-    known = {(t["later"], t["recipe"], t["seed"]) for t in found}
-    wanted = [name for name in ("none", *LATER) if (name, recipe, seed) not in known]
-    tried.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        first = bootstrap(prepared, recipe, seed, device, scratch / "first") if wanted else scratch
-        for name in wanted:
-            begun, day, model = time.monotonic(), DAYS[0], first
-            if name != "none":
-                *_, (day, model) = later_models(
-                    prepared, first, scratch, recipe=recipe, later=name, seed=seed, device=device, last=CHOOSE
-                )
-            trained = time.monotonic() - begun
-            tokenizer = prepared / "tokenizer" / f"daily_{seed}" / day
-            found.append(
-                {"later": name, "recipe": recipe, "seed": seed, **judged(prepared, CHOOSE, tokenizer, model, device)}
-                | {"seconds": round(trained, 1), "commit": commit()}
-            )
-            print(json.dumps(found[-1]), flush=True)
-            staged = tried.with_suffix(".part")
-            staged.write_text(json.dumps(found, indent=1) + "\n")
-            os.replace(staged, tried)
+    seed, prepared, device, _ = more
+    known = {t["later"] for t in found if (t["recipe"], t["seed"]) == (recipe, seed)}
+    if wanted := [name for name in names or ("none", *LATER) if name not in known]:
+        with tempfile.TemporaryDirectory() as scratch:
+            first = bootstrap(prepared, recipe, seed, device, Path(scratch) / "first")
+            collect([pool.apply_async(judge_later, (first, name, recipe, *more)) for name in wanted], found, tried)
     return found

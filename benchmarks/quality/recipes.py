@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from multiprocessing.pool import Pool
+from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
 from typing import Any
 
@@ -138,18 +138,9 @@ def choose(recipe: str, seed: int, prepared: Path, device: str, jobs: int) -> di
     return {"recipe": recipe, "seed": seed, **found, "seconds": seconds, "commit": commit()}
 
 
-def best_recipe(
-    pool: Pool, tried: Path, more: tuple[int, Path, str, int], names: Sequence[str] | None = None
-) -> Chosen:
-    """Of the named recipes (default: all) and those tried before, the one with the best joint score on 2022-05-05.
-
-    `tried` holds the trials, each written as it ends; those of it are not made again.
-    """
-    found = json.loads(tried.read_text()) if tried.exists() else []
-    seed, *_ = more
+def collect(tasks: list[AsyncResult], found: list[dict[str, Any]], tried: Path) -> None:
+    """Adds each trial to `found` and its file as it ends. Raises what the first of those that failed raised, last."""
     failed: list[Exception] = []
-    known = {t["recipe"] for t in found if t["seed"] == seed}
-    tasks = [pool.apply_async(choose, (recipe, *more)) for recipe in names or RECIPES if recipe not in known]
     tried.parent.mkdir(parents=True, exist_ok=True)
     while tasks:
         ready = [task for task in tasks if task.ready()]
@@ -168,6 +159,19 @@ def best_recipe(
             tasks[0].wait(1)
     if failed:
         raise failed[0]
+
+
+def best_recipe(
+    pool: Pool, tried: Path, more: tuple[int, Path, str, int], names: Sequence[str] | None = None
+) -> Chosen:
+    """Of the named recipes (default: all) and those tried before, the one with the best joint score on 2022-05-05.
+
+    `tried` holds the trials, each written as it ends; those of it are not made again.
+    """
+    found = json.loads(tried.read_text()) if tried.exists() else []
+    seed, *_ = more
+    known = {t["recipe"] for t in found if t["seed"] == seed}
+    collect([pool.apply_async(choose, (r, *more)) for r in names or RECIPES if r not in known], found, tried)
     mine = [t for t in found if t["seed"] == seed and t["recipe"] in RECIPES]
     best = max(mine, key=lambda t: t["joint"])
     return Chosen(recipe=best["recipe"], joint=tuple(best["weights"]), own=best["own_weight"])

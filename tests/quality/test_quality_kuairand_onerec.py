@@ -90,11 +90,13 @@ def test_ways_of_a_later_day_are_judged_from_one_first_day(
     monkeypatch.setattr(later_days, "CHOOSE", DAYS[1])
     monkeypatch.setattr(later_days, "LATER", {"pretrain": None, "2 at .3": later_days.Later(passes=2, rate=0.3)})
     tried = tmp_path / "lists" / "later.json"
-    found = later_days.choose_later(tried, "short", 1, prepared, "cpu")
+    with ThreadPool(1) as pool:  # of threads: what is patched does not reach another process
+        more = (1, prepared, "cpu", 1)
+        found = later_days.choose_later(pool, tried, "short", more)
+        assert later_days.choose_later(pool, tried, "short", more) == found and len(firsts) == 1
     assert [t["later"] for t in found] == ["none", "pretrain", "2 at .3"] and len(firsts) == 1
     assert all(0 < t[name] <= 1 for t in found for name in ("recall@50", "own", "joint"))
     assert json.loads(tried.read_text()) == found
-    assert later_days.choose_later(tried, "short", 1, prepared, "cpu") == found and len(firsts) == 1
 
 
 def test_trials_are_written_as_they_end_and_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
