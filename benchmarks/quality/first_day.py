@@ -129,17 +129,18 @@ def fit(
     )
     used = np.flatnonzero(data.targets.lengths + (data.others.lengths if recipe.shown_weight else 0))
     rows = {name: t.to(device) for name, t in on_device(data, used, weight, daily).items()}
-    step = make_step(model, optimizer, rows, recipe, daily.clip_norm, compiled=graphs and device.type == "cuda")
+    step, loss = make_step(model, optimizer, rows, recipe, daily.clip_norm, compiled=graphs and device.type == "cuda")
     batches = plan(len(used), data.now_s[used], recipe, seed)
     run, steps = Steps(step, device) if graphs else step, len(batches)
     batches_CB = torch.from_numpy(np.stack(batches)).to(device)
     begun = time.monotonic()
     for number, rows_B in enumerate(batches_CB):
-        if number in (9, 999) or (number + 1) % 4000 == 0:
-            print(f"{number + 1} of {steps} steps after {time.monotonic() - begun:.0f} s", flush=True)
         for group in optimizer.param_groups:
             group["lr"].fill_(group["base_lr"] * learning_rate(number, steps, daily.warmup_share))
         run(rows_B)
+        if number in (9, 999) or (number + 1) % 4000 == 0:
+            seconds = time.monotonic() - begun
+            print(f"{number + 1} of {steps} steps after {seconds:.0f} s, loss {loss.item():.3f}", flush=True)
 
 
 def save(model: OneRec, optimizer: torch.optim.Optimizer, names: dict[int, str], out: Path) -> None:

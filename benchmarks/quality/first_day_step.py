@@ -1,7 +1,7 @@
 """What a first day's fast training computes: its rows on the device, the order of batches, the loss, and one update.
 
     rows = on_device(data, used, weight, PretrainConfig())
-    step = make_step(model, optimizer, rows, recipe, clip=1.0, compiled=True)
+    step, loss = make_step(model, optimizer, rows, recipe, clip=1.0, compiled=True)
     step(rows_B)
 
 Legend: R rows, B rows of a batch, M targets a row.
@@ -10,6 +10,7 @@ Legend: R rows, B rows of a batch, M targets a row.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -114,10 +115,11 @@ def forgetful(batch: Rows, recipe: Recipe) -> Rows:
 
 def make_step(
     model: OneRec, optimizer: torch.optim.Optimizer, rows: Rows, recipe: Recipe, clip: float, compiled: bool = False
-):
-    """step(rows_B): gather the rows, one update."""
+) -> tuple[Callable[[Tensor], None], Tensor]:
+    """step(rows_B): gather the rows, one update; and the loss of the last one, a scalar on the device."""
     parameters, moes = list(model.parameters()), [m for m in model.modules() if isinstance(m, MoE)]
     loss_fn = torch.compile(loss_of) if compiled else loss_of
+    last = torch.zeros((), device=rows["weight"].device)
 
     def step(rows_B: Tensor) -> None:
         batch = {k: v.index_select(0, rows_B) for k, v in rows.items()}
@@ -125,10 +127,11 @@ def make_step(
         optimizer.zero_grad(set_to_none=True)
         with autocast(rows_B.device):
             loss = loss_fn(model, batch, recipe)
+        last.copy_(loss.detach())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, clip)
         optimizer.step()
         for moe in moes:
             moe.balance()
 
-    return step
+    return step, last

@@ -129,12 +129,22 @@ def shown_scores(day: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def train(
-    kind: str, day: dict[str, np.ndarray], *, epochs: int, seed: int, device: torch.device, every: int = 0
+    kind: str,
+    day: dict[str, np.ndarray],
+    *,
+    epochs: int,
+    seed: int,
+    device: torch.device,
+    every: int = 0,
+    width: int | None = None,
 ) -> tuple[SASRec | TwoTower, list[tuple[int, float]]]:
-    """The model after `epochs`; with `every` recall@50 after each so many (the curve), and the curve's best model."""
+    """The model after `epochs`; with `every` recall@50 after each so many (the curve), and the curve's best model.
+
+    width: of SASRec (WIDTH).
+    """
     torch.manual_seed(seed)
     rng, num_items = np.random.default_rng(seed), int(day["num_items"])
-    config = SASRecConfig(d_model=WIDTH, blocks=2, heads=2, dropout=DROPOUT)
+    config = SASRecConfig(d_model=width or WIDTH, blocks=2, heads=2, dropout=DROPOUT)
     model = (TwoTower(num_items) if kind == "two-tower" else SASRec(config, num_items)).to(device)
     optimizer = adam(model.parameters(), rate=RATE, weight_decay=0.01, decoupled=True, device=device)
     sequences = sequences_of(kind, day)
@@ -221,6 +231,8 @@ def main() -> None:
     p.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     p.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     p.add_argument("--epochs", type=int, default=MOST_EPOCHS, help="most epochs while choosing")
+    p.add_argument("--width", type=int, help=f"of SASRec, while choosing or with --exactly ({WIDTH})")
+    p.add_argument("--choose-only", action="store_true", help="end when the passes are chosen")
     p.add_argument("--exactly", type=int, help="so many epochs, chosen before: nothing is chosen now")
     p.add_argument("--weight", type=float, default=12.0, help="of co-occurrence, with --exactly")
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -237,10 +249,11 @@ def main() -> None:
     for kind in args.models:
         begun = time.monotonic()
         if args.exactly is not None:
-            chosen[kind] = {"epochs": args.exactly, "curve": [], "weight": args.weight}
+            chosen[kind] = {"epochs": args.exactly, "curve": [], "weight": args.weight, "width": args.width}
         elif kind not in chosen:
-            model, curve = train(kind, days["choose"], epochs=args.epochs, seed=args.seeds[0], device=device, every=4)
-            chosen[kind] = {"epochs": max(curve, key=lambda point: point[1])[0], "curve": curve}
+            settings = {"epochs": args.epochs, "seed": args.seeds[0], "every": 4, "width": args.width}
+            model, curve = train(kind, days["choose"], device=device, **settings)
+            chosen[kind] = {"epochs": max(curve, key=lambda point: point[1])[0], "curve": curve, "width": args.width}
             if shown:
                 lists_of = {w: rank(model, days["choose"], device, kind, w * shown["choose"]) for w in WEIGHTS}
                 recall = {w: evaluate(found, days["choose"])["recall@50"] for w, found in lists_of.items()}
@@ -248,11 +261,14 @@ def main() -> None:
             args.lists.mkdir(parents=True, exist_ok=True)
             chosen_in.write_text(json.dumps(chosen, indent=1) + "\n")
             print(f"{time.monotonic() - begun:6.1f} s  {kind}: {json.dumps(chosen[kind])}", flush=True)
+        if args.choose_only:
+            continue
         rows = {kind: None} | ({} if kind == "two-tower" else {kind + CO_OCCURRENCE: chosen[kind]["weight"]})
         for seed in args.seeds:
             if all(lists.path(args.lists, row, seed).exists() for row in rows):
                 continue
-            model, _ = train(kind, days["test"], epochs=chosen[kind]["epochs"], seed=seed, device=device)
+            settings = {"epochs": chosen[kind]["epochs"], "seed": seed, "width": chosen[kind].get("width")}
+            model, _ = train(kind, days["test"], device=device, **settings)
             for row, weight in rows.items():
                 ranked = rank(model, days["test"], device, kind, weight * shown["test"] if weight else None)
                 found = evaluate(ranked, days["test"])

@@ -46,6 +46,9 @@ LATER: dict[str, Later | None] = {
     "4 passes at .1": Later(passes=4, rate=0.1),
     "2 passes at .3": Later(passes=2, rate=0.3),
     "8 passes at .1": Later(passes=8, rate=0.1),
+    "4 passes at .3": Later(passes=4, rate=0.3),
+    "8 passes at .3": Later(passes=8, rate=0.3),
+    "16 passes at .1": Later(passes=16, rate=0.1),
 }
 
 
