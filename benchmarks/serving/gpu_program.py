@@ -53,7 +53,7 @@ def build(args: argparse.Namespace) -> ServingProgram:
         model = OneRec(config, torch.from_numpy(sid).to(args.device))
     use_kernels(model, Kernels(inference=args.kernels))
     trie = Trie.build(sid, K).to(args.device)
-    return ServingProgram(model, trie, torch.arange(args.items, device=args.device), args.beam, half=True)
+    return ServingProgram(model, trie, torch.arange(args.items, device=args.device), args.beam, torch.bfloat16)
 
 
 def requests(config: OneRecConfig, batch: int, beam: int, seed: int) -> list[Tensor]:
@@ -204,7 +204,8 @@ def profiled(run: Callable[[], Any], repeats: int = 5) -> str:
 
 def packaged(program: ServingProgram, batches: Sequence[int], args: argparse.Namespace) -> list[str]:
     """The same request as an AOTInductor package with a dynamic batch, in CUDA graphs: lines of the page."""
-    from serving.export.package import compile_package, load_package
+    from serving.export.compiling import compile_package
+    from serving.export.loading import load_package
 
     path, begun, largest = args.out / "program.pt2", time.monotonic(), max(batches)
     example = dict(zip(INPUTS, requests(program.model.config, 2, args.beam, 0)))
@@ -221,6 +222,8 @@ def packaged(program: ServingProgram, batches: Sequence[int], args: argparse.Nam
             host = [x.pin_memory() for x in host] if graphs else host
             inputs = [x.to(args.device) for x in host]
             outputs = run(*inputs)
+            if graphs:
+                graphs.capture(batch, inputs)
             call = functools.partial(graphs, batch, host) if graphs else functools.partial(run, *inputs)
             rounds, answer = latencies(call, outputs, args)
             same = float((answer == program(*inputs)[0].cpu()).float().mean())

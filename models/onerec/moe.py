@@ -163,7 +163,12 @@ def _(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
 
 
 def _grouped(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
-    """Each run of rows times its expert's matrix; in bfloat16 on CUDA, whose kernel takes nothing else."""
+    """Each run of rows times its expert's matrix. On CUDA in bfloat16, whose kernel takes nothing else; without
+    gradient float16 stays itself, by a kernel of ours."""
+    if x_ND.is_cuda and x_ND.dtype == w_EDF.dtype == torch.float16 and not torch.is_grad_enabled():
+        from models.onerec.grouped_kernel import grouped_product  # needs Triton, which comes with PyTorch for CUDA
+
+        return grouped_product(x_ND, w_EDF, ends)
     traced = torch.compiler.is_exporting() if x_ND.is_cuda else torch.compiler.is_compiling()
     x, w = (x_ND.bfloat16(), w_EDF.bfloat16()) if x_ND.is_cuda else (x_ND, w_EDF)
     y = grouped_mm(x, w, ends) if traced and not torch.is_grad_enabled() else F.grouped_mm(x, w, offs=ends)

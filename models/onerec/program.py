@@ -48,12 +48,15 @@ def input_shapes(config: OneRecConfig) -> dict[str, list[int]]:
 
 
 class ServingProgram(nn.Module):
-    """The request of point-wise models. `half` computes in bfloat16; the router, scores and log-probabilities do not.
+    """The request of point-wise models. In half precision (`dtype`) the router's choice, scores and log-probabilities
+    stay in float32.
 
     Raises ValueError for a model that generates lists: its search excludes items between steps.
     """
 
-    def __init__(self, model: OneRec, trie: Trie, item_ids: Tensor, width: int, half: bool = False) -> None:
+    def __init__(
+        self, model: OneRec, trie: Trie, item_ids: Tensor, width: int, dtype: torch.dtype = torch.float32
+    ) -> None:
         super().__init__()
         c = model.config
         if c.session_items > 1:
@@ -74,10 +77,10 @@ class ServingProgram(nn.Module):
         with torch.no_grad():
             if c.item_head:
                 self.register_buffer("table_ND", model.item_table())
-            if half:
+            if dtype != torch.float32:
                 biases = [(m, m.bias_E) for m in model.modules() if isinstance(m, MoE)]
-                self.bfloat16()
-                for moe, bias_E in biases:  # its steps are finer than bfloat16's
+                self.to(dtype)
+                for moe, bias_E in biases:  # its steps are finer than a half precision's
                     moe.bias_E = bias_E
 
     def at_width(self, width: int) -> ServingProgram:

@@ -9,18 +9,14 @@ pass is not there, and the signature says that the release is served eagerly.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import io
+import functools
 import json
 import os
 import platform
 import shutil
-import stat
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +28,15 @@ from models.onerec.model import OneRec
 from models.onerec.program import INPUTS, ServingProgram, input_shapes
 from models.onerec.ranking import MAX_BEAM
 from models.training.checkpoint import Tokenizer
-from serving.export.parity import answers, compare, reference
+from serving.export.compiling import compile_package
+from serving.export.loading import load_package, why_not
+from serving.export.parity import Ranked, answers, compare, reference
 
 FOLDER, SIGNATURE, PARITY = "serving", "signature.json", "parity.json"
 BEAM, MAX_BATCH = 128, 64
-WORKSHOP, CACHE_DIR = Path("/tmp/onerec-compile"), "TORCHINDUCTOR_CACHE_DIR"
-EXAMPLES = 2  # users of the example that is traced; a batch of one would be taken for a constant
+# Of each kind of device, fastest first. bfloat16's steps change one first item in a hundred, float16's are eight times
+# finer (docs/decisions/serving.md).
+PRECISIONS = {"cpu": ("float32",), "cuda": ("bfloat16", "float16")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +48,7 @@ class Package:
     beam: int
     torch: str
     target: str  # instruction set of the processor, or compute capability of the card
+    precision: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,9 +102,10 @@ def export_release(
 ) -> dict[str, Any]:
     """Compile for each device, compare with the eager float32 model on `users`, keep what passes.
 
-    Returns {device: verdict of the gate with `compile_seconds`, `bytes`, `eager_ms` and `package_ms` of one user};
-    times stay out of the files, whose bytes make the release's id. The package for CUDA computes in bfloat16. Raises
-    ValueError for a session-wise model or a beam outside 1..MAX_BEAM.
+    For CUDA in the first precision of PRECISIONS that passes. Returns {device: verdict of the gate with `precision`,
+    `compile_seconds`, `bytes`, `eager_ms` and `package_ms` of one user}, or a `reason` where there is no package; times
+    stay out of the files, whose bytes make the release's id. Raises ValueError for a session-wise model or a beam
+    outside 1..MAX_BEAM.
     """
     if not 1 <= beam <= MAX_BEAM:
         raise ValueError(f"beam is {beam}; export a width of 1 to {MAX_BEAM}")
@@ -112,119 +113,102 @@ def export_release(
     wanted = reference(model, tokenizer, users, beam)
     packages, report, verdicts = [], {}, {}
     for device in devices:
+        kind = torch.device(device).type
         if shutil.which(os.environ.get("CXX", "g++")) is None:
             progress(f"{device}: no C++ compiler here, so nothing is exported; install g++ or set CXX")
             report[device] = {"passed": False, "reason": "no C++ compiler"}
             continue
-        cuda = torch.device(device).type == "cuda"
-        program = build_program(model, tokenizer, beam, device, half=cuda)
-        path, begun = out / f"{torch.device(device).type}.pt2", time.monotonic()
-        progress(f"compiling the request for {device}")
-        compile_package(program, users, path, max_batch)
-        seconds = round(time.monotonic() - begun, 1)
-        run = load_package(path)
-
-        def on_device(*inputs: Tensor, run: Callable = run, device: str = device) -> tuple[Tensor, ...]:
-            return run(*(x.to(device) for x in inputs))
-
-        verdict = compare(wanted, answers(on_device, users, beam))
-        one = {name: t[:1] for name, t in users.items()}
-        times = {
-            "package_ms": _milliseconds(on_device, one, beam),
-            "eager_ms": _milliseconds(program, one, beam, device),
-        }
-        report[device] = verdict | times | {"compile_seconds": seconds, "bytes": path.stat().st_size}
-        verdicts[device] = verdict
-        progress(
-            f"{device}: top-1 equal {verdict['top1']:.4f}, top-{verdict['top_k']} overlap {verdict['overlap']:.4f} of"
-            f" {verdict['users']} users; {times['package_ms']} ms instead of {times['eager_ms']} ms, compiled in"
-            f" {seconds} s"
-        )
-        if verdict["passed"]:
-            packages.append(
-                Package(
-                    file=path.name,
-                    device=torch.device(device).type,
-                    beam=beam,
-                    torch=torch.__version__,
-                    target=target_of(device),
-                )
-            )
-        else:
+        for precision in PRECISIONS[kind]:
+            program = build_program(model, tokenizer, beam, device, getattr(torch, precision))
+            path, say = out / f"{kind}.pt2", functools.partial(_said, progress, device)
+            verdict, times = _gated(program, users, wanted, path, max_batch, say)
+            if verdict["passed"] or "reason" in verdict:
+                break
+        report[device] = verdict | times
+        if "reason" not in verdict:
+            verdicts[device] = verdict
+        if not verdict["passed"]:
             progress(f"{device}: not exported, the release is served eagerly there")
-            path.unlink()
+            continue
+        packages.append(
+            Package(
+                file=path.name,
+                device=kind,
+                beam=beam,
+                torch=torch.__version__,
+                target=target_of(device),
+                precision=precision,
+            )
+        )
     signature(model.config, len(tokenizer.catalogue), packages, max_batch).save(out / SIGNATURE)
     (out / PARITY).write_text(json.dumps(verdicts, indent=1, sort_keys=True) + "\n")
     return report
 
 
-def build_program(model: OneRec, tokenizer: Tokenizer, width: int, device: str, half: bool) -> ServingProgram:
+def _said(progress: Callable[[str], None], device: str, line: str) -> None:
+    progress(f"{device}: {line}")
+
+
+def _gated(
+    program: ServingProgram,
+    users: dict[str, Tensor],
+    wanted: Ranked,
+    path: Path,
+    max_batch: int,
+    progress: Callable[[str], None],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The gate's verdict on a program, and what is measured of it. `path` is its package if that passed.
+
+    A program that fails as it is, uncompiled, is not compiled: minutes for the same verdict.
+    """
+    device, beam, begun = program.get_buffer("key_N").device, program.width, time.monotonic()
+    precision = str(program.model.bos_D.dtype).removeprefix("torch.")
+
+    def judged(run: Callable) -> dict[str, Any]:
+        def on_device(*inputs: Tensor) -> tuple[Tensor, ...]:
+            return run(*(x.to(device) for x in inputs))
+
+        return compare(wanted, answers(on_device, users, beam)) | {"precision": precision}
+
+    def line(verdict: dict[str, Any]) -> str:
+        return (
+            f"{precision}, top-1 equal {verdict['top1']:.4f}, top-{verdict['top_k']} overlap {verdict['overlap']:.4f}"
+            f" of {verdict['users']} users"
+        )
+
+    if not (verdict := judged(program))["passed"]:
+        progress(f"{line(verdict)}: not compiled")
+        return verdict, {}
+    progress(f"compiling the request in {precision}")
+    compile_package(program, users, path, max_batch)
+    seconds = round(time.monotonic() - begun, 1)
+    if reason := why_not(path):
+        path.unlink()
+        progress(reason)
+        return {"passed": False, "reason": reason}, {}
+    run = load_package(path)
+    verdict, one = judged(run), {name: t[:1] for name, t in users.items()}
+    times = {f"{name}_ms": _milliseconds(f, one, beam, device) for name, f in (("package", run), ("eager", program))}
+    progress(f"{line(verdict)}; {times['package_ms']} ms instead of {times['eager_ms']} ms, compiled in {seconds} s")
+    times |= {"compile_seconds": seconds, "bytes": path.stat().st_size}
+    if not verdict["passed"]:
+        path.unlink()
+    return verdict, times
+
+
+def build_program(
+    model: OneRec, tokenizer: Tokenizer, width: int, device: str, dtype: torch.dtype = torch.float32
+) -> ServingProgram:
     """The program on a device. In half precision it is of a model of its own: the caller's stays float32."""
-    if half or torch.device(device).type != "cpu":
+    if dtype != torch.float32 or torch.device(device).type != "cpu":
         own = OneRec(model.config, model.sid_NL[:-1].cpu())
         own.load_state_dict(model.state_dict())
         model = own.to(device)
     ids = torch.tensor(tokenizer.catalogue.item_ids, device=device)
-    return ServingProgram(model, tokenizer.trie.to(device), ids, width, half)
+    return ServingProgram(model, tokenizer.trie.to(device), ids, width, dtype)
 
 
-def compile_package(program: ServingProgram, users: dict[str, Tensor], path: Path, max_batch: int) -> None:
-    """Trace with a dynamic batch and compile; the traced program stays on the machine that made it.
-
-    Always in the same folder: the compiler writes its path into what it makes, and the release's id follows the bytes.
-    """
-    device = program.get_buffer("key_N").device
-    rows = torch.arange(EXAMPLES) % users["static"].shape[0]
-    example = {name: t[rows].to(device) for name, t in users.items()}
-    example["beam"] = torch.full((EXAMPLES,), program.width, dtype=torch.int32, device=device)
-    batch = torch.export.Dim("batch", min=1, max=max_batch)
-    shapes = {name: {0: batch} for name in INPUTS}
-    with _workshop(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
-        traced = torch.export.export(program, tuple(example[name] for name in INPUTS), dynamic_shapes=shapes)
-        # Precompiled headers lie in a folder named by the user, and the compiler's command stands in the package.
-        with torch._inductor.config.patch({"aot_inductor.precompile_headers": False}):
-            torch._inductor.aoti_compile_and_package(traced, package_path=str(path))
-
-
-@contextlib.contextmanager
-def _workshop() -> Iterator[None]:
-    """An empty WORKSHOP as the compiler's folder, one process at a time.
-
-    Where it is another user's, or open to others, a folder of our own: nobody else may write code that a release then
-    holds, and a package with other bytes is better than none.
-    """
-    WORKSHOP.mkdir(mode=0o700, exist_ok=True)
-    about = WORKSHOP.lstat()
-    ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o022
-    with tempfile.TemporaryDirectory(prefix="onerec-compile-") as private:
-        folder, before = WORKSHOP if ours else Path(private), os.environ.get(CACHE_DIR)
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            shutil.rmtree(folder / "cache", ignore_errors=True)
-            os.environ[CACHE_DIR] = str(folder / "cache")
-            yield
-        finally:
-            if before is None:
-                os.environ.pop(CACHE_DIR, None)
-            else:
-                os.environ[CACHE_DIR] = before
-            shutil.rmtree(folder / "cache", ignore_errors=True)
-            os.close(lock)
-
-
-def load_package(path: Path) -> Callable[..., tuple[Tensor, ...]]:
-    """The compiled request. It is native code: load it only from a release whose manifest was verified.
-
-    One thread runs it, and without the locks between threads a CUDA graph can capture it.
-    """
-    if torch.cuda.is_available():
-        import models.onerec.inference_kernels  # noqa: F401  (operators that a package for CUDA calls)
-
-    return torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
-
-
-def _milliseconds(run: Callable, one: dict[str, Tensor], beam: int, device: str = "cpu", repeats: int = 20) -> float:
+def _milliseconds(run: Callable, one: dict[str, Tensor], beam: int, device: torch.device, repeats: int = 20) -> float:
     """Median time of one user, the first call left out."""
     inputs = [(one | {"beam": torch.full((1,), beam, dtype=torch.int32)})[name].to(device) for name in INPUTS]
     times = []

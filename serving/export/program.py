@@ -27,7 +27,8 @@ from models.reward.pscore import PScore
 from models.training.checkpoint import Tokenizer, load_model
 from models.training.data import PATHWAYS
 from serving.export.graphs import CudaRecorder, Graphs
-from serving.export.package import BEAM, FOLDER, SIGNATURE, Signature, build_program, load_package, signature, target_of
+from serving.export.loading import load_package
+from serving.export.package import BEAM, FOLDER, SIGNATURE, Signature, build_program, signature, target_of
 
 Request = Callable[..., tuple[Tensor, ...]]
 
@@ -56,7 +57,9 @@ class Program:
             model.to(device)
             self._widths[self.max_beam] = self._ranked
         elif widths:
-            program = build_program(model, tokenizer, max(widths), device, half=self.cuda)
+            program = build_program(
+                model, tokenizer, max(widths), device, torch.bfloat16 if self.cuda else torch.float32
+            )
             self._widths = {width: program.at_width(width) for width in sorted(widths)}
         if package is not None:
             self._widths[package_beam] = load_package(package)

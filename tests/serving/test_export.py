@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from models.onerec.program import INPUTS, NOTHING, ServingProgram, input_shapes
-from serving.export import package
+from serving.export import compiling, package
 from serving.export.graphs import Graphs
 from serving.export.package import Signature, export_release
 from serving.export.parity import answers, compare, reference
@@ -327,15 +327,15 @@ def test_without_a_compiler_the_release_is_served_eagerly(tmp_path, monkeypatch)
 def test_programs_are_compiled_in_one_folder_of_our_own(tmp_path, monkeypatch, mode) -> None:
     """Its path stands in what is compiled; one that others can write is not used."""
     workshop = tmp_path / "workshop"
-    monkeypatch.setattr(package, "WORKSHOP", workshop)
-    monkeypatch.setenv(package.CACHE_DIR, "before")
+    monkeypatch.setattr(compiling, "WORKSHOP", workshop)
+    monkeypatch.setenv(compiling.CACHE_DIR, "before")
     if mode is not None:
         (workshop / "cache").mkdir(parents=True)
         (workshop / "cache" / "left").touch()
         workshop.chmod(mode)
-    with package._workshop():
-        used = Path(os.environ[package.CACHE_DIR])
+    with compiling._workshop():
+        used = Path(os.environ[compiling.CACHE_DIR])
         assert not used.exists()
         used.mkdir()
     assert (used == workshop / "cache") == (mode != 0o777) and not used.exists()
-    assert os.environ[package.CACHE_DIR] == "before"
+    assert os.environ[compiling.CACHE_DIR] == "before"

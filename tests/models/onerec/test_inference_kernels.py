@@ -8,14 +8,15 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch for CUDA")
 
-from models.onerec import inference_kernels, layers, rows
+from models.onerec import grouped_kernel, inference_kernels, layers, rows
 from models.onerec.beam_search import beam_search
 from models.onerec.kernels import Kernels, use_kernels
 from models.onerec.model import OneRec
 from models.onerec.program import ServingProgram, input_shapes
 from models.onerec.sizes import lazy, onerec_tiny
 from models.tokenizer.trie import Trie
-from serving.export.package import compile_package, load_package
+from serving.export.compiling import compile_package
+from serving.export.loading import load_package
 from tests.models.conftest import random_batch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -56,6 +57,17 @@ def test_log_sum_exp_of_rows_with_anything_in_them():
     torch.testing.assert_close(inference_kernels.row_log_sum_exp(x), torch.logsumexp(x, 1))
 
 
+@pytest.mark.parametrize("loads", [[3, 0, 70, 64], [0, 0, 0, 5], [65, 1, 0, 0, 2], [0, 0]])
+def test_each_run_of_rows_meets_its_experts_matrix(loads):
+    torch.manual_seed(0)
+    D, F_ = 40, 72  # no multiple of a tile
+    x, w = torch.randn(sum(loads), D, device=DEVICE), torch.randn(len(loads), D, F_, device=DEVICE)
+    ends = torch.tensor(loads, device=DEVICE).cumsum(0).int()
+    found = grouped_kernel.grouped_product(x, w, ends)
+    expected = torch.cat([rows @ matrix for rows, matrix in zip(x.double().split(loads), w.double())])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", [lambda c: c, lazy])
 def test_a_search_finds_the_same_with_and_without(form, monkeypatch):
     """In float32 on a CPU, where the interpreter takes it: the same beams, their scores equal to rounding."""
@@ -92,7 +104,8 @@ def test_a_compiled_package_calls_them(tmp_path, monkeypatch):
     config = onerec_tiny(codebook_size=8, items=60, static_features=3)
     sid = torch.stack([torch.arange(60) // 16, torch.arange(60) // 4 % 4, torch.arange(60) % 4], 1)
     model, trie = OneRec(config, sid).to(DEVICE), Trie.build(sid.numpy(), 8).to(DEVICE)
-    program = ServingProgram(model, trie, torch.arange(60, device=DEVICE), 8, half=DEVICE == "cuda")
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    program = ServingProgram(model, trie, torch.arange(60, device=DEVICE), 8, dtype)
     shapes = {name: shape for name, shape in input_shapes(config).items() if name != "beam"}
     users = {name: torch.randint(3, (3, *shape), dtype=torch.int32, device=DEVICE) for name, shape in shapes.items()}
     for module in (layers, rows):
