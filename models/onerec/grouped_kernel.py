@@ -3,8 +3,8 @@
     y_NF = grouped_product(x_ND, w_EDF, ends_E)      # rows ends[e - 1] to ends[e] times w[e]; CUDA, no gradient
 
 PyTorch's grouped product on CUDA is fast in bfloat16 alone; in other types it reads `ends` back to the host, which no
-CUDA graph can hold. A request in float16 needs it: bfloat16's steps change too many first items for the gate of an
-export (serving/export/parity.py). `TRITON_INTERPRET=1` runs it on a CPU, slowly; tests do.
+CUDA graph can hold. A request in float16 or float32 needs it: bfloat16's steps change too many first items for the gate
+of an export (serving/export/parity.py). `TRITON_INTERPRET=1` runs it on a CPU, slowly; tests do.
 
 Legend: N rows, D their width, F width of the result, E experts.
 """

@@ -163,9 +163,10 @@ def _(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
 
 
 def _grouped(x_ND: Tensor, w_EDF: Tensor, ends: Tensor) -> Tensor:
-    """Each run of rows times its expert's matrix. On CUDA in bfloat16, whose kernel takes nothing else; without
-    gradient float16 stays itself, by a kernel of ours."""
-    if x_ND.is_cuda and x_ND.dtype == w_EDF.dtype == torch.float16 and not torch.is_grad_enabled():
+    """Each run of rows times its expert's matrix. On CUDA in bfloat16, whose kernel takes nothing else; a request in
+    float16 or float32 (no gradient, no autocast) keeps its type, by a kernel of ours."""
+    exact = x_ND.is_cuda and x_ND.dtype == w_EDF.dtype != torch.bfloat16 and not torch.is_autocast_enabled("cuda")
+    if exact and not torch.is_grad_enabled():
         from models.onerec.grouped_kernel import grouped_product  # needs Triton, which comes with PyTorch for CUDA
 
         return grouped_product(x_ND, w_EDF, ends)

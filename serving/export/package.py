@@ -34,9 +34,9 @@ from serving.export.parity import Ranked, answers, compare, reference
 
 FOLDER, SIGNATURE, PARITY = "serving", "signature.json", "parity.json"
 BEAM, MAX_BATCH = 128, 64
-# Of each kind of device, fastest first. bfloat16's steps change one first item in a hundred, float16's are eight times
-# finer (docs/decisions/serving.md).
-PRECISIONS = {"cpu": ("float32",), "cuda": ("bfloat16", "float16")}
+# Of each kind of device, fastest first. Of a hundred first items bfloat16 changes one, float16 fewer than half of one
+# (docs/decisions/serving.md).
+PRECISIONS = {"cpu": ("float32",), "cuda": ("bfloat16", "float16", "float32")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import zipfile
 from pathlib import Path
 from shutil import copytree
 
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 from models.onerec.program import INPUTS, NOTHING, ServingProgram, input_shapes
-from serving.export import compiling, package
+from serving.export import compiling, loading, package
 from serving.export.graphs import Graphs
 from serving.export.package import Signature, export_release
 from serving.export.parity import answers, compare, reference
@@ -220,12 +222,87 @@ def test_a_program_that_fails_the_gate_is_not_exported(tmp_path, monkeypatch) ->
         return items.flip(1), scores.flip(1), sids.flip(1)
 
     monkeypatch.setattr(package, "compile_package", compiled)
+    monkeypatch.setattr(package, "why_not", lambda path: "")
     monkeypatch.setattr(package, "load_package", lambda path: reversed_order)
     report = export_release(
         model=model, tokenizer=tokenizer, users=users, out=tmp_path, beam=16, progress=lambda _: None
     )
     assert not report["cpu"]["passed"] and not (tmp_path / "cpu.pt2").exists()
     assert Signature.load(tmp_path / "signature.json").packages == []
+
+
+def test_the_first_precision_that_passes_is_compiled_and_no_other(tmp_path, monkeypatch) -> None:
+    model, tokenizer = small_model(items=60, codebook_size=6)
+    compiled, said = [], []
+
+    def compile_package(program, users, path, max_batch) -> None:
+        compiled.append(program)
+        path.write_bytes(b"package")
+
+    def compare(wanted, got):
+        """As if bfloat16 failed: which program answers, its scores' steps tell."""
+        coarse = np.abs(got[1] - wanted[1])[np.isfinite(wanted[1])].max() > 1e-4
+        return {"users": 5, "top_k": 10, "top1": 1.0 - coarse, "overlap": 1.0, "passed": not coarse}
+
+    monkeypatch.setattr(package, "PRECISIONS", {"cpu": ("bfloat16", "float32")})
+    monkeypatch.setattr(package, "compile_package", compile_package)
+    monkeypatch.setattr(package, "compare", compare)
+    monkeypatch.setattr(package, "why_not", lambda path: "")
+    monkeypatch.setattr(package, "load_package", lambda path: compiled[-1])
+    users = random_users(model)
+    report = export_release(model=model, tokenizer=tokenizer, users=users, out=tmp_path, beam=16, progress=said.append)
+    assert [p.model.bos_D.dtype for p in compiled] == [torch.float32] and "bfloat16" in said[0]
+    assert report["cpu"]["passed"] and report["cpu"]["precision"] == "float32"
+    (found,) = Signature.load(tmp_path / "signature.json").packages
+    assert found.precision == "float32"
+    monkeypatch.setattr(package, "PRECISIONS", {"cpu": ("bfloat16",)})
+    report = export_release(model=model, tokenizer=tokenizer, users=users, out=tmp_path, beam=16, progress=said.append)
+    assert len(compiled) == 1 and not report["cpu"]["passed"] and "served eagerly" in said[-1]
+    assert Signature.load(tmp_path / "signature.json").packages == []
+
+
+def test_a_package_that_ends_its_process_is_told_and_not_kept(release, tmp_path, monkeypatch) -> None:
+    """The compiled library is another one, which does as std::regex does where the compiler is of another system."""
+    folder, model, tokenizer, _ = release
+    good = folder / "serving" / "cpu.pt2"
+    assert loading.why_not(good) == ""
+    (tmp_path / "crash.cpp").write_text(
+        "#include <csignal>\n__attribute__((constructor)) static void ends() { raise(SIGSEGV); }\n"
+    )
+    library = tmp_path / "crash.so"
+    command = [os.environ.get("CXX", "g++"), "-shared", "-fPIC", "-o", str(library), str(tmp_path / "crash.cpp")]
+    subprocess.run(command, check=True)
+
+    def crashing(program, users, path, max_batch) -> None:
+        with zipfile.ZipFile(good) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as new:
+            for entry in old.infolist():
+                is_library = entry.filename.endswith(".so")
+                new.writestr(entry, library.read_bytes() if is_library else old.read(entry))
+
+    said: list[str] = []
+    monkeypatch.setattr(package, "compile_package", crashing)
+    users, out = random_users(model), tmp_path / "out"
+    out.mkdir()
+    report = export_release(model=model, tokenizer=tokenizer, users=users, out=out, beam=16, progress=said.append)
+    assert "SIGSEGV" in report["cpu"]["reason"] and "CXX" in report["cpu"]["reason"] and not report["cpu"]["passed"]
+    assert sorted(p.name for p in out.iterdir()) == ["parity.json", "signature.json"]
+    assert json.loads((out / "parity.json").read_text()) == {} and "served eagerly" in said[-1]
+
+
+def test_some_users_of_the_gate_come_alone() -> None:
+    """A compiler takes a batch for two users or more; were the answers to one wrong, the gate must see it."""
+    model, tokenizer = small_model(items=60, codebook_size=6)
+    users, program = random_users(model), eager(model, tokenizer, 16)
+    sizes: list[int] = []
+
+    def wrong_alone(*inputs):
+        sizes.append(len(inputs[0]))
+        items, scores, sids = program(*inputs)
+        return (items.flip(1), scores.flip(1), sids.flip(1)) if len(inputs[0]) == 1 else (items, scores, sids)
+
+    wanted = reference(model, tokenizer, users, 16)
+    assert compare(wanted, answers(program, users, 16))["passed"]
+    assert not compare(wanted, answers(wrong_alone, users, 16))["passed"] and sizes == [3, 1, 1]
 
 
 @pytest.mark.parametrize("change", [None, "torch", "target", "no package", "no folder"])
