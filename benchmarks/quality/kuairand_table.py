@@ -30,7 +30,7 @@ from models.evaluation.slices import slices
 HERE = Path(__file__).resolve().parent
 # What every model is compared with, user by user: the best closed form, the sequence model on either history, and both.
 BARS = (f"EASE of everything shown, lambda {LAMBDA_SHOWN:g}", "SASRec", SHOWN, SHOWN + CO_OCCURRENCE)
-KEPT_OF_MODEL = ("epochs", "recipe", "candidates", "weight", "weights")  # of what lists say about themselves
+KEPT_OF_MODEL = ("epochs", "recipe", "later", "candidates", "weight", "weights")  # of what lists say about themselves
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
