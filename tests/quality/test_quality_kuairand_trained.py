@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 
 from benchmarks.quality import kuairand_trained
 from benchmarks.quality.kuairand_trained import (
+    DAYS,
     DECAY,
     SHOWN,
     TwoTower,
@@ -98,3 +101,29 @@ def test_co_occurrence_of_the_shown_is_added_to_the_score(ring: dict[str, np.nda
     for line, seen in zip(unseen, np.split(day["seen"], day["seen_ends"][:-1])):
         line[seen] = -np.inf
     assert (found[:, 0] == unseen.argmax(1)).all()
+
+
+def test_a_width_that_is_chosen_with_the_passes_is_trained(
+    ring: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = ring | {"shown_items": ring["items"], "shown_offsets": ring["offsets"]}
+    day |= {"item_id": np.arange(60), "user_id": np.arange(120)}
+    for date in DAYS.values():
+        np.savez(tmp_path / f"{date}.npz", **day)
+    widths = []
+
+    def recorded(*args, width=None, **more):
+        widths.append(width)
+        return train(*args, width=width, **more)
+
+    monkeypatch.setattr(kuairand_trained, "train", recorded)
+    command = ["trained", "--prepared", str(tmp_path), "--models", "SASRec", "--seeds", "1", "--device", "cpu"]
+    command += ["--epochs", "4", "--lists", str(tmp_path / "lists")]
+    monkeypatch.setattr(sys, "argv", [*command, "--width", "16", "--choose-only"])
+    kuairand_trained.main()
+    chosen = json.loads((tmp_path / "lists" / "epochs.json").read_text())["SASRec"]
+    assert widths == [16] and (chosen["width"], chosen["epochs"]) == (16, 4)
+    assert not list((tmp_path / "lists").glob("*.npz"))
+    monkeypatch.setattr(sys, "argv", command)  # goes on with what was chosen
+    kuairand_trained.main()
+    assert widths == [16, 16] and len(list((tmp_path / "lists").glob("*.npz"))) == 2
