@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton", reason="Triton comes with PyTorch for CUDA")
 
-from models.onerec import grouped_kernel, inference_kernels, layers, rows
+from models.onerec import grouped_kernel, inference_kernels, layers, moe, rows
 from models.onerec.beam_search import beam_search
 from models.onerec.kernels import Kernels, use_kernels
 from models.onerec.model import OneRec
@@ -110,6 +110,8 @@ def test_a_compiled_package_calls_them(tmp_path, monkeypatch):
     users = {name: torch.randint(3, (3, *shape), dtype=torch.int32, device=DEVICE) for name, shape in shapes.items()}
     for module in (layers, rows):
         monkeypatch.setattr(module, "infers", lambda x: not torch.is_grad_enabled())
+    if DEVICE == "cpu":
+        monkeypatch.setattr(moe, "_grouped", grouped_kernel.grouped_product)
     compile_package(program, users, tmp_path / "program.pt2", max_batch=4)
     inputs = [*users.values(), torch.full((3,), 8, dtype=torch.int32, device=DEVICE)]
     with torch.no_grad():
