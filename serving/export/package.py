@@ -10,13 +10,12 @@ pass is not there, and the signature says that the release is served eagerly.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +52,16 @@ class Package:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Signature:
-    """Inputs of a request (all int32, a batch first) and the limits it must keep."""
+    """Inputs of a request (all int32, a batch first) and the limits it must keep.
+
+    `precisions`: by kind of device, what the request passed the gate in, compiled or not.
+    """
 
     inputs: dict[str, list[int]]
     max_batch: int
     max_beam: int
     packages: list[Package]
+    precisions: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True) + "\n")
@@ -74,11 +77,20 @@ class Signature:
 
 
 def signature(
-    config: OneRecConfig, items: int, packages: Sequence[Package] = (), max_batch: int = MAX_BATCH
+    config: OneRecConfig,
+    items: int,
+    packages: Sequence[Package] = (),
+    max_batch: int = MAX_BATCH,
+    precisions: Mapping[str, str] | None = None,
 ) -> Signature:
     """The signature of a model and catalogue."""
-    limit = min(MAX_BEAM, items)
-    return Signature(inputs=input_shapes(config), max_batch=max_batch, max_beam=limit, packages=list(packages))
+    return Signature(
+        inputs=input_shapes(config),
+        max_batch=max_batch,
+        max_beam=min(MAX_BEAM, items),
+        packages=list(packages),
+        precisions=dict(precisions or {}),
+    )
 
 
 def target_of(device: str) -> str:
@@ -102,33 +114,40 @@ def export_release(
 ) -> dict[str, Any]:
     """Compile for each device, compare with the eager float32 model on `users`, keep what passes.
 
-    For CUDA in the first precision of PRECISIONS that passes. Returns {device: verdict of the gate with `precision`,
-    `compile_seconds`, `bytes`, `eager_ms` and `package_ms` of one user}, or a `reason` where there is no package; times
-    stay out of the files, whose bytes make the release's id. Raises ValueError for a session-wise model or a beam
-    outside 1..MAX_BEAM.
+    For CUDA in the first precision of PRECISIONS that passes; one that fails uncompiled is not compiled, which takes
+    minutes. Returns {device: verdict of the gate with `precision`, `compile_seconds`, `bytes`, `eager_ms` and
+    `package_ms` of one user}, with a `reason` where there is no package; times stay out of the files, whose bytes make
+    the release's id. Raises ValueError for a session-wise model or a beam outside 1..MAX_BEAM.
     """
     if not 1 <= beam <= MAX_BEAM:
         raise ValueError(f"beam is {beam}; export a width of 1 to {MAX_BEAM}")
     beam = min(beam, len(tokenizer.catalogue))
     wanted = reference(model, tokenizer, users, beam)
-    packages, report, verdicts = [], {}, {}
+    packages, report, verdicts, precisions = [], {}, {}, {}
     for device in devices:
-        kind = torch.device(device).type
-        if shutil.which(os.environ.get("CXX", "g++")) is None:
-            progress(f"{device}: no C++ compiler here, so nothing is exported; install g++ or set CXX")
-            report[device] = {"passed": False, "reason": "no C++ compiler"}
-            continue
+        kind, path = torch.device(device).type, out / f"{torch.device(device).type}.pt2"
         for precision in PRECISIONS[kind]:
             program = build_program(model, tokenizer, beam, device, getattr(torch, precision))
-            path, say = out / f"{kind}.pt2", functools.partial(_said, progress, device)
-            verdict, times = _gated(program, users, wanted, path, max_batch, say)
-            if verdict["passed"] or "reason" in verdict:
+            verdict = _judged(program, device, users, wanted, beam) | {"precision": precision}
+            progress(f"{device}: {precision}, {_told(verdict)}")
+            if verdict["passed"]:
+                precisions[kind] = precision
                 break
-        report[device] = verdict | times
-        if "reason" not in verdict:
-            verdicts[device] = verdict
-        if not verdict["passed"]:
-            progress(f"{device}: not exported, the release is served eagerly there")
+        times: dict[str, Any] = {"reason": "the gate"}
+        if verdict["passed"]:
+            progress(f"compiling the request for {device} in {precision}")
+            times = _compiled(program, device, users, path, max_batch)
+        if "reason" not in times:
+            verdict = _judged(load_package(path), device, users, wanted, beam) | {"precision": precision}
+            progress(
+                f"{device}: as a package {_told(verdict)}; {times['package_ms']} ms instead of {times['eager_ms']} ms,"
+                f" compiled in {times['compile_seconds']} s"
+            )
+        report[device], verdicts[device] = verdict | times, verdict
+        if "reason" in times or not verdict["passed"]:
+            path.unlink(missing_ok=True)
+            report[device]["passed"] = False
+            progress(f"{device}: not exported ({times.get('reason', 'the gate')}), the release is served eagerly there")
             continue
         packages.append(
             Package(
@@ -140,60 +159,45 @@ def export_release(
                 precision=precision,
             )
         )
-    signature(model.config, len(tokenizer.catalogue), packages, max_batch).save(out / SIGNATURE)
+    signature(model.config, len(tokenizer.catalogue), packages, max_batch, precisions).save(out / SIGNATURE)
     (out / PARITY).write_text(json.dumps(verdicts, indent=1, sort_keys=True) + "\n")
     return report
 
 
-def _said(progress: Callable[[str], None], device: str, line: str) -> None:
-    progress(f"{device}: {line}")
+def _judged(run: Callable, device: str, users: dict[str, Tensor], wanted: Ranked, beam: int) -> dict[str, Any]:
+    """The gate's verdict on a program or package of a device."""
+
+    def on_device(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return run(*(x.to(device) for x in inputs))
+
+    return compare(wanted, answers(on_device, users, beam))
 
 
-def _gated(
-    program: ServingProgram,
-    users: dict[str, Tensor],
-    wanted: Ranked,
-    path: Path,
-    max_batch: int,
-    progress: Callable[[str], None],
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The gate's verdict on a program, and what is measured of it. `path` is its package if that passed.
+def _told(verdict: dict[str, Any]) -> str:
+    return (
+        f"top-1 equal {verdict['top1']:.4f}, top-{verdict['top_k']} overlap {verdict['overlap']:.4f} of"
+        f" {verdict['users']} users"
+    )
 
-    A program that fails as it is, uncompiled, is not compiled: minutes for the same verdict.
-    """
-    device, beam, begun = program.get_buffer("key_N").device, program.width, time.monotonic()
-    precision = str(program.model.bos_D.dtype).removeprefix("torch.")
 
-    def judged(run: Callable) -> dict[str, Any]:
-        def on_device(*inputs: Tensor) -> tuple[Tensor, ...]:
-            return run(*(x.to(device) for x in inputs))
-
-        return compare(wanted, answers(on_device, users, beam)) | {"precision": precision}
-
-    def line(verdict: dict[str, Any]) -> str:
-        return (
-            f"{precision}, top-1 equal {verdict['top1']:.4f}, top-{verdict['top_k']} overlap {verdict['overlap']:.4f}"
-            f" of {verdict['users']} users"
-        )
-
-    if not (verdict := judged(program))["passed"]:
-        progress(f"{line(verdict)}: not compiled")
-        return verdict, {}
-    progress(f"compiling the request in {precision}")
+def _compiled(
+    program: ServingProgram, device: str, users: dict[str, Tensor], path: Path, max_batch: int
+) -> dict[str, Any]:
+    """Compile into `path`. What was measured of it, or the `reason` why there is no package."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        return {"reason": "no C++ compiler here; install g++ or set CXX"}
+    begun, beam = time.monotonic(), program.width
     compile_package(program, users, path, max_batch)
     seconds = round(time.monotonic() - begun, 1)
     if reason := why_not(path):
-        path.unlink()
-        progress(reason)
-        return {"passed": False, "reason": reason}, {}
-    run = load_package(path)
-    verdict, one = judged(run), {name: t[:1] for name, t in users.items()}
-    times = {f"{name}_ms": _milliseconds(f, one, beam, device) for name, f in (("package", run), ("eager", program))}
-    progress(f"{line(verdict)}; {times['package_ms']} ms instead of {times['eager_ms']} ms, compiled in {seconds} s")
-    times |= {"compile_seconds": seconds, "bytes": path.stat().st_size}
-    if not verdict["passed"]:
-        path.unlink()
-    return verdict, times
+        return {"reason": reason}
+    one = {name: t[:1] for name, t in users.items()}
+    return {
+        "package_ms": _milliseconds(load_package(path), one, beam, device),
+        "eager_ms": _milliseconds(program, one, beam, device),
+        "compile_seconds": seconds,
+        "bytes": path.stat().st_size,
+    }
 
 
 def build_program(
@@ -208,7 +212,7 @@ def build_program(
     return ServingProgram(model, tokenizer.trie.to(device), ids, width, dtype)
 
 
-def _milliseconds(run: Callable, one: dict[str, Tensor], beam: int, device: torch.device, repeats: int = 20) -> float:
+def _milliseconds(run: Callable, one: dict[str, Tensor], beam: int, device: str, repeats: int = 20) -> float:
     """Median time of one user, the first call left out."""
     inputs = [(one | {"beam": torch.full((1,), beam, dtype=torch.int32)})[name].to(device) for name in INPUTS]
     times = []

@@ -57,9 +57,8 @@ class Program:
             model.to(device)
             self._widths[self.max_beam] = self._ranked
         elif widths:
-            program = build_program(
-                model, tokenizer, max(widths), device, torch.bfloat16 if self.cuda else torch.float32
-            )
+            dtype = getattr(torch, limits.precisions.get(self.device.type, "float32"))  # what passed the gate
+            program = build_program(model, tokenizer, max(widths), device, dtype)
             self._widths = {width: program.at_width(width) for width in sorted(widths)}
         if package is not None:
             self._widths[package_beam] = load_package(package)
