@@ -47,14 +47,14 @@ class Package:
     beam: int
     torch: str
     target: str  # instruction set of the processor, or compute capability of the card
-    precision: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Signature:
     """Inputs of a request (all int32, a batch first) and the limits it must keep.
 
-    `precisions`: by kind of device, what the request passed the gate in, compiled or not.
+    `precisions`: by kind of device, what the request passed the gate in; a package computes in it, and where there is
+    none, the eager request.
     """
 
     inputs: dict[str, list[int]]
@@ -71,6 +71,8 @@ class Signature:
         """ValueError when the file is not what `save` writes."""
         try:
             raw = json.loads(path.read_text())
+            if unknown := set(raw.get("precisions", {}).values()) - {"bfloat16", "float16", "float32"}:
+                raise TypeError(f"precision {min(unknown)}")
             return cls(**raw | {"packages": [Package(**p) for p in raw["packages"]]})
         except (TypeError, KeyError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no signature of this version ({error}); export the release again") from None
@@ -156,7 +158,6 @@ def export_release(
                 beam=beam,
                 torch=torch.__version__,
                 target=target_of(device),
-                precision=precision,
             )
         )
     signature(model.config, len(tokenizer.catalogue), packages, max_batch, precisions).save(out / SIGNATURE)

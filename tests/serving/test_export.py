@@ -253,8 +253,11 @@ def test_the_first_precision_that_passes_is_compiled_and_no_other(tmp_path, monk
     report = export_release(model=model, tokenizer=tokenizer, users=users, out=tmp_path, beam=16, progress=said.append)
     assert [p.model.bos_D.dtype for p in compiled] == [torch.float32] and "bfloat16" in said[0]
     assert report["cpu"]["passed"] and report["cpu"]["precision"] == "float32"
-    (found,) = Signature.load(tmp_path / "signature.json").packages
-    assert found.precision == "float32" and Signature.load(tmp_path / "signature.json").precisions == {"cpu": "float32"}
+    written = Signature.load(tmp_path / "signature.json")
+    assert len(written.packages) == 1 and written.precisions == {"cpu": "float32"}
+    dataclasses.replace(written, precisions={"cpu": "int8"}).save(tmp_path / "signature.json")
+    with pytest.raises(ValueError, match="precision int8"):
+        Signature.load(tmp_path / "signature.json")
     monkeypatch.setattr(package, "PRECISIONS", {"cpu": ("bfloat16",)})
     report = export_release(model=model, tokenizer=tokenizer, users=users, out=tmp_path, beam=16, progress=said.append)
     assert len(compiled) == 1 and not report["cpu"]["passed"] and "served eagerly" in said[-1]
