@@ -71,7 +71,7 @@ def parts(tensors: dict[str, Tensor], size: int, alone: int = 0) -> Iterator[dic
 
 def reference(model: OneRec, tokenizer: Tokenizer, tensors: dict[str, Tensor], beam: int, size: int = 32) -> Ranked:
     """Ids and scores [U, beam] of `rank_items` in float32; -1 and -inf beyond what it found."""
-    ids, found = torch.from_numpy(tokenizer.catalogue.item_ids), []
+    ids, found = torch.tensor(tokenizer.catalogue.item_ids), []
     for part in parts(tensors, size):
         batch = {"static": part["static"].long()}
         for i, name in enumerate(PATHWAYS):
