@@ -48,8 +48,8 @@ def why_not(path: Path) -> str:
     ended = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
     if ended >= 0:
         return ""
+    told = f"the process that loads the package is ended by {signal.Signals(-ended).name}"
+    if ended != -signal.SIGSEGV:
+        return told
     compiler = os.environ.get("CXX", "g++")
-    return (
-        f"the process that loads the package is ended by {signal.Signals(-ended).name}: {compiler} does not fit this"
-        " system's C++ library; set CXX to the system's own compiler (/usr/bin/g++)"
-    )
+    return f"{told}; {compiler} may not fit this system's C++ library: set CXX to its own, /usr/bin/g++"

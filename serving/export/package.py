@@ -135,21 +135,29 @@ def export_release(
             if verdict["passed"]:
                 precisions[kind] = precision
                 break
-        times: dict[str, Any] = {"reason": "the gate"}
+        reason, times = "the gate", {}
         if verdict["passed"]:
             progress(f"compiling the request for {device} in {precision}")
-            times = _compiled(program, device, users, path, max_batch)
-        if "reason" not in times:
-            verdict = _judged(load_package(path), device, users, wanted, beam) | {"precision": precision}
+            begun, reason = time.monotonic(), _compiled(program, users, path, max_batch)
+        if verdict["passed"] and not reason:
+            seconds, run, one = time.monotonic() - begun, load_package(path), {name: t[:1] for name, t in users.items()}
+            verdict = _judged(run, device, users, wanted, beam) | {"precision": precision}
+            times = {
+                "package_ms": _milliseconds(run, one, beam, device),
+                "eager_ms": _milliseconds(program, one, beam, device),
+                "compile_seconds": round(seconds, 1),
+                "bytes": path.stat().st_size,
+            }
             progress(
                 f"{device}: as a package {_told(verdict)}; {times['package_ms']} ms instead of {times['eager_ms']} ms,"
                 f" compiled in {times['compile_seconds']} s"
             )
+            reason = "" if verdict["passed"] else "the gate"
         report[device], verdicts[device] = verdict | times, verdict
-        if "reason" in times or not verdict["passed"]:
+        if reason:
             path.unlink(missing_ok=True)
-            report[device]["passed"] = False
-            progress(f"{device}: not exported ({times.get('reason', 'the gate')}), the release is served eagerly there")
+            report[device] |= {"passed": False, "reason": reason}
+            progress(f"{device}: not exported ({reason}), the release is served eagerly there")
             continue
         packages.append(
             Package(
@@ -181,24 +189,12 @@ def _told(verdict: dict[str, Any]) -> str:
     )
 
 
-def _compiled(
-    program: ServingProgram, device: str, users: dict[str, Tensor], path: Path, max_batch: int
-) -> dict[str, Any]:
-    """Compile into `path`. What was measured of it, or the `reason` why there is no package."""
+def _compiled(program: ServingProgram, users: dict[str, Tensor], path: Path, max_batch: int) -> str:
+    """Compile into `path`. Why there is no package that can be loaded, or nothing when there is."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
-        return {"reason": "no C++ compiler here; install g++ or set CXX"}
-    begun, beam = time.monotonic(), program.width
+        return "no C++ compiler here; install g++ or set CXX"
     compile_package(program, users, path, max_batch)
-    seconds = round(time.monotonic() - begun, 1)
-    if reason := why_not(path):
-        return {"reason": reason}
-    one = {name: t[:1] for name, t in users.items()}
-    return {
-        "package_ms": _milliseconds(load_package(path), one, beam, device),
-        "eager_ms": _milliseconds(program, one, beam, device),
-        "compile_seconds": seconds,
-        "bytes": path.stat().st_size,
-    }
+    return why_not(path)
 
 
 def build_program(
