@@ -49,6 +49,7 @@ LATER: dict[str, Later | None] = {
     "4 passes at .3": Later(passes=4, rate=0.3),
     "8 passes at .3": Later(passes=8, rate=0.3),
     "16 passes at .1": Later(passes=16, rate=0.1),
+    "16 passes at .3": Later(passes=16, rate=0.3),
 }
 
 
