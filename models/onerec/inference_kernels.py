@@ -51,13 +51,13 @@ def _attend_masked(
         held = at < S
         bias = tl.load(bias_ptr + at, mask=held, other=NEVER)
         k = tl.load(k_ptr + at[:, None] * k_s + d[None, :], mask=held[:, None], other=0.0)
-        score = tl.dot(q, tl.trans(k)) * scale + bias[None, :]
+        score = tl.dot(q, tl.trans(k), input_precision="ieee") * scale + bias[None, :]
         new = tl.maximum(largest, tl.max(score, 1))
         p = tl.exp2(score - new[:, None])
         shrink = tl.exp2(largest - new)
         total = total * shrink + tl.sum(p, 1)
         v = tl.load(v_ptr + at[:, None] * v_s + d[None, :], mask=held[:, None], other=0.0)
-        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         largest = new
     to = out_ptr + ((b * T + query[:, None]) * H + h) * WIDTH + d[None, :]
     tl.store(to, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=real)

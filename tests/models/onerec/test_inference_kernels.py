@@ -20,7 +20,8 @@ from serving.export.loading import load_package
 from tests.models.conftest import random_batch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NEAR = {"rtol": 2e-2, "atol": 2e-2} if DEVICE == "cuda" else {"rtol": 1e-4, "atol": 1e-5}  # TF32 there
+NEAR = {"rtol": 1e-4, "atol": 1e-5}
+HALF = {"rtol": 2e-2, "atol": 2e-2} if DEVICE == "cuda" else NEAR  # what is in bfloat16 there
 
 
 @pytest.mark.parametrize(("queries", "keys", "width"), [(5, 3, 16), (130, 70, 32), (129, 200, 128)])
@@ -34,8 +35,8 @@ def test_attention_under_a_mask_reads_the_keys_that_are_seen_and_no_other(querie
     mask[0, keys - 1] = True  # all blocks before the last hold nothing that is seen
     v.transpose(1, 2)[~mask] = 1e4  # what is not seen must not show
     found = inference_kernels.attend_masked(q, k, v, mask)
-    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None]).transpose(1, 2)
-    torch.testing.assert_close(found, expected, **NEAR)
+    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=mask[:, None, None])
+    torch.testing.assert_close(found, expected.transpose(1, 2).float(), **NEAR)
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 3])
@@ -46,8 +47,8 @@ def test_a_handful_of_pairs_some_of_which_all_beams_share(pairs):
     kv = [tuple(torch.randn(B, 1 if p == 0 else M, H, d, device=DEVICE) for _ in range(2)) for p in range(pairs)]
     found = inference_kernels.attend_few(q, [k for k, _ in kv], [v for _, v in kv])
     k, v = (torch.stack([pair[i].expand(B, M, H, d) for pair in kv], 3) for i in range(2))
-    expected = F.scaled_dot_product_attention(q[:, :, :, None], k, v)[:, :, :, 0]
-    torch.testing.assert_close(found, expected, **NEAR)
+    expected = F.scaled_dot_product_attention(q[:, :, :, None].double(), k.double(), v.double())[:, :, :, 0]
+    torch.testing.assert_close(found, expected.float(), **NEAR)
 
 
 def test_log_sum_exp_of_rows_with_anything_in_them():
@@ -70,7 +71,7 @@ def test_each_run_of_rows_meets_its_experts_matrix(loads):
 
 @pytest.mark.parametrize("form", [lambda c: c, lazy])
 def test_a_search_finds_the_same_with_and_without(form, monkeypatch):
-    """In float32 on a CPU, where the interpreter takes it: the same beams, their scores equal to rounding."""
+    """In float32: the same beams, their scores equal to rounding."""
     torch.manual_seed(0)
     config = form(onerec_tiny(codebook_size=8, items=60, static_features=3))
     sid = torch.stack([torch.arange(60) // 16, torch.arange(60) // 4 % 4, torch.arange(60) % 4], 1)
@@ -94,7 +95,7 @@ def test_a_search_finds_the_same_with_and_without(form, monkeypatch):
             found.append(beam_search(model, z, mask, 12, trie))
         assert bool(called) is inference
         called.clear()
-    assert (found[0][0] == found[1][0]).float().mean() > (0.98 if DEVICE == "cuda" else 0.999)
+    assert (found[0][0] == found[1][0]).float().mean() > 0.999
     torch.testing.assert_close(found[0][1], found[1][1], **NEAR)
 
 
@@ -117,4 +118,4 @@ def test_a_compiled_package_calls_them(tmp_path, monkeypatch):
     with torch.no_grad():
         expected, found = program(*inputs), load_package(tmp_path / "program.pt2")(*inputs)
     assert (found[0] == expected[0]).float().mean() > (0.98 if DEVICE == "cuda" else 0.999)
-    torch.testing.assert_close(found[1], expected[1], **NEAR)
+    torch.testing.assert_close(found[1], expected[1], **HALF)
