@@ -1,12 +1,13 @@
 """A release of a training day on a GPU: exported for the card, published, and its answers through Triton's gRPC judged.
 
-    python -m benchmarks.serving.gpu_release --release var/simulated/store/releases/ID --users USERS --out benchmarks/serving
-    python -m benchmarks.serving.gpu_release --release ... --users ... --out /tmp/x --device cpu
+    python -m benchmarks.serving.gpu_release --release RELEASE --users USERS --out benchmarks/serving
+    python -m benchmarks.serving.gpu_release --release RELEASE --users USERS --out /tmp/x --device cpu
 
-USERS: the day's evaluation set, var/simulated/features/evaluation/dt=DAY/part-0.parquet. Publishes two releases into a
-store of its own: one with the package that passed the gate, one without, which a server answers eagerly. Both are
-served, and every user of the gate is asked for over gRPC, in requests of several sizes: each answer is compared with
-the float32 model on the processor, as the gate compares. Times are of one client with one request under way.
+RELEASE: a folder of var/simulated/store/releases; USERS: its day's evaluation set, var/simulated/features/evaluation/
+dt=DAY/part-0.parquet. Publishes two releases into a store of its own: one with the package that passed the gate, one
+without, which a server answers eagerly. Both are served, and every user of the gate is asked for over gRPC, in requests
+of several sizes: each answer is compared with the float32 model on the processor, as the gate compares. Times are of
+one client with one request under way.
 """
 
 from __future__ import annotations
@@ -104,10 +105,19 @@ def asked(server: ModelServer, users: dict[str, Tensor], wanted: Ranked, beam: i
     return {"verdicts": verdicts, "rounds": rounds}
 
 
+def export_line(report: dict[str, Any]) -> str:
+    """What the export found, in a sentence."""
+    gate = f"top-1 {report['top1']:.4f}, overlap {report['overlap']:.4f} of {report['users']} users"
+    if not report["passed"]:
+        return f"The export in {report['precision']}: no package ({report['reason']}; {gate})."
+    times = f"{report['package_ms']} ms a user without graphs, {report['eager_ms']} eager"
+    size = f"{report['bytes'] / 1e6:.1f} MB, compiled in {report['compile_seconds']} s"
+    return f"The export: {report['precision']}, {gate}; {times}; {size}."
+
+
 def page(report: dict[str, Any], found: dict[str, dict[str, Any]], about: str, args: argparse.Namespace) -> str:
     """The Markdown page."""
-    one = next(iter(found.values()))["verdicts"]
-    users = next(iter(one.values()))["users"]
+    users = report["users"]
     lines = [
         "# A day's release on a GPU, through Triton",
         "",
@@ -116,7 +126,7 @@ def page(report: dict[str, Any], found: dict[str, dict[str, Any]], about: str, a
         f"`python -m benchmarks.serving.gpu_release --release ... --users ...`: {about}; {users} users, beam = K ="
         f" {args.beam}, one instance, batches of up to {args.max_batch}.",
         "",
-        "The export: " + ", ".join(f"{name} {value}" for name, value in report.items()) + ".",
+        export_line(report),
         "",
         "Answers over gRPC against the float32 model run eagerly on the processor (bars .999 and .99):",
         "",
@@ -144,6 +154,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-batch", type=int, default=64)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 7, 64], help="users of a request")
     args = parser.parse_args(argv)
+    if not 1 <= min(args.sizes) <= max(args.sizes) <= args.max_batch:
+        parser.error(f"--sizes are {args.sizes}; a request holds 1 to --max-batch ({args.max_batch}) users")
     try:
         manifest = verify(args.release)
     except ValueError as error:
