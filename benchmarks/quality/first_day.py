@@ -12,7 +12,9 @@ size; and the numbers of a `Recipe`, which are chosen on validation. Writes what
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import time
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from benchmarks.quality.first_day_step import Recipe, make_step, on_device, plan
 from benchmarks.quality.pieces import in_pieces, regroup
 from benchmarks.quality.steps import Steps
 from models.onerec.config import OneRecConfig, onerec_laptop
+from models.onerec.loop_barrier import loop_barriers
 from models.onerec.model import OneRec
 from models.training.checkpoint import (
     Tokenizer,
@@ -40,6 +43,7 @@ from models.training.pretrain import static_features
 from models.training.pretrain_config import PretrainConfig
 from models.training.stream import COLUMNS, Index, Recency
 
+DIVERGED = 2.0  # times the first loss that was looked at
 MOST_POSITIONS = 96  # of short and positive history together: what a longer short history leaves of the other
 
 
@@ -119,7 +123,8 @@ def fit(
     seed: int,
     graphs: bool,
 ) -> None:
-    """All passes over the rows of these days."""
+    """All passes over the rows of these days. RuntimeError when the loss goes up instead: such a model ranks nothing,
+    and its number would stand in a table."""
     daily, device = PretrainConfig(), model.bos_D.device
     table = pa.concat_tables([pq.read_table(path, columns=COLUMNS) for path in sorted(training_sets)])
     table = in_pieces(table, recipe.pieces, recipe.short) if recipe.pieces else regroup(table, recipe.short)
@@ -129,18 +134,26 @@ def fit(
     )
     used = np.flatnonzero(data.targets.lengths + (data.others.lengths if recipe.shown_weight else 0))
     rows = {name: t.to(device) for name, t in on_device(data, used, weight, daily).items()}
-    step, loss = make_step(model, optimizer, rows, recipe, daily.clip_norm, compiled=graphs and device.type == "cuda")
+    compiled = graphs and device.type == "cuda"
+    step, loss = make_step(model, optimizer, rows, recipe, daily.clip_norm, compiled=compiled)
     batches = plan(len(used), data.now_s[used], recipe, seed)
     run, steps = Steps(step, device) if graphs else step, len(batches)
     batches_CB = torch.from_numpy(np.stack(batches)).to(device)
-    begun = time.monotonic()
-    for number, rows_B in enumerate(batches_CB):
-        for group in optimizer.param_groups:
-            group["lr"].fill_(group["base_lr"] * learning_rate(number, steps, daily.warmup_share))
-        run(rows_B)
-        if number in (9, 999) or (number + 1) % 4000 == 0:
-            seconds = time.monotonic() - begun
-            print(f"{number + 1} of {steps} steps after {seconds:.0f} s, loss {loss.item():.3f}", flush=True)
+    begun, first = time.monotonic(), math.inf
+    with loop_barriers() if compiled else contextlib.nullcontext():
+        for number, rows_B in enumerate(batches_CB):
+            for group in optimizer.param_groups:
+                group["lr"].fill_(group["base_lr"] * learning_rate(number, steps, daily.warmup_share))
+            run(rows_B)
+            if number in (0, 9, 999, steps - 1) or (number + 1) % 4000 == 0:
+                seconds, value = time.monotonic() - begun, loss.item()
+                print(f"{number + 1} of {steps} steps after {seconds:.0f} s, loss {value:.3f}", flush=True)
+                first = min(first, value)
+                if not value <= DIVERGED * first:  # nan too
+                    raise RuntimeError(
+                        f"the loss went from {first:.3f} to {value:.3f} in {number + 1} steps: lower the recipe's rate"
+                        + (", or see whether ONEREC_NO_GRAPHS=1, without the compiler, learns" if compiled else "")
+                    )
 
 
 def save(model: OneRec, optimizer: torch.optim.Optimizer, names: dict[int, str], out: Path) -> None:

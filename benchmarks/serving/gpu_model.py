@@ -9,14 +9,17 @@ import importlib.util
 import json
 import locale
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import serving.export.program
 from benchmarks.serving.gpu_program import build
 from models.onerec.features import Catalogue
+from models.onerec.loop_barrier import loop_barriers
 from models.tokenizer.trie import Trie
 from models.training.checkpoint import Tokenizer
 from serving.export.graphs import CudaRecorder, Graphs
@@ -30,6 +33,17 @@ _spec = importlib.util.spec_from_file_location("onerec_model", TEMPLATES / "oner
 assert _spec is not None and _spec.loader is not None
 _served = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_served)
+
+
+def compiled(run: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """Compiled at its first call of each batch size, with the barriers that PyTorch leaves out."""
+    inner = torch.compile(run, dynamic=False)
+
+    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+        with loop_barriers():
+            return inner(*inputs)
+
+    return call
 
 
 class Sized(Program):
@@ -60,7 +74,7 @@ class TritonPythonModel(_served.TritonPythonModel):  # type: ignore[name-defined
         # Requests of this benchmark are all of one width; the others' graphs would only take start-up time.
         run = program._widths.get(args.beam) or program._widths[program.max_beam].at_width(args.beam)
         if package is None and args.compiled:
-            run = torch.compile(run, dynamic=False)
+            run = compiled(run)
         program._widths = {args.beam: run}
         if program.graphs:
             program.graphs = {args.beam: Graphs(run, CudaRecorder())}

@@ -28,6 +28,7 @@ from benchmarks.machine import commit, hardware
 from models.onerec.config import OneRecConfig
 from models.onerec.flops import forward_flops
 from models.onerec.kernels import Kernels, use_kernels
+from models.onerec.loop_barrier import loop_barriers
 from models.onerec.model import OneRec
 from models.onerec.program import INPUTS, ServingProgram, input_shapes
 from models.onerec.sizes import SIZES
@@ -337,7 +338,8 @@ def main() -> None:
         if time.monotonic() - begun > args.seconds:
             print(f"batch {batch} left out: {args.seconds:.0f} s are over", file=sys.stderr)
             continue
-        results.append(measure(stages, batch, args))
+        with loop_barriers():
+            results.append(measure(stages, batch, args))
         (args.out / "gpu_program.md").write_text(page(results, args))
         print(page(results[-1:], args), flush=True)
     if args.package:

@@ -34,6 +34,7 @@ from benchmarks.training.timed_step import Trainer, synthetic_batch, wait
 from models.onerec.config import OneRecConfig
 from models.onerec.flops import count_parameters, forward_flops, train_flops
 from models.onerec.kernels import Kernels
+from models.onerec.loop_barrier import loop_barriers
 from models.onerec.sizes import SIZES, lazy, session
 from models.training.checkpoint import Tokenizer
 from models.training.prefetch import Prefetcher
@@ -198,7 +199,7 @@ def main() -> None:
     kernels = [k for k in ATTENTION if args.sdpa == "cudnn" or k != SDPBackend.CUDNN_ATTENTION]
     while True:
         try:
-            with sdpa_kernel(kernels, set_priority=True):
+            with sdpa_kernel(kernels, set_priority=True), loop_barriers():
                 result = measure(config, args)
             break
         except torch.cuda.OutOfMemoryError:

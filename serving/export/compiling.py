@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from models.onerec.loop_barrier import loop_barriers
 from models.onerec.program import INPUTS, ServingProgram
 
 WORKSHOP, CACHE_DIR = Path("/tmp/onerec-compile"), "TORCHINDUCTOR_CACHE_DIR"
@@ -36,7 +37,8 @@ def compile_package(program: ServingProgram, users: dict[str, Tensor], path: Pat
     example["beam"] = torch.full((EXAMPLES,), program.width, dtype=torch.int32, device=device)
     batch = torch.export.Dim("batch", min=1, max=max(max_batch, LEAST_BATCH))
     shapes = {name: {0: batch} for name in INPUTS}
-    with _workshop(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+    waits = loop_barriers() if device.type == "cuda" else contextlib.nullcontext()
+    with _workshop(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()), waits:
         traced = torch.export.export(program, tuple(example[name] for name in INPUTS), dynamic_shapes=shapes)
         # Precompiled headers lie in a folder named by the user, and the compiler's command stands in the package.
         with torch._inductor.config.patch({"aot_inductor.precompile_headers": False}):

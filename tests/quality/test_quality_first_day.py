@@ -112,6 +112,20 @@ def test_a_first_day_learns_and_can_be_continued(world, tmp_path: Path) -> None:
     load_optimizer(optimizer, names, tmp_path / "4" / "optimizer.safetensors", len(tok.catalogue))
 
 
+def test_a_training_whose_loss_goes_up_ends_with_an_error(world, tmp_path: Path) -> None:  # noqa: F811
+    recipe = Recipe(epochs=4, batch=16, d_model=32, rate=300.0)
+    with pytest.raises(RuntimeError, match=r"the loss went from \d+\.\d+ to .* steps: lower the recipe's rate$"):
+        first_day(
+            training_sets=list(world.training),
+            tokenizer=world.tokenizer,
+            out=tmp_path / "out",
+            recipe=recipe,
+            seed=1,
+            device="cpu",
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_later_day_goes_on_from_the_one_before(world, tmp_path: Path) -> None:  # noqa: F811
     first, second = sorted(world.training)[:2]
     tok, recipe = Tokenizer.load(world.tokenizer), Recipe(epochs=2, batch=16, d_model=32, event_weight=0.25)
