@@ -158,13 +158,13 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--sizes are {args.sizes}; a request holds 1 to --max-batch ({args.max_batch}) users")
     try:
         manifest = verify(args.release)
-    except ValueError as error:
-        parser.error(f"--release: {error}")
+        tokenizer = Tokenizer.load(args.release / "tokenizer")
+        model = load_model(args.release / "model", tokenizer)
+        users = real_users(args.users, tokenizer, model.config)
+    except (ValueError, OSError) as error:
+        parser.error(f"--release {args.release}, --users {args.users}: {error}")
     args.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer.load(args.release / "tokenizer")
-    model = load_model(args.release / "model", tokenizer)
     args.beam = min(args.beam, len(tokenizer.catalogue))
-    users = real_users(args.users, tokenizer, model.config)
     about = f"release {manifest.release_id}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
     with TemporaryDirectory(prefix="onerec-gpu-release-") as scratch:
         exported, store = Path(scratch) / FOLDER, DirectoryStore(Path(scratch) / "store")

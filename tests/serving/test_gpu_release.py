@@ -50,7 +50,10 @@ def test_a_release_is_published_with_the_export_and_nothing_else_changed(world, 
     assert program.published(store, world.release, manifest, None).name == world.release.name
 
 
-def test_what_is_no_release_is_named(tmp_path, capsys) -> None:
+def test_what_is_no_release_and_who_are_no_users_is_named(world, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
         program.main(["--release", str(tmp_path), "--users", "x", "--out", str(tmp_path)])
-    assert str(tmp_path) in capsys.readouterr().err
+    assert "manifest" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        program.main(["--release", str(world.release), "--users", str(tmp_path / "x"), "--out", str(tmp_path)])
+    assert f"--users {tmp_path}/x: " in capsys.readouterr().err
