@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from models.onerec.config import OneRecConfig
 from models.onerec.embedding import HashedItems, Table, lookup, lookup_sum
+from models.onerec.history_bag import HistoryBag
 from models.onerec.kernels import UsesKernels
 from models.onerec.layers import Cache, DecoderLayer, EncoderLayer
-from models.onerec.pathways import HISTORIES, ItemLookups, Pathways
+from models.onerec.pathways import ItemLookups, Pathways
 from models.onerec.rows import Layout
 
 ContextKV = tuple[Tensor, Tensor] | Tensor  # as models.onerec.layers.DecoderLayer takes them
@@ -51,8 +52,7 @@ class OneRec(UsesKernels, nn.Module):
         if config.item_head:
             nn.init.zeros_(self.item_residual.weight)
         if config.history_bag:
-            self.bag = Table(config.items + 1, d)
-            nn.init.normal_(self.bag.weight, std=0.01)
+            self.bag = HistoryBag(config)
         self.hashed_items = HashedItems(config.item_buckets, d) if config.history == "hashed" else None
         self.pathways = Pathways(config)
         experts_from = config.encoder_layers - config.encoder_moe_layers
@@ -100,21 +100,6 @@ class OneRec(UsesKernels, nn.Module):
             return ItemLookups([hashed.table], lambda index: hashed.bucket(index, self.config.items)[..., None])
         return ItemLookups([cast(Table, table) for table in self.code], lambda index: self.sid_NL[index])
 
-    def bag_vector(self, batch: dict[str, Tensor]) -> Tensor:
-        """[B, D]: a row of every item of the three histories, each once, summed, over the root of their number.
-
-        Which items a user met says much of what they meet next, and a linear model reads it from all of them at once
-        (EASE); attention has a few heads for it. An item is left out with the model's dropout.
-        """
-        items = [batch[name][..., 0] for name in HISTORIES]
-        masks = [batch.get(f"{name}_mask", torch.ones_like(i, dtype=torch.bool)) for name, i in zip(HISTORIES, items)]
-        index_BL = torch.where(torch.cat(masks, 1), torch.cat(items, 1), -1).sort(1).values
-        again_BL = F.pad(index_BL[:, 1:] == index_BL[:, :-1], (1, 0))
-        real_BL = (~again_BL & (index_BL >= 0)).to(self.bag.weight.dtype)
-        kept_BL = F.dropout(real_BL, self.config.dropout, self.training)
-        sum_BD = torch.einsum("bl,bld->bd", kept_BL, self.bag(index_BL.clamp_min(0)))
-        return sum_BD / real_BL.sum(1, keepdim=True).clamp_min(1).sqrt()
-
     def encode(self, batch: dict[str, Tensor], packs: bool = True) -> tuple[Tensor, Tensor | None]:
         """Context of each user: z [B, T, C] and its mask [B, T], None if the batch has full histories only.
 
@@ -130,7 +115,7 @@ class OneRec(UsesKernels, nn.Module):
             query_BC = self.event_query(z_BTC[:, newest])
             z_BTC = _joined(z_BTC, query_BC if layout.mask_BT is None else query_BC * layout.mask_BT[:, newest, None])
         if self.config.history_bag:
-            z_BTC = _joined(z_BTC, self.bag_vector(batch))
+            z_BTC = _joined(z_BTC, self.bag.vector(batch))
         return z_BTC, layout.mask_BT
 
     def context_kv(self, z_BTC: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -115,7 +115,7 @@ def test_item_vectors_are_sums_of_code_embeddings_and_the_unknown_item_has_its_o
 def test_the_bag_is_the_sum_of_the_rows_of_all_items_over_the_root_of_their_number():
     model, _ = small_model(history_bag=True, dropout=0.5)
     batch = random_batch(model, LENGTHS)
-    got = model.bag_vector(batch)
+    got = model.bag.vector(batch)
     for user, lengths in enumerate(LENGTHS):
         items = [i for name in HISTORIES for i in batch[name][user][batch[f"{name}_mask"][user]][:, 0].tolist()]
         assert len(items) == sum(lengths)
@@ -123,7 +123,7 @@ def test_the_bag_is_the_sum_of_the_rows_of_all_items_over_the_root_of_their_numb
         expected = sum((model.bag.weight[i] for i in once), torch.zeros(16)) / max(1, len(once)) ** 0.5
         torch.testing.assert_close(got[user], expected)
     full = {k: v for k, v in random_batch(model, [(5, 6, 7)]).items() if not k.endswith("_mask")}
-    torch.testing.assert_close(model.bag_vector(full), model.bag_vector(random_batch(model, [(5, 6, 7)])))
+    torch.testing.assert_close(model.bag.vector(full), model.bag.vector(random_batch(model, [(5, 6, 7)])))
     z, _ = model.encode(batch)
     model.bag.weight.zero_()
     without, _ = model.encode(batch)
@@ -135,8 +135,8 @@ def test_the_bag_is_the_sum_of_the_rows_of_all_items_over_the_root_of_their_numb
 def test_items_of_the_bag_are_left_out_with_the_dropout_and_the_others_weigh_more():
     model, _ = small_model(history_bag=True, dropout=0.5)
     batch = random_batch(model, LENGTHS)
-    whole = model.bag_vector(batch)
-    drawn = torch.stack([model.train().bag_vector(batch) for _ in range(2000)])
+    whole = model.bag.vector(batch)
+    drawn = torch.stack([model.train().bag.vector(batch) for _ in range(2000)])
     assert not torch.equal(drawn[0], whole)
     torch.testing.assert_close(drawn.mean(0), whole, atol=2e-3, rtol=0)
 
