@@ -145,7 +145,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"].fill_(group["base_lr"] * learning_rate(number, steps, daily.warmup_share))
             run(rows_B)
-            if number in (0, 9, 999, steps - 1) or (number + 1) % 4000 == 0:
+            if number in (0, 9, 999) or (number + 1) % 4000 == 0:
                 seconds, value = time.monotonic() - begun, loss.item()
                 print(f"{number + 1} of {steps} steps after {seconds:.0f} s, loss {value:.3f}", flush=True)
                 first = min(first, value)
