@@ -43,7 +43,7 @@ from models.training.pretrain import static_features
 from models.training.pretrain_config import PretrainConfig
 from models.training.stream import COLUMNS, Index, Recency
 
-DIVERGED = 2.0  # times the first loss that was looked at
+DIVERGED = 2.0  # times the loss of the first step
 MOST_POSITIONS = 96  # of short and positive history together: what a longer short history leaves of the other
 
 
@@ -139,7 +139,7 @@ def fit(
     batches = plan(len(used), data.now_s[used], recipe, seed)
     run, steps = Steps(step, device) if graphs else step, len(batches)
     batches_CB = torch.from_numpy(np.stack(batches)).to(device)
-    begun, first = time.monotonic(), math.inf
+    begun, first = time.monotonic(), math.nan
     with loop_barriers() if compiled else contextlib.nullcontext():
         for number, rows_B in enumerate(batches_CB):
             for group in optimizer.param_groups:
@@ -148,7 +148,7 @@ def fit(
             if number in (0, 9, 999) or (number + 1) % 4000 == 0:
                 seconds, value = time.monotonic() - begun, loss.item()
                 print(f"{number + 1} of {steps} steps after {seconds:.0f} s, loss {value:.3f}", flush=True)
-                first = min(first, value)
+                first = value if number == 0 else first
                 if not value <= DIVERGED * first:  # nan too
                     raise RuntimeError(
                         f"the loss went from {first:.3f} to {value:.3f} in {number + 1} steps: lower the recipe's rate"

@@ -15,11 +15,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
+from torch import Tensor
 
 from benchmarks.serving.gpu_program import requests
 from benchmarks.serving.queueing import arrivals
@@ -30,13 +31,12 @@ LEAD_S = 1.0  # of a phase, not counted
 MODEL, READY = "onerec-random", "ready\n"
 
 
-def inputs_of(config: OneRecConfig, users: int, beam: int, seed: int) -> list[triton.InferInput]:
-    """Full histories of random events, as benchmarks/serving/gpu_program.py makes them."""
-    tensors = dict(zip(INPUTS, (t.numpy() for t in requests(config, users, beam, seed))))
-    tensors["params"] = np.tile(np.array([beam, beam, 0], np.int32), (users, 1))
-    del tensors["beam"]
+def inputs_of(users: Mapping[str, Tensor], beam: int) -> list[triton.InferInput]:
+    """A request for the whole beam of these users; the program's own input `beam` comes with `params`."""
+    arrays = {name: users[name].numpy() for name in INPUTS if name != "beam"}
+    arrays["params"] = np.tile(np.array([beam, beam, 0], np.int32), (len(arrays["static"]), 1))
     made = []
-    for name, array in tensors.items():
+    for name, array in arrays.items():
         made.append(triton.InferInput(name, list(array.shape), "INT32"))
         made[-1].set_data_from_numpy(np.ascontiguousarray(array))
     return made
@@ -83,7 +83,8 @@ def together(loads: Sequence[Load], url: str, config: OneRecConfig, beam: int, s
 
 async def asked(load: Load, url: str, config: OneRecConfig, beam: int, length: float) -> Answers:
     """What came of one process's requests."""
-    inputs = [inputs_of(config, load.users, beam, seed) for seed in range(4)]
+    random = (requests(config, load.users, beam, seed) for seed in range(4))
+    inputs = [inputs_of(dict(zip(INPUTS, tensors)), beam) for tensors in random]
     print(READY, end="", flush=True)
     sys.stdin.readline()
     found, begun = Answers(), time.time()

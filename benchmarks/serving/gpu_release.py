@@ -27,7 +27,7 @@ import tritonclient.grpc as triton
 from torch import Tensor
 
 from benchmarks.machine import commit, hardware
-from models.onerec.program import INPUTS
+from benchmarks.serving.gpu_clients import inputs_of
 from models.training.checkpoint import Tokenizer, load_model
 from releases.manifest import Manifest, verify
 from releases.object_store import DirectoryStore
@@ -69,17 +69,6 @@ def published(store: DirectoryStore, release: Path, manifest: Manifest, exported
         environment=manifest.environment,
     )
     return store.local(f"releases/{release_id}")
-
-
-def inputs_of(users: dict[str, Tensor], beam: int) -> list[triton.InferInput]:
-    """A request for these users' whole beam."""
-    arrays = {name: users[name].numpy() for name in INPUTS if name != "beam"}
-    arrays["params"] = np.tile(np.array([beam, beam, 0], np.int32), (len(arrays["static"]), 1))
-    made = []
-    for name, array in arrays.items():
-        made.append(triton.InferInput(name, list(array.shape), "INT32"))
-        made[-1].set_data_from_numpy(np.ascontiguousarray(array))
-    return made
 
 
 def asked(server: ModelServer, users: dict[str, Tensor], wanted: Ranked, beam: int, sizes: list[int]) -> dict[str, Any]:
@@ -156,6 +145,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not 1 <= min(args.sizes) <= max(args.sizes) <= args.max_batch:
         parser.error(f"--sizes are {args.sizes}; a request holds 1 to --max-batch ({args.max_batch}) users")
+    if not args.users.is_file():
+        parser.error(f"--users {args.users} is no file; give the part-0.parquet of the day's evaluation set")
     try:
         manifest = verify(args.release)
         tokenizer = Tokenizer.load(args.release / "tokenizer")

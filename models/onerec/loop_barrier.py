@@ -20,8 +20,6 @@ import torch._inductor.config
 from torch._inductor.codegen.triton import TritonKernel
 
 BARRIER = "tl.debug_barrier()"
-# Code that was kept from a compilation without barriers must not be found.
-NO_CACHES = {"fx_graph_cache": False}
 
 
 @contextlib.contextmanager
@@ -36,9 +34,11 @@ def loop_barriers() -> Iterator[None]:
         return load(kernel, name, index)
 
     TritonKernel.load = load_after_barrier  # type: ignore[assignment, method-assign]
-    caches = torch._functorch.config.patch({"enable_autograd_cache": False})
+    # Code that was kept from a compilation without barriers must not be found.
+    graphs = torch._inductor.config.patch({"fx_graph_cache": False})
+    gradients = torch._functorch.config.patch({"enable_autograd_cache": False})
     try:
-        with torch._inductor.config.patch(NO_CACHES), caches:
+        with graphs, gradients:
             yield
     finally:
         TritonKernel.load = load  # type: ignore[method-assign]

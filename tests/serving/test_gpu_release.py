@@ -52,8 +52,8 @@ def test_a_release_is_published_with_the_export_and_nothing_else_changed(world, 
 
 def test_what_is_no_release_and_who_are_no_users_is_named(world, tmp_path, capsys) -> None:
     with pytest.raises(SystemExit):
-        program.main(["--release", str(tmp_path), "--users", "x", "--out", str(tmp_path)])
+        program.main(["--release", str(tmp_path), "--users", __file__, "--out", str(tmp_path)])
     assert "manifest" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         program.main(["--release", str(world.release), "--users", str(tmp_path / "x"), "--out", str(tmp_path)])
-    assert f"--users {tmp_path}/x: " in capsys.readouterr().err
+    assert f"--users {tmp_path}/x is no file; give" in capsys.readouterr().err
